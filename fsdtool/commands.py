@@ -388,8 +388,14 @@ def fsd_command(
         Form,
         typer.Option(help="Simulated examples, or the closed form of dense networks (auto: for independent gates)."),
     ] = Form.auto,
-    gates: Annotated[Gates, typer.Option(help="How the simulated examples draw their gates.")] = Gates.coupled,
-    samples: Annotated[int, typer.Option(min=2, metavar="N", help="Number of simulated examples.")] = 4096,
+    gates: Annotated[
+        Gates,
+        typer.Option(help="The simulated examples' gates: moving with the weights, or held; or drawn independently."),
+    ] = Gates.moving,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=2, metavar="N", help="Number of simulated examples. [default: 4096-65536, by network size]"),
+    ] = None,
     seed: Seed = 0,
     max_distance: Annotated[
         float | None, typer.Option(metavar="D", help="Exit with 1 if a distance is over D.")

@@ -26,7 +26,7 @@ from torch import Tensor
 from fsdtool.gradients import Block, Use, blocks, capture, project, rows_of_factors, vectors
 from fsdtool.graph import Graph, Parameters
 from fsdtool.moments import Statistics
-from fsdtool.propagate import Simulation
+from fsdtool.simulate import Simulation
 from fsdtool.spectra import Axis, SecondMoment, symmetric_eigen
 
 DAMPING = 1.0

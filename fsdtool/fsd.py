@@ -6,8 +6,8 @@ Metrics rho of the outputs f0 and f1, p = softmax(f):
     squared_error  1/2 |f1 - f0|^2
     probability    1/2 |p1 - p0|^2
 Forms: *closed* is the exact expectation under the stochastic model (fully connected nets, kl2 and
-squared_error); *sampled* pushes pseudo-samples through both networks with shared gates (every traced network,
-every metric) and has a standard error.  All checkpoints are judged on the same pseudo-samples.
+squared_error); *sampled* pushes pseudo-samples through both networks under the reference's gates (every traced
+network, every metric) and has a standard error.  All checkpoints are judged on the same pseudo-samples.
 """
 
 from __future__ import annotations
@@ -24,17 +24,20 @@ from torch import Tensor
 from fsdtool.checkpoints import Checkpoint, match_state
 from fsdtool.datasets import DataSource
 from fsdtool.errors import FsdtoolError
-from fsdtool.graph import Parameters
+from fsdtool.graph import Graph, Parameters
 from fsdtool.moments import Statistics
+from fsdtool.outputs import OutputCoupling
 from fsdtool.progress import Track, silent
-from fsdtool.propagate import COUPLED, INDEPENDENT, OutputCoupling, Simulation, closed_form
+from fsdtool.propagate import closed_form
+from fsdtool.simulate import INDEPENDENT, MOVING, Simulation
 from fsdtool.summary import Summary
 from fsdtool.trace import FULL
 
 log = logging.getLogger("fsdtool")
 
 METRICS = ("kl", "kl2", "squared_error", "probability")
-SAMPLES = 4096
+SIMULATED_UNITS = 2**28  # scalars of all steps simulated, by default, in all samples together
+FEWEST_SAMPLES, MOST_SAMPLES = 4096, 65536
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,8 @@ def distances(
     *,
     metric: str | None = None,
     form: str = "auto",
-    gates: str = COUPLED,
-    samples: int = SAMPLES,
+    gates: str = MOVING,
+    samples: int | None = None,
     seed: int = 0,
     reference: Checkpoint | None = None,
     data: DataSource | None = None,
@@ -114,10 +117,11 @@ def distances(
     """The distance of each checkpoint from the reference, over the training data as the summary models it.
 
     metric: by default kl for classification and squared_error for regression.  form: 'auto' is
-    'sampled', and 'closed' for independent gates where it exists.  reference:
-    the summarized checkpoint, for summaries without weights.  data: gives
-    the exact mean over these examples as well.  Raises FsdtoolError for a metric, form or checkpoint that
-    does not fit the summary.
+    'sampled', and 'closed' for independent gates where it exists.  gates: 'moving', 'coupled' or 'independent', see
+    `simulate`.  samples: by default 4096 to 65536, fewer for larger networks.  reference: the summarized checkpoint,
+    for summaries without weights.  data: gives the exact mean over these examples as well.
+
+    Raises FsdtoolError for a metric, form or checkpoint that does not fit the summary.
     """
     device = device or torch.device("cpu")
     metric = metric or default_metric(summary)
@@ -135,6 +139,7 @@ def distances(
         parts = _closed(summary, theta0, others, metric, device)
         errors: list[float | None] = [None] * len(others)
     else:
+        samples = samples or default_samples(summary.identity.graph)
         parts, errors = _sampled(summary, theta0, others, metric, gates, samples, seed, device, track)
     exact = _exact(summary, theta0, others, metric, data, device, batch_size, track) if data is not None else None
     weight = summary.statistics.weight
@@ -157,6 +162,15 @@ def distances(
         names=summary.statistics.names,
         weights=tuple(weight.tolist()),
     )
+
+
+def default_samples(graph: Graph) -> int:
+    """Pseudo-samples by default: as many as 2^28 simulated scalars allow, from 4096 to 65536.
+
+    Divergences have heavy tails: on a small network thousands of samples cost little and are still felt.
+    """
+    affordable = SIMULATED_UNITS // sum(step.units for step in graph.steps)
+    return min(max(affordable, FEWEST_SAMPLES), MOST_SAMPLES)
 
 
 def measure(metric: str, f0: Tensor, f1: Tensor) -> Tensor:
@@ -207,10 +221,10 @@ def _check_data(summary: Summary, data: DataSource) -> None:
         )
 
 
-def choose_form(summary: Summary, metric: str, form: str, gates: str = COUPLED) -> str:
+def choose_form(summary: Summary, metric: str, form: str, gates: str = MOVING) -> str:
     """'closed' or 'sampled'.  Raises FsdtoolError where there is no closed form.
 
-    'auto' takes the closed form for independent gates where it exists: there it is exact.  Coupled gates are sampled;
+    'auto' takes the closed form for independent gates where it exists: there it is exact.  Other gates are sampled;
     they came closer to the true distances, in Spearman correlation and in ratio, on every data set measured.
     """
     obstacles = []

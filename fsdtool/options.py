@@ -43,6 +43,7 @@ class Form(str, Enum):
 
 
 class Gates(str, Enum):
+    moving = "moving"
     coupled = "coupled"
     independent = "independent"
 

@@ -7,9 +7,10 @@ the cost of little more than a forward and a backward pass per call.  Divergence
 outputs, not at recorded ones as the command does: their scale goes into the strength of the penalty.  Closed form:
 the exact expectation at each call.
 
-Gates shared with the reference ('coupled', 'independent') are LAFTR: they do not see that training moves the gates on
-the old data, and far from the reference a penalty loses much by that.  With 'own' gates both networks run on the
-pseudo-inputs as they are.
+Gates are 'moving' by default (see `simulate`): at the reference they are those of LAFTR, and they switch when training
+carries a unit over its break.  'coupled' and 'independent' ones stay where they are; they do not see that training
+moves the gates on the old data, and far from the reference a penalty loses much by that.  With 'own' gates both
+networks run on the pseudo-inputs as they are.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from fsdtool.errors import FsdtoolError
 from fsdtool.fsd import check_metric, choose_form, default_metric, measure, output_hessian
 from fsdtool.graph import Graph
 from fsdtool.moments import Statistics
-from fsdtool.propagate import COUPLED, INDEPENDENT, Simulation, Tape, closed_form
+from fsdtool.propagate import closed_form
+from fsdtool.simulate import COUPLED, INDEPENDENT, MOVING, Simulation, Tape
 from fsdtool.summary import Summary
 
 POOL_BYTES = 2**28  # held by the gates of a pool
 LARGEST_POOL = 4096
 OWN = "own"
-GATES = (COUPLED, INDEPENDENT, OWN)
+GATES = (MOVING, COUPLED, INDEPENDENT, OWN)
 PASSES = 4  # over a pool before the next one is drawn
 
 
@@ -98,7 +100,7 @@ class Penalty:
         count = max(min(POOL_BYTES // (4 * max(held, 1)), LARGEST_POOL), batch)
         drawn = [self._draw_component(k, n) for k, n in self._simulation.batches(count)]
         x, f0, tapes = zip(*drawn, strict=True)
-        self._pool = torch.cat(x), torch.cat(f0), None if self._own else Tape.concatenate(tapes)
+        self._pool = torch.cat(x), torch.cat(f0), None if self._own else type(tapes[0]).concatenate(tapes)
         generator = self._simulation.generator
         total = len(self._pool[0])
         passes = max(PASSES, -(-batch // total))
@@ -106,7 +108,7 @@ class Penalty:
         self._order = torch.cat(orders)
 
     def _draw_component(self, k: int, count: int) -> tuple[Tensor, Tensor, Tape | None]:
-        """`count` pseudo-samples of component k: inputs, outputs of the reference, its gates if they are shared."""
+        """`count` pseudo-samples of component k: inputs, outputs of the reference, the tape of its gates."""
         if not self._own:
             return self._simulation.draw(k, count)
         x, _, _ = self._simulation.begin(k, count)

@@ -76,7 +76,7 @@ class Summary:
         *,
         metric: str | None = None,
         form: str = "sampled",
-        gates: str = "coupled",
+        gates: str = "moving",
         batch: int = 128,
         seed: int = 0,
     ) -> Tensor:

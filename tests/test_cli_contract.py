@@ -513,7 +513,7 @@ def test_fsd_csv(shell, calls):
     assert given == {
         "metric": None,
         "form": "auto",
-        "gates": "coupled",
+        "gates": "moving",
         "samples": 4096,
         "seed": 0,
         "reference": None,

@@ -12,7 +12,7 @@ import fsdtool
 ROOMS = """
 errors device progress models checkpoints readers arrays tables items datasets
 activations spellings graph nodes translate trace
-spectra moments components sums propagate gradients losses curvature
+spectra moments components sums propagate simulate outputs gradients losses curvature
 records evidence hdf5 summary writer sweep summarize fsd penalty influence mislabel inspection
 report options inputs commands cli demo
 """

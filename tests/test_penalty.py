@@ -49,7 +49,7 @@ def test_agrees_with_the_command(case, metric):
     state = {name: value.clone() for name, value in network.state_dict().items()}
     # The penalty measures at simulated outputs; the command at recorded ones where the summary has them.
     simulated = replace(summary, statistics=replace(summary.statistics, outputs=None))
-    found = distances(simulated, [Checkpoint("moved.pt", "", state, ())], metric=metric, form="sampled").found[0]
+    found = distances(simulated, [Checkpoint("moved.pt", "", state, ())], metric=metric, samples=4096).found[0]
     drawn = [float(summary.penalty(network, metric=metric, batch=512)) for _ in range(6)]
     assert sum(drawn) / 6 == pytest.approx(found.distance, abs=6 * found.standard_error)
 
@@ -104,20 +104,23 @@ def test_own_gates_are_the_plain_networks_on_pseudo_inputs(case):
         assert float(own(network, 512)) == pytest.approx(float(measure("kl", f0, f1).mean()), rel=0.3)
 
 
-def test_own_gates_see_what_shared_ones_cannot(case):
+def test_gates_that_move_see_what_fixed_ones_cannot(case):
     """A bias so low that a layer falls silent changes the outputs; with the reference's gates it shifts them more."""
     summary, network = case
     first = next(p for n, p in network.named_parameters() if n.endswith("bias"))
     with torch.no_grad():
         first.sub_(1e4)
-        own = summary.penalty(network, metric="squared_error", gates="own", batch=512)
-        shared = summary.penalty(network, metric="squared_error", batch=512)
-    assert 0 < float(own) < 1e-3 * float(shared)
+        found = {
+            gates: float(summary.penalty(network, metric="squared_error", gates=gates, batch=512))
+            for gates in ("own", "moving", "coupled")
+        }
+    assert 0 < found["own"] < 1e-3 * found["coupled"]
+    assert 0 < found["moving"] < 1e-3 * found["coupled"]
 
 
 def test_unknown_gates_are_one_line(case):
     summary, network = case
-    with pytest.raises(FsdtoolError, match="there are no gates 'free'; give one of coupled, independent, own"):
+    with pytest.raises(FsdtoolError, match="there are no gates 'free'; give one of moving, coupled, independent, own"):
         summary.penalty(network, gates="free")
 
 

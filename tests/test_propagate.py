@@ -11,16 +11,9 @@ from torch import nn
 from fsdtool.activations import activation
 from fsdtool.graph import Graph, Step
 from fsdtool.moments import GateStatistics, InputStatistics, Statistics
-from fsdtool.propagate import (
-    COUPLED,
-    INDEPENDENT,
-    OutputCoupling,
-    Simulation,
-    chain,
-    closed_form,
-    kronecker_factors,
-    margin,
-)
+from fsdtool.outputs import OutputCoupling, margin
+from fsdtool.propagate import chain, closed_form, kronecker_factors
+from fsdtool.simulate import COUPLED, INDEPENDENT, MOVING, Simulation
 from fsdtool.trace import trace
 
 DOUBLE = torch.float64
@@ -308,7 +301,7 @@ def test_independent_samples_agree_with_the_closed_form(name, low_rank):
         with torch.no_grad():
             df = graph.run(single(other), x, gate=tape.replay) - f0
         rho = 0.5 * ((df @ hessian[k]) * df).sum(1)
-        assert abs(float(rho.mean() - expected[k])) < 4 * float(rho.std()) / 20_000**0.5
+        assert abs(float(rho.mean() - expected[k])) < 3 * float(rho.std()) / 20_000**0.5
 
 
 @pytest.mark.parametrize("gates", [COUPLED, INDEPENDENT])
@@ -319,6 +312,67 @@ def test_a_tape_replayed_under_the_reference_gives_the_same_outputs(name, gates)
     assert x.shape == (50, 12)
     with torch.no_grad():
         assert torch.equal(graph.run(single(reference), x, gate=tape.replay), f0)
+
+
+@pytest.mark.parametrize("name", ["ReLU", "ReLU6", "GELU"])
+def test_moving_gates_replayed_under_the_reference_give_the_same_outputs(name):
+    graph, reference, _, statistics = wide(name)
+    x, f0, tape = Simulation(graph, single(reference), statistics, gates=MOVING).draw(1, 50)
+    with torch.no_grad():
+        found = graph.run(single(reference), x, gate=tape.replay)
+    assert torch.equal(found, f0) if name == "ReLU" else torch.allclose(found, f0, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ReLU", "ReLU6"])
+def test_to_first_order_moving_gates_are_fixed_ones(name):
+    graph, reference, _, statistics = wide(name)
+    slopes = []
+    for gates in (COUPLED, MOVING):
+        x, _, tape = Simulation(graph, single(reference), statistics, gates=gates, seed=3).draw(0, 40)
+        point = {key: value.requires_grad_() for key, value in single(reference).items()}
+        loss = (graph.run(point, x, gate=tape.replay) * normal(40, graph.outputs, seed=5).float()).sum()
+        loss.backward()
+        slopes.append({key: value.grad for key, value in point.items() if value.grad is not None})
+    for key, slope in slopes[0].items():
+        assert torch.allclose(slopes[1][key], slope, rtol=1e-4, atol=1e-4 * float(slope.abs().max()))
+
+
+@pytest.mark.parametrize("function", ["relu", "relu6", "abs", "hardtanh"])
+def test_moving_gates_switch_halfway_between_the_samples_on_either_side(function):
+    units, count = 40, 30
+    pieces = activation(function).pieces
+    levels = len(pieces.breaks)
+    p = torch.softmax(torch.randn(levels + 1, units, generator=generator(1)), 0)
+    p[:, 0], p[:, 1] = 0, 0
+    p[0, 0], p[levels, 1] = 1, 1  # no sample above any break; no sample below one
+    graph, statistics = one_layer(function, units, probabilities=p[None, 1:])
+    x, f0, tape = Simulation(graph, {}, statistics, gates=MOVING, seed=2).draw(0, count)
+    fixed = Simulation(graph, {}, statistics, gates=COUPLED, seed=2).draw(0, count)[2].held["act"]
+    slope = fixed[0]
+    piece = (slope[..., None] - torch.tensor(pieces.slopes)).abs().argmin(-1)
+    if function in ("relu6", "hardtanh"):
+        piece = torch.where((slope == 0) & (fixed[1] == pieces.intercepts[2]), 2, piece)
+    s1 = x + torch.randn(count, units, generator=generator(9))
+    found = graph.run({}, s1, gate=tape.replay)
+    for u in range(units):
+        breaks = []
+        for j in range(levels):
+            over = [float(v) for v, q in zip(x[:, u], piece[:, u], strict=True) if q > j]
+            under = [float(v) for v, q in zip(x[:, u], piece[:, u], strict=True) if q <= j]
+            if over and under:
+                breaks.append((min(over) + max(under)) / 2)
+            else:
+                breaks.append(min(*over, pieces.breaks[j]) if over else max(*under, pieces.breaks[j]))
+
+        def psi(s, breaks=breaks):
+            value = pieces.slopes[0] * s
+            for t, before, after in zip(breaks, pieces.slopes, pieces.slopes[1:], strict=False):
+                value += (after - before) * max(s - t, 0.0)
+            return value
+
+        for i in range(count):
+            expected = float(f0[i, u]) + psi(float(s1[i, u])) - psi(float(x[i, u]))
+            assert float(found[i, u]) == pytest.approx(expected, abs=1e-5)
 
 
 def test_maxima_keep_the_positions_of_the_reference():
@@ -332,7 +386,7 @@ def test_maxima_keep_the_positions_of_the_reference():
         assert torch.equal(graph.run(single(reference), x, gate=tape.replay), f0)
         s = torch.conv2d(x, single(reference)["0.weight"], single(reference)["0.bias"])
         t = torch.conv2d(x, other["0.weight"], other["0.bias"])
-        open_gates = tape.gates["1"][0]
+        open_gates = tape.held["1"][0]
         windows = (open_gates * s).unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
         moved_windows = (open_gates * t).unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
         kept = moved_windows.gather(4, windows.argmax(4, keepdim=True))
@@ -382,7 +436,7 @@ def test_coupled_gates_meet_their_fractions_in_the_order_of_the_signal(function)
     rounds, total = 400, torch.zeros(levels, units)
     for _ in range(rounds):
         x, _, tape = simulation.draw(0, count)
-        m, c = tape.gates["act"]
+        m, c = tape.held["act"]
         piece = m.long() if function == "relu" else (c > 0) * 2 + m.long()
         for j in range(levels):
             above = (piece >= j + 1).sum(0)
@@ -407,7 +461,7 @@ def test_coupled_gates_meet_their_fractions_among_equal_signals(function):
     s[:, 0] = 1.5
     _, gate, tape = simulation.begin(0, count)
     gate(graph.steps[1], s)
-    m, c = tape.gates["act"]
+    m, c = tape.held["act"]
     piece = m.long() if function == "relu" else (c > 0) * 2 + m.long()
     for j in range(levels):
         assert (((piece >= j + 1).sum(0) - p[j + 1 :].sum(0) * count).abs() < 1 + 1e-3).all()
@@ -422,7 +476,7 @@ def test_independent_gates_have_their_probabilities_and_no_relation_to_the_signa
     p = torch.softmax(torch.randn(3, units, generator=generator(1)), 0)
     graph, statistics = one_layer("relu6", units, probabilities=p[None, 1:])
     x, _, tape = Simulation(graph, {}, statistics, gates=INDEPENDENT, seed=2).draw(0, count)
-    m, c = tape.gates["act"]
+    m, c = tape.held["act"]
     found = torch.stack([(m == 0) & (c == 0), m == 1, c == 6]).float()
     assert torch.equal(found.sum(0), torch.ones(count, units))
     assert ((found.mean(1) - p).abs() < 5 * 0.5 / count**0.5).all()
@@ -443,7 +497,7 @@ def test_smooth_gates_have_their_recorded_means_and_variances(gates):
     moments[:, 0] = torch.tensor([1.0, 1, 0, 0, 0])  # always the identity
     graph, statistics = one_layer("gelu", units, moments=moments[None])
     _, _, tape = Simulation(graph, {}, statistics, gates=gates, seed=2).draw(0, count)
-    m, c = tape.gates["act"]
+    m, c = tape.held["act"]
     found = torch.stack([m.mean(0), (m * m).mean(0), c.mean(0), (m * c).mean(0), (c * c).mean(0)])
     matched = [0, 1, 2, 4] if gates == COUPLED else [0, 1, 2, 3, 4]
     tolerance = 1e-3 if gates == COUPLED else 0.03
@@ -460,9 +514,9 @@ def test_coupled_batches_of_convolutions_keep_their_shapes():
     statistics, _ = random_statistics(graph)
     x, logits, tape = Simulation(graph, single(reference), statistics).draw(0, 9)
     assert (x.shape, logits.shape) == ((9, 2, 6, 6), (9, 2))
-    assert tape.gates["1"][0].shape == tape.gates["1"][1].shape == (9, 3, 4, 4)
-    assert tape.gates["3"][0].shape == (9, 2, 3, 3)
-    assert tape.gates["3"][1] is None
+    assert tape.held["1"][0].shape == tape.held["1"][1].shape == (9, 3, 4, 4)
+    assert tape.held["3"][0].shape == (9, 2, 3, 3)
+    assert tape.held["3"][1] is None
 
 
 def test_coupled_outputs_have_the_recorded_law():

@@ -39,8 +39,8 @@ SEED = 0
 class Case:
     """A trained network, its data, and other checkpoints by name.
 
-    inputs (n, ...) float32, targets (n,) int64 or (n, 1) float32; `samples` pseudo-samples for sampled forms;
-    `bytes_each` what storing one input costs.
+    inputs (n, ...) float32, targets (n,) int64 or (n, 1) float32; `samples` pseudo-samples for sampled forms (None: the
+    default); `bytes_each` what storing one input costs.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Case:
     reference: State
     others: dict[str, State]
     bytes_each: int
-    samples: int = 4096
+    samples: int | None = None
     mixtures: tuple[int | None, ...] = (1, None, 16, 64)  # components; None is one per class
 
     @property
@@ -257,7 +257,8 @@ def laftr(case: Case, summary: Summary, metric: str) -> Iterator[Estimate]:
     if closed:
         found = distances(summary, others, metric=second_order, form="closed")
         yield Estimate(f"LAFTR, {mixture}, closed form", found.distances, size)
-    for gates in ("coupled", "independent") if closed or summary.statistics.kind != "cluster" else ("coupled",):
+    every = closed or summary.statistics.kind != "cluster"
+    for gates in ("moving", "coupled", "independent") if every else ("moving",):
         found = distances(summary, others, metric=metric, form="sampled", gates=gates, samples=case.samples, seed=SEED)
         yield Estimate(f"LAFTR, {mixture}, {gates} gates", found.distances, size)
     if closed and len(summary.statistics.names) <= 10:

@@ -1,0 +1,54 @@
+"""Simulated outputs moved to the recorded law of the reference's outputs, for divergences.
+
+A network that is sure of its training data is surer of it than of Gaussian inputs, and divergences live on the few
+outputs that it is not sure of.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class OutputCoupling:
+    """Simulated outputs f0 (n, O) of a component, moved to the recorded law of the reference's outputs.
+
+    A network that is sure of its training data is surer of it than of Gaussian inputs, and divergences live on the
+    few outputs that it is not sure of.  So the sample whose margin has rank r of n takes a recorded output f0'
+    (R, O) from the r-th of n equal parts of the record, in the order of their margins.  Another checkpoint's change
+    df = f1 - f0 follows by its regression on f0 over the samples: df' = df + (f0' - f0) A, shrunk by RIDGE times the
+    mean variance of f0.
+
+    The margin is the largest output over the second, or, where `one_class`, that of the class that the record
+    favours on average.
+    """
+
+    RIDGE = 0.3
+
+    def __init__(self, f0: Tensor, recorded: Tensor, *, one_class: bool, generator: torch.Generator):
+        n, outputs = f0.shape
+        label = int(recorded.mean(0).argmax()) if one_class else None
+        parts = torch.arange(n, device=f0.device) + torch.rand(n, generator=generator, device=f0.device)
+        places = (parts * (len(recorded) / n)).long().clamp(max=len(recorded) - 1)
+        self.f0 = torch.empty_like(f0)
+        self.f0[margin(f0, label).argsort()] = recorded[margin(recorded, label).argsort()[places]]
+        self._simulated, self._shift = f0, (self.f0 - f0).double()
+        d = (f0 - f0.mean(0)).double()
+        second = d.T @ d
+        ridge = second.diagonal().mean().clamp(min=1e-30) * self.RIDGE
+        self._regression = torch.linalg.solve(second + ridge * torch.eye(outputs).to(second), d.T)  # (O, n)
+
+    def other(self, f1: Tensor) -> Tensor:
+        """The outputs (n, O) beside `f0` of a checkpoint that simulated f1 (n, O); differentiable in f1."""
+        df = (f1 - self._simulated).double()
+        return self.f0 + (df + self._shift @ (self._regression @ df)).to(f1.dtype)
+
+
+def margin(f: Tensor, label: int | None) -> Tensor:
+    """Margin (n,) of outputs f (n, O): class `label` over the best other, or (None) the largest over the second."""
+    if f.shape[1] == 1:
+        return f[:, 0]
+    if label is None:
+        first, second = f.topk(2, 1).values.unbind(1)
+        return first - second
+    return f[:, label] - torch.cat([f[:, :label], f[:, label + 1 :]], 1).amax(1)
