@@ -19,10 +19,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fsdtool.checkpoints import match_state
 from fsdtool.errors import FsdtoolError
 from fsdtool.fsd import check_metric, choose_form, default_metric, measure, output_hessian
 from fsdtool.graph import Graph
+from fsdtool.matching import match_state
 from fsdtool.moments import Statistics
 from fsdtool.propagate import COUPLED, INDEPENDENT, Simulation, Tape, closed_form
 from fsdtool.summary import Summary

@@ -167,7 +167,7 @@ def test_factory_errors_are_one_line(model_file, tmp_path):
         line = error_line(load_model, case)
         assert all(part in line for part in expected), line
     line = error_line(load_model, f"{spec}:mlp", {"hiden": "3"})
-    assert "takes no argument 'hiden'; it takes hidden, act" in line
+    assert "takes no argument 'hiden' (perhaps 'hidden'); it takes hidden, act" in line
     line = error_line(load_model, f"{spec}:mlp", {"hidden": "x"})
     assert "raised TypeError" in line
 
