@@ -60,7 +60,8 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False, ema: bool =
         notes.append(f"stored as {' and '.join(sorted(converted))}, used as float32")
     recorded = stored.content.get("hyper_parameters") if isinstance(stored.content, Mapping) else None
     hyper_parameters = {k: v for k, v in recorded.items() if _is_plain(v)} if isinstance(recorded, Mapping) else {}
-    return Checkpoint(str(path), _sha256(stored.files), state, tuple(notes), averaged, hyper_parameters, network)
+    digest = _sha256(stored.files)
+    return Checkpoint(str(stored.files[0]), digest, state, tuple(notes), averaged, hyper_parameters, network)
 
 
 def apply_checkpoint(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
@@ -101,6 +102,8 @@ def _unwrap(
         if _TRAINED_ASIDE in content:
             averaged = True
             notes.append("the weights are the average that Lightning's WeightAveraging keeps")
+        if ema:
+            _refuse_nameless(content, path)
         key, average = _next_wrapper(content, ema and not averaged, notes)
         if key is None:
             break
@@ -122,7 +125,8 @@ def _unwrap(
         raise FsdtoolError(
             f"the checkpoint '{path}' is of a quantized network ({some(packed)}); give the one before it was quantized"
         )
-    if steps := tensors.pop("n_averaged", None):
+    steps = tensors.pop("n_averaged", None)
+    if steps is not None:
         averaged = True
         notes.append(f"the weights are an average over {int(steps)} models (AveragedModel)")
     if ema and not averaged:
@@ -146,14 +150,27 @@ def _next_wrapper(content: Mapping[object, object], ema: bool, notes: list[str])
 
 def _own_tensors(content: Mapping[object, object]) -> bool:
     """Whether weights stand here by name, and not only a step or the state of a random generator."""
-    return any(isinstance(value, Tensor) and value.dim() and value.dtype != torch.uint8 for value in content.values())
+    return any(_is_weight(value) and value.dtype != torch.uint8 for value in content.values())
 
 
 def _holds_weights(value: object) -> bool:
     if isinstance(value, Mapping):
         inner = (value, *(value[key] for key in WRAPPERS if isinstance(value.get(key), Mapping)))
-        return any(isinstance(t, Tensor) and t.dim() and isinstance(k, str) for m in inner for k, t in m.items())
+        return any(isinstance(name, str) and _is_weight(tensor) for part in inner for name, tensor in part.items())
     return isinstance(value, nn.Module)
+
+
+def _is_weight(value: object) -> bool:
+    return isinstance(value, Tensor) and (is_lazy(value) or value.dim() > 0)
+
+
+def _refuse_nameless(content: Mapping[object, object], path: Path) -> None:
+    # diffusers and torch_ema keep averages in the order of model.parameters(), which the names here need not have
+    if "shadow_params" in content or any(isinstance(v, Mapping) and "shadow_params" in v for v in content.values()):
+        raise FsdtoolError(
+            f"the checkpoint '{path}' holds its average as a list without names (shadow_params); copy it into the "
+            "model with copy_to, and save model.state_dict()"
+        )
 
 
 def _averaged_part(tensors: Mapping[str, Tensor], content: Mapping[object, object], path: Path) -> dict[str, Tensor]:
@@ -164,11 +181,6 @@ def _averaged_part(tensors: Mapping[str, Tensor], content: Mapping[object, objec
         depth = next((i for i, segment in enumerate(segments[:-1]) if is_averaged(segment)), None)
         if depth is not None and segments[-1] != "n_averaged":
             part[".".join(segments[depth + 1 :])] = tensor
-    if not part and "shadow_params" in content:
-        raise FsdtoolError(
-            f"the checkpoint '{path}' holds its average as a list without names (shadow_params); copy it into the "
-            "model with copy_to, and save model.state_dict()"
-        )
     if not part:
         raise FsdtoolError(
             f"--ema is given and the checkpoint '{path}' holds no averaged weights (it has "
