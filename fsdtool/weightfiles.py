@@ -12,6 +12,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,6 @@ _SHARD = re.compile(r"(.+)-\d+-of-(\d+)(\.safetensors|\.bin)$")
 # What stands beside weights in many files, by the name that the pickle gives it (a trailing dot: a whole package).
 _BESIDE = (
     "argparse.Namespace",
-    "collections.defaultdict",
     "datetime.",
     "lightning.fabric.utilities.data.AttributeDict",
     "lightning.fabric.utilities.types.",
@@ -48,16 +48,16 @@ _BESIDE = (
 )
 
 
-class StandIn(dict):
+_MAPPINGS = ("AttributeDict", "CfgNode")  # of which a plain mapping does the work
+
+
+class StandIn:
     """Takes the place of an object of another type in a pickle, whatever that is built with; it does nothing."""
 
     name = ""
 
     def __new__(cls, *arguments: object) -> StandIn:
         return super().__new__(cls)
-
-    def __init__(self, *arguments: object) -> None:
-        super().__init__()
 
     def __setstate__(self, state: object) -> None:
         pass
@@ -159,8 +159,11 @@ def _read_shards(index: Path, allow_pickle: bool) -> tuple[dict[str, Any], list[
 
 
 def _read_file(path: Path, allow_pickle: bool) -> object:
-    with path.open("rb") as file:
-        head = file.read(512)
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise FsdtoolError(f"the checkpoint '{path}' cannot be read ({describe(error)}); check its rights") from error
     if not head:
         raise FsdtoolError(f"the checkpoint '{path}' is empty (0 bytes); write it again")
     if another := _another_kind(head, path):
@@ -184,9 +187,12 @@ def _another_kind(head: bytes, path: Path) -> str | None:
         return "an HDF5 file (a summary, or of Keras), not a PyTorch checkpoint; give a .pt or .safetensors file"
     if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
         return "compressed; unpack it and give the file inside"
-    if head.startswith(b"PK\x03\x04") and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+    if head.startswith(b"PK\x03\x04"):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except (zipfile.BadZipFile, NotImplementedError, ValueError):
+            return None  # torch says what is wrong with it
         if any(name.endswith(".npy") for name in names):
             return "a NumPy archive, not a PyTorch checkpoint; give a .pt or .safetensors file"
         if any("exported_program" in name or name.endswith("archive_format") for name in names):
@@ -221,7 +227,7 @@ def _read_pickle(path: Path, allow_pickle: bool) -> object:
 
 def _read_plain(path: Path) -> object:
     """torch.load without code, with a stand-in for each thing in _BESIDE that the pickle names."""
-    stand_ins: dict[str, type[StandIn]] = {}
+    stand_ins: dict[str, type] = {}
     while True:
         allowed = [(cls, name) for name, cls in stand_ins.items()]
         try:
@@ -232,7 +238,7 @@ def _read_plain(path: Path) -> object:
             beside = any(name.startswith(known) if known[-1] == "." else name == known for known in _BESIDE)
             if not beside or name in stand_ins:
                 raise
-            stand_ins[name] = type("StandIn", (StandIn,), {"name": name})
+            stand_ins[name] = OrderedDict if name.endswith(_MAPPINGS) else type("StandIn", (StandIn,), {"name": name})
 
 
 def _refusal(path: Path, error: Exception, allow_pickle: bool) -> FsdtoolError:
