@@ -500,6 +500,7 @@ def test_quantized_weights(refuse):
     assert "is of a quantized network (0._packed_params._packed_params)" in refuse("--checkpoint", "d.pt")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_pickled_networks_and_scripts_are_refused_without_the_flag(refuse):
     torch.save(network(), "a.pt")
     line = refuse("--checkpoint", "a.pt")
