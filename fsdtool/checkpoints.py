@@ -1,103 +1,71 @@
 """Checkpoints: a mapping from parameter names to tensors, out of whatever trained it.
 
-It is often wrapped ({"state_dict": {...}}) and its names have prefixes ("module.fc.weight"). Both are undone,
-and that is reported. A checkpoint is read as data: it runs no code unless `allow_pickle` says otherwise.
+It is often wrapped ({"state_dict": {...}}) and may hold a moving average of the weights beside them. Wrappers are
+undone here, and that is reported; fsdtool.weightfiles reads the formats, fsdtool.matching undoes prefixes of names.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-import warnings
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from fsdtool.errors import FsdtoolError, describe, some
+from fsdtool.errors import FsdtoolError, some
+from fsdtool.matching import is_averaged, match_state
+from fsdtool.weightfiles import StandIn, needs_code, read_stored
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module")
+# Lightning's WeightAveraging puts the average under 'state_dict' and the trained weights here.
+_TRAINED_ASIDE = "current_model_state"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a checkpoint file, floating ones in float32, under the names it gives them.
+    """The tensors of a checkpoint, floating ones in float32, under the names it gives them.
 
-    `sha256` is that of the file; `notes` say which wrappers were undone and what was converted.
+    `sha256` is that of the file, or of an index and its shards one after the other; `notes` say which wrappers were
+    undone and what was converted. `averaged`: the weights are a moving average. `hyper_parameters`: what Lightning
+    recorded of them, as far as it is plain data. `network`: the pickled module the weights were taken from, if any.
     """
 
     path: str
     sha256: str
     state: dict[str, Tensor]
     notes: tuple[str, ...]
+    averaged: bool = False
+    hyper_parameters: Mapping[str, object] = field(default_factory=dict)
+    network: nn.Module | None = None
 
 
-def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoint:
-    """Read a .safetensors file or a file written by torch.save.
+def read_checkpoint(path: str | Path, *, allow_pickle: bool = False, ema: bool = False) -> Checkpoint:
+    """Read a file of safetensors or torch.save, an index of shards, or a folder that holds one checkpoint.
 
-    Only plain data is read; a pickle that needs code is refused unless `allow_pickle`. Raises FsdtoolError
-    for a file that is missing, damaged or without tensors, and for a tensor that is not finite.
+    ema: take the moving average of the weights that the checkpoint holds beside them. Only plain data is read; a
+    pickle that needs code is refused unless `allow_pickle`. Raises FsdtoolError for a file that is missing, damaged
+    or without the weights asked for, and for a tensor that is not finite or quantized.
     """
     path = Path(path)
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise FsdtoolError(f"the checkpoint '{path}' {found}; give a .pt, .pth, .ckpt or .safetensors file")
-    size = path.stat().st_size
-    if size == 0:
-        raise FsdtoolError(f"the checkpoint '{path}' is empty (0 bytes); write it again")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path, allow_pickle)
-    notes: list[str] = []
-    tensors = _unwrap(content, notes, path)
+    stored = read_stored(path, allow_pickle=allow_pickle)
+    notes = list(stored.notes)
+    tensors, averaged, network = _unwrap(stored.content, ema, notes, path)
+    size = sum(file.stat().st_size for file in stored.files)
     state = {name: _checked(name, tensor, size, path) for name, tensor in tensors.items()}
     converted = {str(t.dtype).removeprefix("torch.") for n, t in tensors.items() if t.dtype != state[n].dtype}
     if converted:
         notes.append(f"stored as {' and '.join(sorted(converted))}, used as float32")
-    return Checkpoint(str(path), _file_sha256(path), state, tuple(notes))
-
-
-def match_state(
-    state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], *, source: str
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Rename the entries of `state` to the names in `expected`, and check that names and shapes agree.
-
-    Returns the tensors under the expected names, in the expected order, and notes on the prefixes removed.
-    BatchNorm's `num_batches_tracked`, which no result depends on, may be missing (it is then left out) or
-    extra. Raises FsdtoolError naming what is missing, unexpected, doubled or of another shape; `source` says
-    where `state` is from.
-    """
-    found: dict[str, str] = {}  # expected name -> name in the checkpoint
-    problems: list[str] = []
-    unexpected: list[str] = []
-    for key, name in _without_prefixes(list(state), expected).items():
-        if name not in expected:
-            unexpected += [key] if _matters(name) else []
-        elif name in found:
-            problems.append(f"both {found[name]} and {key} stand for {name}")
-        else:
-            found[name] = key
-    missing = [name for name in expected if name not in found and _matters(name)]
-    reshaped = [
-        f"{name} is {tuple(state[key].shape)}, expected {expected[name]}"
-        for name, key in found.items()
-        if tuple(state[key].shape) != expected[name]
-    ]
-    problems += [f"missing {some(missing)}"] if missing else []
-    problems += [f"unexpected {some(unexpected)}"] if unexpected else []
-    problems += [f"other shapes: {some(reshaped)}"] if reshaped else []
-    if problems:
-        raise FsdtoolError(
-            f"the checkpoint does not fit the model ({source}): {'; '.join(problems)}; "
-            "give the model and the arguments it was trained with"
-        )
-    return {name: state[found[name]] for name in expected if name in found}, _prefix_notes(found)
+    recorded = stored.content.get("hyper_parameters") if isinstance(stored.content, Mapping) else None
+    hyper_parameters = {k: v for k, v in recorded.items() if _is_plain(v)} if isinstance(recorded, Mapping) else {}
+    digest = _sha256(stored.files)
+    return Checkpoint(str(stored.files[0]), digest, state, tuple(notes), averaged, hyper_parameters, network)
 
 
 def apply_checkpoint(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
-    """Load the checkpoint's tensors into the model; returns notes on the prefixes removed from their names.
+    """Load the checkpoint's tensors into the model; returns notes on what was removed from their names.
 
     Raises FsdtoolError where names or shapes differ, or where integers are stored for a floating parameter.
     """
@@ -114,91 +82,130 @@ def apply_checkpoint(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
     return notes
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, ValueError, KeyError, OSError) as error:
-        raise FsdtoolError(
-            f"the checkpoint '{path}' is damaged or not a safetensors file ({describe(error)}); save it again"
-        ) from error
-
-
-def _read_pickle(path: Path, allow_pickle: bool) -> object:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if allow_pickle:
-                return torch.load(path, weights_only=False, map_location="cpu")
-            return torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged file makes the unpickler raise nearly anything
-        code = _code_needed(str(error))
-        if code and not allow_pickle:
-            raise FsdtoolError(
-                f"the checkpoint '{path}' needs code to be run while it is read ({code}); "
-                "if you trust its source give --allow-pickle, or save model.state_dict() instead"
-            ) from error
-        if isinstance(error, (ImportError, AttributeError)) and allow_pickle:
-            raise FsdtoolError(
-                f"the checkpoint '{path}' needs code that was not found ({describe(error)}); "
-                "put it on PYTHONPATH, or save model.state_dict() instead"
-            ) from error
-        raise FsdtoolError(
-            f"the checkpoint '{path}' is damaged or not a PyTorch checkpoint ({_reason(error)}); "
-            "write it again with torch.save(model.state_dict(), path)"
-        ) from error
-
-
-def _code_needed(message: str) -> str | None:
-    """What the restricted unpickler refused to run, if that is why it stopped."""
-    if "TorchScript" in message:
-        return "a TorchScript archive"
-    named = re.search(r"GLOBAL ([\w.]+)", message)
-    if named:
-        return named[1]
-    return "an unknown class" if re.search(r"Can only (build|create)|Trying to call", message) else None
-
-
-def _reason(error: Exception) -> str:
-    # torch wraps the unpickler's own words in paragraphs of advice about its arguments
-    inner = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
-    return inner[1] if inner else describe(error).partition(". ")[0]
-
-
-def _unwrap(content: object, notes: list[str], path: Path) -> dict[str, Tensor]:
-    """The mapping of tensors inside `content`, without the wrappers around it."""
+def _unwrap(
+    content: object, ema: bool, notes: list[str], path: Path
+) -> tuple[dict[str, Tensor], bool, nn.Module | None]:
+    """The mapping of tensors inside `content`, whether it is an average, and the module that held it."""
+    averaged, network = False, None
     for _ in range(16):  # a pickle may hold itself
         if isinstance(content, nn.Module):
-            notes.append(f"took the weights of a pickled {type(content).__name__}")
+            notes.append(f"took the weights of a pickled {getattr(content, 'original_name', type(content).__name__)}")
+            network = None if isinstance(content, torch.jit.ScriptModule) else content
             content = content.state_dict()
+        if isinstance(content, StandIn):
+            raise needs_code(path, content.name)
         if not isinstance(content, Mapping):
             raise FsdtoolError(
                 f"the checkpoint '{path}' holds a {type(content).__name__}, not names and tensors; "
                 "save it again with torch.save(model.state_dict(), path)"
             )
-        wrapper = next((key for key in WRAPPERS if isinstance(content.get(key), (Mapping, nn.Module))), None)
-        if wrapper is None:
+        if _TRAINED_ASIDE in content:
+            averaged = True
+            notes.append("the weights are the average that Lightning's WeightAveraging keeps")
+        if ema:
+            _refuse_nameless(content, path)
+        key, average = _next_wrapper(content, ema and not averaged, notes)
+        if key is None:
             break
-        notes.append(f"took the weights under '{wrapper}'")
-        content = content[wrapper]
+        averaged = averaged or average
+        notes.append(f"took the {'averaged ' if average else ''}weights under '{key}'")
+        content = content[key]
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    arrays = [value.name for value in content.values() if isinstance(value, StandIn) and "_reconstruct" in value.name]
+    if arrays:
+        raise needs_code(path, arrays[0])
     if not tensors:
         keys = some([str(key) for key in content], 8) or "no entries"
         raise FsdtoolError(
             f"the checkpoint '{path}' holds no tensors where they were looked for (it has {keys}); "
             "save it again with torch.save(model.state_dict(), path)"
         )
-    return tensors
+    packed = [str(key) for key in content if str(key).endswith("_packed_params")]
+    if packed:
+        raise FsdtoolError(
+            f"the checkpoint '{path}' is of a quantized network ({some(packed)}); give the one before it was quantized"
+        )
+    steps = tensors.pop("n_averaged", None)
+    if steps is not None:
+        averaged = True
+        notes.append(f"the weights are an average over {int(steps)} models (AveragedModel)")
+    if ema and not averaged:
+        tensors, network = _averaged_part(tensors, content, path), None
+    return tensors, averaged or ema, network
+
+
+def _next_wrapper(content: Mapping[object, object], ema: bool, notes: list[str]) -> tuple[object, bool]:
+    """The key of the next mapping to look into, and whether it is known to hold an average; None at the end."""
+    trained = next((key for key in WRAPPERS if isinstance(content.get(key), (Mapping, nn.Module))), None)
+    average = next((key for key, value in content.items() if is_averaged(str(key)) and _holds_weights(value)), None)
+    if average is not None and (ema or (trained is None and not _own_tensors(content))):
+        return average, True
+    if average is not None and trained is not None:
+        notes.append(f"averaged weights stand under '{average}'; give --ema to take them")
+    if trained is not None or _own_tensors(content):
+        return trained, False
+    only = [key for key, value in content.items() if _holds_weights(value)]
+    return (only[0] if len(only) == 1 else None), False
+
+
+def _own_tensors(content: Mapping[object, object]) -> bool:
+    """Whether weights stand here by name, and not only a step or the state of a random generator."""
+    return any(_is_weight(value) and value.dtype != torch.uint8 for value in content.values())
+
+
+def _holds_weights(value: object) -> bool:
+    if isinstance(value, Mapping):
+        inner = (value, *(value[key] for key in WRAPPERS if isinstance(value.get(key), Mapping)))
+        return any(isinstance(name, str) and _is_weight(tensor) for part in inner for name, tensor in part.items())
+    return isinstance(value, nn.Module)
+
+
+def _is_weight(value: object) -> bool:
+    return isinstance(value, Tensor) and (is_lazy(value) or value.dim() > 0)
+
+
+def _refuse_nameless(content: Mapping[object, object], path: Path) -> None:
+    # diffusers and torch_ema keep averages in the order of model.parameters(), which the names here need not have
+    if "shadow_params" in content or any(isinstance(v, Mapping) and "shadow_params" in v for v in content.values()):
+        raise FsdtoolError(
+            f"the checkpoint '{path}' holds its average as a list without names (shadow_params); copy it into the "
+            "model with copy_to, and save model.state_dict()"
+        )
+
+
+def _averaged_part(tensors: Mapping[str, Tensor], content: Mapping[object, object], path: Path) -> dict[str, Tensor]:
+    """The tensors under a prefix that names an average (ema_model.module.fc.weight), without it."""
+    part: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        segments = name.split(".")
+        depth = next((i for i, segment in enumerate(segments[:-1]) if is_averaged(segment)), None)
+        if depth is not None and segments[-1] != "n_averaged":
+            part[".".join(segments[depth + 1 :])] = tensor
+    if not part:
+        raise FsdtoolError(
+            f"--ema is given and the checkpoint '{path}' holds no averaged weights (it has "
+            f"{some([str(key) for key in content], 8)}); leave --ema out"
+        )
+    return part
 
 
 def _checked(name: str, tensor: Tensor, file_size: int, path: Path) -> Tensor:
     """The tensor, in float32 if it is floating, known to be dense, of honest size and finite."""
-    tensor = tensor.detach()
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+    if is_lazy(tensor):
         raise FsdtoolError(
-            f"the tensor '{name}' of the checkpoint '{path}' is sparse, quantized, complex or empty of data; "
+            f"the tensor '{name}' of the checkpoint '{path}' has no size yet: it was saved before its lazy layer had "
+            "seen an input; run one batch through the model, train it and save it again"
+        )
+    tensor = tensor.detach()
+    if tensor.is_quantized or (tensor.is_floating_point() and tensor.element_size() < 2):
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise FsdtoolError(
+            f"the tensor '{name}' of the checkpoint '{path}' is quantized ({dtype}); give the checkpoint in float32, "
+            "float16 or bfloat16 that it was made from"
+        )
+    if tensor.layout is not torch.strided or tensor.is_complex() or tensor.is_meta:
+        raise FsdtoolError(
+            f"the tensor '{name}' of the checkpoint '{path}' is sparse, complex or empty of data; "
             "save it as a dense floating tensor"
         )
     # A view with stride 0 can claim any size; what a file of this size can really hold is never refused.
@@ -210,51 +217,31 @@ def _checked(name: str, tensor: Tensor, file_size: int, path: Path) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
     tensor = tensor.to(torch.float32)
-    if not torch.isfinite(tensor).all():
+    finite = torch.isfinite(tensor)
+    if not finite.all() and not _is_mask(tensor):
+        bad = tensor.numel() - int(finite.sum())
         raise FsdtoolError(
-            f"the tensor '{name}' of the checkpoint '{path}' holds NaN or infinity; "
+            f"the tensor '{name}' of the checkpoint '{path}' holds NaN or infinity ({bad} of {tensor.numel()} values); "
             "give a checkpoint from before the training diverged"
         )
     return tensor
 
 
-def _file_sha256(path: Path) -> str:
+def _is_mask(tensor: Tensor) -> bool:
+    """Whether it is an attention mask, of zeros and minus infinities: some networks save theirs as a buffer."""
+    return bool(((tensor == 0) | (tensor == -torch.inf)).all() and (tensor == 0).any())
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _sha256(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
     return digest.hexdigest()
-
-
-def _matters(name: str) -> bool:
-    return name.rpartition(".")[2] != "num_batches_tracked"
-
-
-def _without_prefixes(keys: list[str], expected: Iterable[str]) -> dict[str, str]:
-    """Each key without prefixes: the same ones off all keys if that fits, else off each key what it needs."""
-    wanted = {name for name in expected if _matters(name)}
-    renamed = {key: key for key in keys}
-    while {name for name in renamed.values() if _matters(name)} != wanted:
-        shared = next((p for p in PREFIXES if all(name.startswith(p) for name in renamed.values())), None)
-        if shared is None or not keys:
-            known = set(expected)
-            return {key: next((name for name in _shortened(key) if name in known), key) for key in keys}
-        renamed = {key: name.removeprefix(shared) for key, name in renamed.items()}
-    return renamed
-
-
-def _shortened(key: str) -> Iterator[str]:
-    """The key, then the key with one more leading prefix removed each time."""
-    prefix: str | None = ""
-    while prefix is not None:
-        key = key.removeprefix(prefix)
-        yield key
-        prefix = next((p for p in PREFIXES if key.startswith(p)), None)
-
-
-def _prefix_notes(found: Mapping[str, str]) -> list[str]:
-    removed = [key.removesuffix(name) for name, key in found.items() if key != name]
-    return [
-        f"removed the prefix '{prefix}' from {removed.count(prefix)} of {len(found)} names"
-        for prefix in sorted(set(removed))
-    ]

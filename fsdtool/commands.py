@@ -16,7 +16,7 @@ import typer
 
 from fsdtool import __version__, report
 from fsdtool.errors import ExitStatus, FsdtoolError
-from fsdtool.inputs import check_output, key_values, load_like, model_of, numbers, read_checkpoint
+from fsdtool.inputs import build_model, check_output, key_values, load_like, model_of, numbers, read_checkpoint
 from fsdtool.options import (
     DATA_HELP,
     MODEL_HELP,
@@ -25,6 +25,7 @@ from fsdtool.options import (
     Debug,
     Device,
     DeviceChoice,
+    Ema,
     Form,
     Gates,
     Layout,
@@ -115,7 +116,11 @@ def every_command(
 @app.command("summarize", short_help="Go over the training data and write the summary.", epilog=_exit_codes())
 def summarize_command(
     context: typer.Context,
-    model: Annotated[str, typer.Option(metavar="SPEC", help=MODEL_HELP)],
+    *,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help=f"{MODEL_HELP} May be left out where the checkpoint tells it."),
+    ] = None,
     checkpoint: Annotated[Path, typer.Option(metavar="FILE", help="The trained weights.")],
     data: Annotated[str, typer.Option(metavar="SPEC", help=f"The training data: {DATA_HELP}")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The summary to write.")],
@@ -168,6 +173,7 @@ def summarize_command(
     ] = None,
     workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that read the data.")] = 0,
     seed: Seed = 0,
+    ema: Ema = False,
     allow_pickle: AllowPickle = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -186,17 +192,17 @@ def summarize_command(
 
     from fsdtool.datasets import Preprocessing, load_dataset
     from fsdtool.device import choose_device
-    from fsdtool.models import load_model
     from fsdtool.summarize import summarize
 
     chosen = choose_device(device.value)
+    weights_given = read_checkpoint(checkpoint, allow_pickle, ema)
     preprocessing = Preprocessing(**scaling, image_size=image_size, layout=layout and layout.value.replace("-", " "))
     result = summarize(
-        model=load_model(model, model_arguments),
-        checkpoint=read_checkpoint(checkpoint, allow_pickle),
+        model=build_model(model, model_arguments, weights_given),
+        checkpoint=weights_given,
         data=load_dataset(data, task=task.value, preprocessing=preprocessing, x_key=x_key, y_key=y_key),
         output=output,
-        model_spec=model,
+        model_spec=model or "",
         model_arguments=model_arguments,
         components=components,
         device=chosen,
@@ -291,6 +297,7 @@ def influence_command(
     y_key: YKey = None,
     device: DeviceChoice = Device.auto,
     batch_size: BatchSize = 256,
+    ema: Ema = False,
     allow_pickle: AllowPickle = False,
     format: OutputFormat = None,
     quiet: Quiet = False,
@@ -315,7 +322,8 @@ def influence_command(
         _refuse_with_self(mean=mean, misclassified=misclassified, matrix=matrix, model=model, checkpoint=checkpoint)
         _self_influence(summary, top, format)
         return
-    _check_model_options(model, model_arg, checkpoint)
+    if not (model is None and checkpoint is not None and allow_pickle):  # a pickled network needs no --model
+        _check_model_options(model, model_arg, checkpoint)
     if matrix is not None:
         check_output(matrix, "--matrix", inputs=(summary, queries), suffix=".npy")
 
@@ -326,8 +334,8 @@ def influence_command(
     chosen = choose_device(device.value)
     opened = load(summary)
     network = None
-    if model is not None:
-        weights = read_checkpoint(checkpoint, allow_pickle)
+    if checkpoint is not None:
+        weights = read_checkpoint(checkpoint, allow_pickle, ema)
         network = model_of(opened, model, key_values(model_arg), weights)
     result = influence(
         opened,
@@ -415,6 +423,7 @@ def fsd_command(
     y_key: YKey = None,
     device: DeviceChoice = Device.auto,
     batch_size: BatchSize = 256,
+    ema: Ema = False,
     allow_pickle: AllowPickle = False,
     format: OutputFormat = None,
     quiet: Quiet = False,
@@ -438,13 +447,15 @@ def fsd_command(
     opened = load(summary)
     result = distances(
         opened,
-        [read_checkpoint(path, allow_pickle) for path in checkpoint],
+        [read_checkpoint(path, allow_pickle, ema) for path in checkpoint],
         metric=metric and metric.value,
         form=form.value,
         gates=gates.value,
         samples=samples,
         seed=seed,
-        reference=None if reference is None else read_checkpoint(reference, allow_pickle),
+        reference=None
+        if reference is None
+        else read_checkpoint(reference, allow_pickle, opened.identity.checkpoint_averaged),
         data=None if data is None else load_like(opened, data, x_key, y_key),
         device=chosen,
         batch_size=batch_size,

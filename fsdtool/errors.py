@@ -6,8 +6,10 @@ what to do. Any other exception that reaches the command line is a fault of the 
 
 from __future__ import annotations
 
+import difflib
 import enum
 import re
+from collections.abc import Iterable
 
 # Everything a terminal could take for a line break or an escape sequence.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
@@ -43,3 +45,9 @@ def some(items: list[str], limit: int = 4) -> str:
     """The first few items, and how many more there are: `a, b and 3 more`."""
     shown = ", ".join(items[:limit])
     return f"{shown} and {len(items) - limit} more" if len(items) > limit else shown
+
+
+def perhaps(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """The known name closest to a wrong one, as the end of a clause: ` (perhaps 'model.py')`, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f" (perhaps '{near[0]}')" if near else ""

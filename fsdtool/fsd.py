@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsdtool.checkpoints import Checkpoint, match_state
+from fsdtool.checkpoints import Checkpoint
 from fsdtool.datasets import DataSource
 from fsdtool.errors import FsdtoolError
 from fsdtool.graph import Graph, Parameters
+from fsdtool.matching import match_state
 from fsdtool.moments import Statistics
 from fsdtool.outputs import OutputCoupling
 from fsdtool.progress import Track, silent

@@ -20,26 +20,44 @@ if TYPE_CHECKING:
 log = logging.getLogger("fsdtool")
 
 
-def read_checkpoint(path: Path, allow_pickle: bool) -> Checkpoint:
+def read_checkpoint(path: Path, allow_pickle: bool, ema: bool = False) -> Checkpoint:
     from fsdtool.checkpoints import read_checkpoint
 
-    checkpoint = read_checkpoint(path, allow_pickle=allow_pickle)
+    checkpoint = read_checkpoint(path, allow_pickle=allow_pickle, ema=ema)
     for note in checkpoint.notes:
         log.info(f"{path}: {note}")
     return checkpoint
 
 
-def model_of(summary: Summary, spec: str, arguments: dict[str, str], checkpoint: Checkpoint) -> nn.Module:
+def build_model(spec: str | None, arguments: dict[str, str], checkpoint: Checkpoint) -> nn.Module:
+    """The network that `spec` names; without one, that of a pickled module or of weights that tell it."""
+    if spec is not None and not spec.startswith("mlp:"):
+        from fsdtool.models import load_model
+
+        return load_model(spec, arguments, checkpoint.hyper_parameters)
+    if spec is None and checkpoint.network is not None:
+        from fsdtool.models import prepare
+
+        log.info(f"the model is the {type(checkpoint.network).__name__} pickled in {checkpoint.path}")
+        return prepare(checkpoint.network, checkpoint.path)
+    from fsdtool.infer import infer_mlp
+
+    return infer_mlp(checkpoint.state, spec, arguments, source=checkpoint.path)
+
+
+def model_of(summary: Summary, spec: str | None, arguments: dict[str, str], checkpoint: Checkpoint) -> nn.Module:
     """The network that was summarized, built again; a warning where its weights may be others."""
     from fsdtool.checkpoints import apply_checkpoint
-    from fsdtool.models import load_model
 
     if checkpoint.sha256 != summary.identity.checkpoint_sha256:
         log.warning(
             f"{checkpoint.path} is not the file that was summarized ({summary.identity.checkpoint_name}); "
             "the values hold only if its weights are the same"
         )
-    model = load_model(spec, arguments)
+    if checkpoint.averaged is not summary.identity.checkpoint_averaged:
+        averaged = "averaged" if summary.identity.checkpoint_averaged else "trained"
+        log.warning(f"the {averaged} weights of the checkpoint were summarized and these are not; see --ema")
+    model = build_model(spec, arguments, checkpoint)
     for note in apply_checkpoint(model, checkpoint):
         log.info(f"{checkpoint.path}: {note}")
     return model

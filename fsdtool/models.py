@@ -1,7 +1,7 @@
 """Models: a spec names the code that builds a network; no other code of the user's runs.
 
 A spec is `path/file.py:factory`, `package.module:factory` or `torchvision:resnet18`; calling the factory
-gives the network.
+gives the network. It is used in eval mode, whatever mode the factory leaves it in.
 """
 
 from __future__ import annotations
@@ -25,23 +25,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fsdtool.errors import FsdtoolError, describe, some
+from fsdtool.errors import FsdtoolError, describe, perhaps, some
 
 log = logging.getLogger("fsdtool")
 
 
-def load_model(spec: str, arguments: Mapping[str, str] | None = None) -> nn.Module:
+def load_model(
+    spec: str, arguments: Mapping[str, str] | None = None, recorded: Mapping[str, object] | None = None
+) -> nn.Module:
     """Build the network that `spec` names, in eval mode, on the CPU, in float32.
 
-    `arguments` go to the factory by name, read as Python literals where they are one and as text otherwise.
-    Raises FsdtoolError when there is no such factory, when it needs other arguments, when it raises, or when
-    what it returns is not a network of known size.
+    `arguments` go to the factory by name, read as Python literals where they are one and as text otherwise; those
+    left out are taken from `recorded`, the hyper-parameters of a checkpoint, where it has them. Wrappers for
+    compiled and parallel execution are taken off. Raises FsdtoolError when there is no such factory, when it needs
+    other arguments, when it raises, or when what it returns is not a network of known size.
     """
     factory = load_factory(spec)
     if isinstance(factory, nn.Module) and not arguments:
         model: Any = factory
     else:
         values = {name: parse_value(text) for name, text in (arguments or {}).items()}
+        values = _recorded(factory, recorded or {}, values) | values
         check_arguments(factory, values, spec=spec, usage="--model-arg {}=VALUE")
         try:
             model = factory(**values)
@@ -53,14 +57,83 @@ def load_model(spec: str, arguments: Mapping[str, str] | None = None) -> nn.Modu
         raise FsdtoolError(
             f"the model factory '{spec}' returned a {type(model).__name__}; it must return a torch.nn.Module"
         )
+    return prepare(model, spec)
+
+
+def prepare(model: nn.Module, name: str) -> nn.Module:
+    """The network itself, without wrappers, in eval mode, on the CPU, in float32; `name` is for messages.
+
+    Raises FsdtoolError where parameters have no size yet.
+    """
+    model = _unwrapped(model)
     lazy = [name for name, tensor in _parameters_and_buffers(model) if is_lazy(tensor)]
     if lazy:
         raise FsdtoolError(
-            f"the model '{spec}' has parameters of unknown size ({some(lazy)}); run one input through it in the factory"
+            f"the model '{name}' has parameters of unknown size ({some(lazy)}); run one input through it in the factory"
         )
     if any(t.is_floating_point() and t.dtype != torch.float32 for _, t in _parameters_and_buffers(model)):
         log.info("the model's parameters are used as float32")
     return model.cpu().float().eval()
+
+
+def check_repeatable(model: nn.Module, x: Tensor) -> None:
+    """Raise FsdtoolError unless the outputs for the inputs x (B, *input_shape) depend on each example alone.
+
+    In eval mode some networks still draw numbers (`F.dropout` without `training=self.training`), or normalize over
+    the batch (BatchNorm without running statistics): what is computed of them would depend on the batch size.
+    """
+    stateless = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+    ]
+    if stateless:
+        raise FsdtoolError(
+            f"the model has batch norm without running statistics ({some(stateless)}), so that its outputs depend on "
+            "the batch; build it with track_running_stats=True and fill them with torch.optim.swa_utils.update_bn"
+        )
+    with torch.no_grad():
+        first, second, alone = model(x.clone()), model(x.clone()), model(x[:1].clone())
+    if not torch.equal(first.nan_to_num(), second.nan_to_num()):
+        raise FsdtoolError(
+            "the model's outputs differ from call to call in eval mode; let it draw random numbers only in training "
+            "(F.dropout(x, training=self.training))"
+        )
+    scale = float(first.nan_to_num().abs().max())
+    if not torch.allclose(first[:1], alone, rtol=1e-3, atol=1e-4 * scale, equal_nan=True):
+        raise FsdtoolError(
+            "the model's outputs for an example depend on the others in its batch; let it treat each example alone "
+            "in eval mode"
+        )
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The network that torch.compile, DataParallel or DistributedDataParallel run."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod
+        else:
+            break
+    for module in model.modules():
+        module._compiled_call_impl = None  # what `module.compile()` set
+    return model
+
+
+def _recorded(
+    factory: Callable[..., Any], recorded: Mapping[str, object], given: Mapping[str, object]
+) -> dict[str, object]:
+    """The recorded hyper-parameters that the factory takes by name and that are not given."""
+    try:
+        named = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return {}
+    taken = {name: value for name, value in recorded.items() if name in named and name not in given}
+    if taken:
+        shown = some([f"{name}={value!r}" for name, value in taken.items()], 8)
+        log.info(f"the model's {shown} are from the checkpoint's hyper_parameters")
+    return taken
 
 
 def load_factory(spec: str) -> Callable[..., Any]:
@@ -78,7 +151,9 @@ def load_factory(spec: str) -> Callable[..., Any]:
         factory = getattr(factory, part, None)
     if not callable(factory):
         there = [key for key, value in vars(module).items() if _defined_in(module, key, value)]
-        raise FsdtoolError(f"'{place}' has no factory '{name}'; it has {some(there, 12) or 'none'}")
+        raise FsdtoolError(
+            f"'{place}' has no factory '{name}'{perhaps(name, there)}; it has {some(there, 12) or 'none'}"
+        )
     return factory
 
 
@@ -101,7 +176,8 @@ def check_arguments(factory: Callable[..., Any], values: Mapping[str, Any], *, s
     unknown = [name for name in values if name not in {p.name for p in named}]
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
         takes = ", ".join(p.name for p in named) or "no arguments"
-        raise FsdtoolError(f"'{spec}' takes no argument '{unknown[0]}'; it takes {takes}")
+        near = perhaps(unknown[0], [p.name for p in named])
+        raise FsdtoolError(f"'{spec}' takes no argument '{unknown[0]}'{near}; it takes {takes}")
 
 
 def parse_value(text: str) -> Any:
@@ -125,7 +201,8 @@ def _defined_in(module: ModuleType, key: str, value: object) -> bool:
 
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise FsdtoolError(f"the file '{path}' does not exist; give the path of a Python file")
+        near = perhaps(path.name, [file.name for file in path.parent.glob("*.py")])
+        raise FsdtoolError(f"the file '{path}' does not exist{near}; give the path of a Python file")
     path = path.resolve()
     name = f"{_USER_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     module_spec = importlib.util.spec_from_file_location(name, path)

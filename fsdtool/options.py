@@ -62,6 +62,9 @@ ModelArguments = Annotated[
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Run the code in a pickled checkpoint. Only if you trust it.")
 ]
+Ema = Annotated[
+    bool, typer.Option("--ema", help="Take the moving average of the weights that the checkpoint holds beside them.")
+]
 XKey = Annotated[str | None, typer.Option(metavar="NAME", help="Array or columns that hold the inputs.")]
 YKey = Annotated[str | None, typer.Option(metavar="NAME", help="Array or column that holds the targets.")]
 DeviceChoice = Annotated[Device, typer.Option("--device", help="Where to compute; auto takes CUDA if there.")]
@@ -69,4 +72,4 @@ BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Examples compu
 Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of everything drawn at random.")]
 
 DATA_HELP = "file.npz, file.h5, file.csv, folder/, torchvision:NAME or path/file.py:factory."
-MODEL_HELP = "path/file.py:factory, package.module:factory or torchvision:NAME."
+MODEL_HELP = "path/file.py:factory, package.module:factory, torchvision:NAME or mlp:ACTIVATION."

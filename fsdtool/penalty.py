@@ -20,10 +20,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fsdtool.checkpoints import match_state
 from fsdtool.errors import FsdtoolError
 from fsdtool.fsd import check_metric, choose_form, default_metric, measure, output_hessian
 from fsdtool.graph import Graph
+from fsdtool.matching import match_state
 from fsdtool.moments import Statistics
 from fsdtool.propagate import closed_form
 from fsdtool.simulate import COUPLED, INDEPENDENT, MOVING, Simulation, Tape

@@ -21,6 +21,7 @@ from fsdtool.curvature import BlockCurvature, curvature
 from fsdtool.datasets import DataSource, fit_layout
 from fsdtool.evidence import FeatureStore, LabelEvidence, evidence
 from fsdtool.gradients import blocks, left_out
+from fsdtool.models import check_repeatable
 from fsdtool.moments import OutputMoments, Statistics
 from fsdtool.progress import Track, silent
 from fsdtool.records import bytes_per_example, numbers_within
@@ -94,7 +95,9 @@ def summarize(
         log.info(note)
     model.eval()
     data = fit_layout(data, model)
-    network = trace(model, next(data.batches(2)).x).to(device)
+    example = next(data.batches(2)).x
+    check_repeatable(model, example)
+    network = trace(model, example).to(device)
     _say_coverage(network)
     run = Pass(network, data, device, batch_size or auto_batch(network), workers, seed, track)
     sample = run.first_sample()
@@ -121,6 +124,7 @@ def summarize(
             head=network.head,
             checkpoint_name=Path(checkpoint.path).name,
             checkpoint_sha256=checkpoint.sha256,
+            checkpoint_averaged=checkpoint.averaged,
             data_spec=data.spec,
             examples=len(data),
             fingerprint=seen.fingerprint,

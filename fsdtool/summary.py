@@ -47,6 +47,7 @@ class Identity:
     head: str
     checkpoint_name: str
     checkpoint_sha256: str
+    checkpoint_averaged: bool
     data_spec: str
     examples: int
     fingerprint: str
@@ -235,6 +236,7 @@ def _read_identity(file: h5py.File) -> Identity:
         head=str(model["head"]),
         checkpoint_name=str(model["checkpoint"]),
         checkpoint_sha256=str(model["checkpoint_sha256"]),
+        checkpoint_averaged=bool(model.get("checkpoint_averaged", False)),
         data_spec=str(data["spec"]),
         examples=int(data["examples"]),
         fingerprint=str(data["fingerprint"]),

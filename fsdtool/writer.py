@@ -99,6 +99,7 @@ class Writer:
             head=identity.head,
             checkpoint=identity.checkpoint_name,
             checkpoint_sha256=identity.checkpoint_sha256,
+            checkpoint_averaged=identity.checkpoint_averaged,
         )
         _attributes(
             self.file.create_group("data"),

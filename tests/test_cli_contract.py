@@ -82,9 +82,9 @@ def rows_of(rows, **more):
     return SimpleNamespace(rows=lambda: iter(rows), **more)
 
 
-def read_checkpoint(path, allow_pickle):
-    sha256 = "0f" if str(path) == "other.pt" else "5e"
-    return SimpleNamespace(path=str(path), sha256=sha256, notes=("wrapper undone",))
+def read_checkpoint(path, allow_pickle, ema):
+    recorded = {"sha256": "0f" if str(path) == "other.pt" else "5e", "averaged": ema, "hyper_parameters": {"width": 3}}
+    return SimpleNamespace(path=str(path), notes=("wrapper undone",), network=None, **recorded)
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def calls(install) -> Calls:
         task="classification",
         preprocessing="as stored",
         class_names=["3", "5"],
-        identity=SimpleNamespace(checkpoint_sha256="5e", checkpoint_name="c.pt"),
+        identity=SimpleNamespace(checkpoint_sha256="5e", checkpoint_name="c.pt", checkpoint_averaged=False),
     )
     install("models", load_model=calls.answer("load_model", "network"))
     install(
@@ -357,7 +357,7 @@ def test_summarize_passes_everything_on_and_writes_to_stderr_only(shell, calls, 
     )  # fmt: skip
     assert (code, out) == (0, "")
     assert err == (f"note: c.pt: wrapper undone\nwrote {output}\n  examples: 3\n  size:     1.2 MB\n")
-    assert calls["load_model"] == (("m.py:mlp", {"width": "64"}), {})
+    assert calls["load_model"] == (("m.py:mlp", {"width": "64"}, {"width": 3}), {})
     assert calls["choose_device"] == (("auto",), {})
     assert calls["Preprocessing"][1] == {
         "mean": (0.5, 0.25), "std": None, "image_size": None, "layout": "channels first"
@@ -514,7 +514,7 @@ def test_fsd_csv(shell, calls):
         "metric": None,
         "form": "auto",
         "gates": "moving",
-        "samples": 4096,
+        "samples": None,
         "seed": 0,
         "reference": None,
         "data": None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 from fsdtool.checkpoints import Checkpoint, read_checkpoint
 from fsdtool.datasets import load_dataset
 from fsdtool.errors import FsdtoolError
-from fsdtool.fsd import METRICS, distances, measure
+from fsdtool.fsd import METRICS, default_samples, distances, measure
 from fsdtool.models import load_model
 from fsdtool.propagate import closed_form
 
@@ -268,3 +269,9 @@ def test_component_rows_add_up_to_the_distance(mlp_summary, sample_data):
     assert [row["component"] for row in rows] == list(mlp_summary.statistics.names)
     assert sum(row["weight"] for row in rows) == pytest.approx(1)
     assert sum(row["contribution"] for row in rows) == pytest.approx(found.distances[0])
+
+
+@pytest.mark.parametrize(("units", "samples"), [(1_200, 65_536), (10_000, 26_843), (4_000_000, 4_096)])
+def test_large_networks_are_sampled_less_by_default(units, samples):
+    graph = SimpleNamespace(steps=[SimpleNamespace(units=units // 4), SimpleNamespace(units=units - units // 4)])
+    assert default_samples(graph) == samples

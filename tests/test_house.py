@@ -10,8 +10,8 @@ import fsdtool
 
 # One line for each layer of the house.
 ROOMS = """
-errors device progress models checkpoints readers arrays tables items datasets
-activations spellings graph nodes translate trace
+errors device progress models weightfiles matching checkpoints readers arrays tables items datasets
+activations infer spellings graph nodes translate trace
 spectra moments components sums propagate simulate outputs gradients losses curvature
 records evidence hdf5 summary writer sweep summarize fsd penalty influence mislabel inspection
 report options inputs commands cli demo

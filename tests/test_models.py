@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fsdtool.checkpoints import WRAPPERS, Checkpoint, apply_checkpoint, match_state, read_checkpoint
+from fsdtool.checkpoints import WRAPPERS, Checkpoint, apply_checkpoint, read_checkpoint
 from fsdtool.errors import ExitStatus, FsdtoolError, describe, some
+from fsdtool.matching import match_state
 from fsdtool.models import import_torchvision, load_factory, load_model, parse_value
 
 MODEL_FILE = """
@@ -167,7 +168,7 @@ def test_factory_errors_are_one_line(model_file, tmp_path):
         line = error_line(load_model, case)
         assert all(part in line for part in expected), line
     line = error_line(load_model, f"{spec}:mlp", {"hiden": "3"})
-    assert "takes no argument 'hiden'; it takes hidden, act" in line
+    assert "takes no argument 'hiden' (perhaps 'hidden'); it takes hidden, act" in line
     line = error_line(load_model, f"{spec}:mlp", {"hidden": "x"})
     assert "raised TypeError" in line
 
@@ -326,14 +327,16 @@ def test_missing_empty_and_folder_are_one_line(tmp_path):
     (tmp_path / "empty.pt").touch()
     assert "does not exist" in error_line(read_checkpoint, tmp_path / "no.pt")
     assert "is empty (0 bytes)" in error_line(read_checkpoint, tmp_path / "empty.pt")
-    assert "is a folder" in error_line(read_checkpoint, tmp_path)
+    (tmp_path / "sub").mkdir()
+    assert "is a folder with no .pt" in error_line(read_checkpoint, tmp_path / "sub")
 
 
 def test_content_without_tensors_is_one_line(tmp_path):
     assert "holds a list" in error_line(read_checkpoint, save([1, 2], tmp_path / "a.pt"))
     assert "holds a Tensor" in error_line(read_checkpoint, save(torch.ones(2), tmp_path / "b.pt"))
-    line = error_line(read_checkpoint, save({"epoch": 1, "weights": {"w": torch.ones(1)}}, tmp_path / "c.pt"))
-    assert "(it has epoch, weights)" in line
+    two = {"epoch": 1, "one": {"w": torch.ones(1)}, "other": {"w": torch.ones(1)}}
+    line = error_line(read_checkpoint, save(two, tmp_path / "c.pt"))
+    assert "(it has epoch, one, other)" in line
     assert "(it has no entries)" in error_line(read_checkpoint, save({}, tmp_path / "d.pt"))
     itself: dict = {}
     itself["model"] = itself
