@@ -8,7 +8,7 @@ from typing import Any
 
 from fsdtool.report import printable
 
-# Embedding, override and isolate: "\\u202egnp.exe" would show as "exe.png".
+# Embeddings, overrides and isolates: a name could show as another.
 _TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 
 
