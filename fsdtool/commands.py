@@ -281,7 +281,7 @@ def _write_page(found: Mislabeled, path: Path, data: str | None, x_key: str | No
     from fsdtool.page import write_page
     from fsdtool.review import pictures_of, review
 
-    pictures, remarks = pictures_of(found.summary, found.order.tolist(), data, x_key, y_key, report.track)
+    pictures, remarks = pictures_of(found.summary, found.order.tolist(), data, x_key, y_key, track=report.track)
     size = write_page(review(found, pictures, remarks), path)
     log.info(" ".join([f"wrote {path} ({size:,} bytes).", *remarks]))
 

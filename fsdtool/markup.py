@@ -25,7 +25,7 @@ def isolated(value: Any) -> str:
 
     Long paths and names may be broken after a separator.
     """
-    pieces = re.split(r"(?<=[/:_])(?=[^/:_])", str(value))
+    pieces = re.split(r"(?<=[/_])(?=[^/_])", str(value))
     return f"<bdi>{'<wbr>'.join(map(escape, pieces))}</bdi>"
 
 

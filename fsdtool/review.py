@@ -30,7 +30,7 @@ log = logging.getLogger("fsdtool")
 LARGEST_PAGE = 2000  # rows
 BINS = 40
 BATCH = 1024
-# A data spec that is a plain file, a folder, or a data set of torchvision in its usual place.
+# Anything but a file, a folder, or a data set of torchvision in its usual place.
 _RUNS_CODE = re.compile(r"(\.py|^[\w.]+):\w|\?")
 READING = (
     (
@@ -98,7 +98,8 @@ def pictures_of(
     spec: str | None,
     x_key: str | None = None,
     y_key: str | None = None,
-    track: Callable[[str, int], AbstractContextManager[Callable[[int], None]]] | None = None,
+    *,
+    track: Callable[[str, int], AbstractContextManager[Callable[[int], None]]],
 ) -> tuple[list[Picture | None], list[str]]:
     """Pictures of rows of the summarized data, and remarks for the page: why some or all are missing.
 
@@ -126,7 +127,7 @@ def pictures_of(
     return pictures, []
 
 
-def _where_it_was(summary: Summary, x_key: str | None, y_key: str | None, track: Callable | None) -> DataSource:
+def _where_it_was(summary: Summary, x_key: str | None, y_key: str | None, track: Callable) -> DataSource:
     """The summarized data, if it is still there and the same; FsdtoolError if not."""
     identity, advice = summary.identity, "name the data by --report-data"
     if _RUNS_CODE.search(identity.data_spec.removeprefix("torchvision:")):
