@@ -41,7 +41,7 @@ from fsdtool.options import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from fsdtool.mislabel import Mislabeled
 
 log = logging.getLogger("fsdtool")
 
@@ -234,6 +234,20 @@ def find_mislabeled_command(
     max_flagged: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Exit with 1 if more than N labels are flagged.")
     ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE.html", help="Also write a page to read in a browser, with pictures."),
+    ] = None,
+    page_data: Annotated[
+        str | None,
+        typer.Option(
+            "--report-data",
+            metavar="SPEC",
+            help="The summarized data, for the pictures. [default: where it was, if it is still the same]",
+        ),
+    ] = None,
+    x_key: XKey = None,
+    y_key: YKey = None,
     format: OutputFormat = None,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -246,20 +260,36 @@ def find_mislabeled_command(
     Example:
       fsdtool find-mislabeled summary.h5 --top 20
       fsdtool find-mislabeled summary.h5 --max-flagged 50 --format csv > suspects.csv
+      fsdtool find-mislabeled summary.h5 --report suspects.html
     """
     _talk(quiet, debug)
     if top is not None and everything:
         raise FsdtoolError(f"--top {top} and --all exclude each other; give one of them")
+    if page is not None:
+        check_output(page, "--report", inputs=(summary, page_data or summary), suffix=".html")
+    elif page_data is not None:
+        raise FsdtoolError(f"--report-data {page_data} is given without --report; give both or neither")
 
     from fsdtool.mislabel import find_mislabeled
     from fsdtool.summary import load
 
     found = find_mislabeled(load(summary), top=top, everything=everything)
+    if page is not None:
+        _write_page(found, page, page_data, x_key, y_key)
     _write(found.rows(), MISLABELED_COLUMNS, format)
     log.info(f"{found.flagged} of {len(found.score)} labels are flagged (score above 0.5)")
     if max_flagged is not None and found.flagged > max_flagged:
         log.warning(f"{found.flagged} labels are flagged, more than --max-flagged {max_flagged}")
         raise typer.Exit(ExitStatus.FINDINGS)
+
+
+def _write_page(found: Mislabeled, path: Path, data: str | None, x_key: str | None, y_key: str | None) -> None:
+    from fsdtool.page import write_page
+    from fsdtool.review import pictures_of, review
+
+    pictures, remarks = pictures_of(found.summary, found.order.tolist(), data, x_key, y_key, track=report.track)
+    size = write_page(review(found, pictures, remarks), path)
+    log.info(" ".join([f"wrote {path} ({size:,} bytes).", *remarks]))
 
 
 @app.command("influence", short_help="Explain predictions by training examples.", epilog=_exit_codes())

@@ -160,6 +160,12 @@ class DataSource:
         source._prepare(replace(self.preprocessing, layout=name))
         return source
 
+    def as_stored(self) -> DataSource:
+        """The same data in its stored shape, without mean and std, for looking at it; uint8 is scaled to [0, 1]."""
+        source = copy.copy(self)
+        source._prepare(replace(self.preprocessing, mean=None, std=None, layout="as is"))
+        return source
+
     def batches(
         self, batch_size: int, *, indices: Sequence[int] | np.ndarray | None = None, workers: int = 0
     ) -> Iterator[Batch]:

@@ -40,6 +40,7 @@ class Mislabeled:
 
     order (M,) holds the rows that were asked for, most suspicious first; flagged is how many of all examples
     have a score above one half; layers and weights (L,) say how much each layer counted.
+    noise_rate is the share of wrong labels, noise_matrix (classes, classes) the number by given and true label.
     """
 
     summary: Summary
@@ -50,6 +51,9 @@ class Mislabeled:
     flagged: int
     layers: tuple[str, ...]
     weights: Tensor
+    threshold: float
+    noise_rate: float
+    noise_matrix: Tensor
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row per example asked for, most suspicious first."""
@@ -99,16 +103,22 @@ def find_mislabeled(summary: Summary, *, top: int | None = None, everything: boo
     best = combined[:, 1:].max(1)
     score = torch.sigmoid(best.values)
     order = best.values.argsort(descending=True, stable=True)
+    suggested = candidates.gather(1, best.indices[:, None] + 1)[:, 0]
     flagged = int((score > 0.5).sum())
+    given, classes = candidates[:, 0], summary.identity.graph.outputs
+    pairs = given * classes + torch.where(score > 0.5, suggested, given)
     return Mislabeled(
         summary=summary,
         score=score,
         confidence=torch.softmax(combined[:, 1:], 1).amax(1),
-        suggested=candidates.gather(1, best.indices[:, None] + 1)[:, 0],
+        suggested=suggested,
         order=order if everything else order[: flagged if top is None else top],
         flagged=flagged,
         layers=layers,
         weights=weights,
+        threshold=0.5,
+        noise_rate=flagged / len(score),
+        noise_matrix=pairs.bincount(minlength=classes**2).view(classes, classes),
     )
 
 

@@ -14,7 +14,7 @@ errors device progress models weightfiles matching checkpoints readers arrays ta
 activations infer spellings graph nodes translate trace
 spectra moments components sums propagate simulate outputs gradients losses curvature
 records evidence hdf5 summary writer sweep summarize fsd penalty influence mislabel inspection
-report options inputs commands cli demo
+report options inputs markup charts page thumbnails review commands cli demo
 """
 ORDER = re.findall(r"\w+", ROOMS)
 # Imported inside a function: the demo runs commands, and is one; `load(path).penalty` is a method of what load returns.

@@ -80,7 +80,7 @@ def test_csv_cell_that_ends_in_a_line_break_is_read_back():
     assert back == [["a", "b"], ["1", text]]
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)"])
+@pytest.mark.parametrize("text", ["=1+1", "+1+cmd", "-1-1", "-", "+", "-2e", "@SUM(A1)", "\uff1d1+1", "-١"])
 def test_csv_disarms_formulas_in_text(text):
     assert written([{"a": text}], ["a"], Format.csv) == f"a\n'{text}\n"
 
@@ -91,6 +91,16 @@ def test_csv_disarms_a_leading_tab_and_carriage_return():
 
 def test_csv_leaves_negative_numbers_alone():
     assert written([{"a": -1, "b": -0.5}], ["a", "b"], Format.csv) == "a,b\n-1,-0.5\n"
+
+
+@pytest.mark.parametrize("text", ["-1", "+1", "-0.5", "+1.", "-.5", "-1e-07", "+2E3", "1-2", "a=b", "'=1"])
+def test_csv_leaves_numbers_in_text_and_harmless_text_alone(text):
+    assert written([{"a": text}], ["a"], Format.csv) == f"a\n{text}\n"
+
+
+def test_only_csv_disarms_formulas():
+    assert json.loads(written([{"a": "=1"}], ["a"], Format.json)) == [{"a": "=1"}]
+    assert json.loads(written([{"a": "=1"}], ["a"], Format.jsonl)) == {"a": "=1"}
 
 
 @pytest.mark.parametrize(

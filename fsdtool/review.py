@@ -1,0 +1,181 @@
+"""What the page of `find-mislabeled --report` says: the findings in words, and pictures of the examples.
+
+Pictures need the data.  Data that the user names must have the ids of the summary.  Otherwise the data set that was
+summarized is looked for where it was: it counts only when its content has the fingerprint of the summary, and is
+never opened by running code, since a summary may come from somebody else.  Without data the page says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from itertools import islice
+
+import numpy as np
+
+from fsdtool import __version__
+from fsdtool.datasets import DataSource, Fingerprint
+from fsdtool.errors import FsdtoolError
+from fsdtool.inputs import load_like
+from fsdtool.markup import count
+from fsdtool.mislabel import Mislabeled
+from fsdtool.page import Page, Picture
+from fsdtool.summary import Summary
+from fsdtool.thumbnails import BUDGET, thumbnails
+
+log = logging.getLogger("fsdtool")
+
+LARGEST_PAGE = 2000  # rows
+BINS = 40
+BATCH = 1024
+# Anything but a file, a folder, or a data set of torchvision in its usual place.
+_RUNS_CODE = re.compile(r"(\.py|^[\w.]+):\w|\?")
+READING = (
+    (
+        "Score",
+        "Between 0 and 1, higher is more suspicious: how strongly the layers of the network, weighted by how well they "
+        "agree, prefer the suggested label to the given one. Labels above the cut-off are flagged.",
+    ),
+    (
+        "Confidence",
+        "How sure the suggested label is among all labels but the given one. "
+        "A high score with a low confidence: the label is probably wrong, and what is right is unclear.",
+    ),
+    (
+        "Wrong labels",
+        "The numbers in all and by class are estimates from the scores of all labels, without any clean label. "
+        "They can differ from the number flagged.",
+    ),
+    ("Layer weights", "A layer that has memorised the given labels agrees with no other layer and counts little."),
+    (
+        "Then",
+        "Look before correcting: rare but correct examples are suspicious too, and some have two right labels.",
+    ),
+)
+
+
+def review(found: Mislabeled, pictures: Sequence[Picture | None] = (), remarks: Sequence[str] = ()) -> Page:
+    """The page about the rows asked for, LARGEST_PAGE at most.
+
+    pictures: of the first rows in that order, as `pictures_of` gives them.  remarks: what the page says above the rows.
+    """
+    identity, examples = found.summary.identity, len(found.score)
+    rows = list(islice(found.rows(), LARGEST_PAGE))
+    asked = len(found.order)
+    said = f"{asked:,} rows, most suspicious first." if asked else "No label is above the cut-off."
+    if len(rows) < asked:
+        said = f"The {len(rows):,} most suspicious of the {asked:,} rows asked for; csv, json and jsonl have them all."
+    wrong = found.noise_rate * examples
+    return Page(
+        title=f"Suspicious labels in {_last(identity.data_spec)}",
+        lead=f"Of {examples:,} labels about {count(wrong)} ({found.noise_rate:.1%}) are estimated to be wrong. "
+        f"{found.flagged:,} score above the cut-off {found.threshold:.2f} and are flagged.",
+        facts=_facts(found.summary),
+        rows=rows,
+        pictures=[*pictures, *[None] * (len(rows) - len(pictures))] if pictures else (),
+        remarks=[said, *remarks],
+        histogram=histogram(found.score.numpy(), found.threshold),
+        cut=found.threshold,
+        matrix=None if found.noise_matrix is None else found.noise_matrix.double().numpy(),
+        names=[str(found.summary.label_name(i)) for i in range(identity.graph.outputs)],
+        weights=list(zip(found.layers, found.weights.tolist(), strict=True)),
+        reading=READING,
+    )
+
+
+def histogram(scores: np.ndarray, cut: float) -> tuple[np.ndarray, np.ndarray]:
+    """Counts (BINS + 1,) at most of scores in [0, 1] and their edges, one of which is the cut."""
+    edges = np.unique(np.append(np.linspace(0, 1, BINS + 1), np.clip(cut, 0, 1)))
+    edges = edges[np.append(True, np.diff(edges) > 1e-6)]
+    return np.histogram(scores, edges)
+
+
+def pictures_of(
+    summary: Summary,
+    rows: Sequence[int],
+    spec: str | None,
+    x_key: str | None = None,
+    y_key: str | None = None,
+    *,
+    track: Callable[[str, int], AbstractContextManager[Callable[[int], None]]],
+) -> tuple[list[Picture | None], list[str]]:
+    """Pictures of rows of the summarized data, and remarks for the page: why some or all are missing.
+
+    spec: data that the user names, or None for that of the summary, where it still is.  Raises FsdtoolError where
+    data that the user named cannot be read or is other data.
+    """
+    rows = rows[:LARGEST_PAGE]
+    try:
+        if spec is not None:
+            source = load_like(summary, spec, x_key, y_key)
+            _check_ids(summary, source)
+        else:
+            source = _where_it_was(summary, x_key, y_key, track)
+    except FsdtoolError as error:
+        if spec is not None:
+            raise
+        return [], [f"No pictures: {error}."]
+    try:
+        pictures = thumbnails(source, rows)
+    except FsdtoolError as error:
+        return [], [f"No pictures: {error}."]
+    shown = sum(picture is not None for picture in pictures)
+    if shown < len(pictures):
+        return pictures, [f"Pictures of the first {shown:,} rows: together they may take {BUDGET // 10**6} megabytes."]
+    return pictures, []
+
+
+def _where_it_was(summary: Summary, x_key: str | None, y_key: str | None, track: Callable) -> DataSource:
+    """The summarized data, if it is still there and the same; FsdtoolError if not."""
+    identity, advice = summary.identity, "name the data by --report-data"
+    if _RUNS_CODE.search(identity.data_spec.removeprefix("torchvision:")):
+        raise FsdtoolError(f"the data set '{identity.data_spec}' is opened by code or with arguments; {advice}")
+    try:
+        source = load_like(summary, identity.data_spec, x_key, y_key)
+    except FsdtoolError as error:
+        raise FsdtoolError(f"{error}; {advice}") from error
+    changed = FsdtoolError(f"'{identity.data_spec}' is no longer the data that was summarized; {advice}")
+    if len(source) != identity.examples:
+        raise changed
+    fingerprint = Fingerprint()
+    with track("data", len(source)) as advance:
+        for batch in source.batches(BATCH):
+            fingerprint.update(batch)
+            advance(len(batch.y))
+    if fingerprint.hexdigest() != identity.fingerprint:
+        raise changed
+    return source
+
+
+def _check_ids(summary: Summary, source: DataSource) -> None:
+    ids = summary.records.ids
+    if len(source) != len(ids):
+        raise FsdtoolError(
+            f"--report-data '{source.spec}' has {len(source)} examples and the summary {len(ids)}; "
+            "give the data summarized"
+        )
+    differ = np.flatnonzero(source.ids.astype(str) != ids.astype(str))
+    if len(differ):
+        row = differ[0]
+        raise FsdtoolError(
+            f"--report-data '{source.spec}' has the id {source.ids[row]} in row {row}, the summary {ids[row]}; "
+            "give the data summarized"
+        )
+
+
+def _facts(summary: Summary) -> list[tuple[str, str]]:
+    identity = summary.identity
+    arguments = ", ".join(f"{key}={value}" for key, value in identity.model_arguments.items())
+    return [
+        ("Model", identity.model_spec + (f" ({arguments})" if arguments else "")),
+        ("Checkpoint", f"{identity.checkpoint_name} (SHA-256 {identity.checkpoint_sha256[:12]})"),
+        ("Data", f"{identity.data_spec} ({identity.examples:,} examples)"),
+        ("Summary", f"{summary.path.name}, {identity.created.replace('T', ' ').replace('+00:00', ' UTC')}"),
+        ("Tool", f"fsdtool {__version__}, summary by {identity.tool_version}"),
+    ]
+
+
+def _last(spec: str) -> str:
+    return spec.rstrip("/").rsplit("/", 1)[-1]
