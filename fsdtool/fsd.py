@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from fsdtool.checkpoints import Checkpoint, match_state
-from fsdtool.datasets import DataSource
 from fsdtool.errors import FsdtoolError
 from fsdtool.graph import Parameters
 from fsdtool.moments import Statistics
 from fsdtool.progress import Track, silent
 from fsdtool.propagate import COUPLED, INDEPENDENT, OutputCoupling, Simulation, closed_form
+from fsdtool.sources import DataSource
 from fsdtool.summary import Summary
 from fsdtool.trace import FULL
 
