@@ -87,4 +87,4 @@ def _misfit(name: str, layer: nn.Module, x: Tensor) -> str | None:
     if wanted == found:
         return None
     hint = f"; --channels {wanted} converts image files" if {wanted, found} <= set(IMAGE_MODES) else ""
-    return f"its layer '{name}' takes {wanted} {what} and gets {found}{hint}"
+    return f"its layer '{name}' takes {wanted} {what[: -1 if wanted == 1 else None]} and gets {found}{hint}"

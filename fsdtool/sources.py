@@ -141,7 +141,7 @@ class DataSource:
         listed = some([str(self.ids[row]) for row in bad], 10)
         if len(bad) == len(self):
             raise FsdtoolError(f"none of the {len(self)} examples of '{self.spec}' can be read: {bad[0]}")
-        first = next(iter(bad.values()))
+        first = next(iter(bad.values())).partition("; ")[0]
         log.warning(f"skipping {len(bad)} of {len(self)} examples of '{self.spec}': {listed} ({first})")
         return self.only(np.setdiff1d(np.arange(len(self)), list(bad)))
 
