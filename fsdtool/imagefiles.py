@@ -6,6 +6,7 @@ Images come as RGB, as torchvision's ImageFolder gives them, unless other channe
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fsdtool.images import EXTENSIONS, open_image, turned
 from fsdtool.models import import_torchvision
 from fsdtool.readers import ROW_NUMBERS, Found, ItemReader, Request
 
+log = logging.getLogger("fsdtool")
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "image_path")
 
 
@@ -60,6 +62,10 @@ def open_image_folder(path: Path, request: Request) -> Found:
     reader = _reader(root, files, targets, ids, request)
     note = f"{len(files):,} images in {len(found.classes)} folders as classes{split}, ids are "
     note += "row numbers" if request.id_key == ROW_NUMBERS else "paths"
+    present = set(found.targets)
+    empty = [name for i, name in enumerate(found.classes) if i not in present]
+    if empty:
+        log.warning(f"{len(empty)} of {len(found.classes)} classes have no image ({some(empty)})")
     return Found(reader, ids, list(found.classes), note + _image_note(reader, root / files[0], request))
 
 

@@ -364,9 +364,17 @@ def test_summarize_passes_everything_on_and_writes_to_stderr_only(shell, calls, 
     assert calls["load_dataset"] == (
         ("d.npz",),
         {
-            "task": "classification", "preprocessing": "preprocessing", "x_key": "images", "y_key": None,
-            "id_key": None, "split": None, "labels": None, "ids": None, "skip_bad": False, "workers": 0,
-        },  # fmt: skip
+            "task": "classification",
+            "preprocessing": "preprocessing",
+            "x_key": "images",
+            "y_key": None,
+            "id_key": None,
+            "split": None,
+            "labels": None,
+            "ids": None,
+            "skip_bad": False,
+            "workers": 0,
+        },
     )
     _, given = calls["summarize"]
     assert given.pop("checkpoint").path == "c.pt"
