@@ -512,4 +512,4 @@ def test_large_members_of_npz_are_mapped_and_damage_is_found(refused, here, monk
         content = bytearray((here / "train.npz").read_bytes())
         content[content.index(b"NUMPY") + 200] ^= 255
         (here / "train.npz").write_bytes(content)
-        assert "'x' in 'train.npz'" in refused("train.npz")
+        assert "is damaged" in refused("train.npz")
