@@ -100,5 +100,6 @@ def refuse_text(value: str, column: str, where: str) -> FsdtoolError:
     """The error for a feature that is no number."""
     return FsdtoolError(
         f"{where} has '{value}' in column '{column}'; features must be numbers: "
-        "encode or fill it in, or name the columns to use by --x-key"
+        "encode or fill it in, name the columns to use by --x-key, "
+        f"or give --id-key {column} if it names the examples"
     )

@@ -175,6 +175,8 @@ def test_csv_with_a_byte_order_mark_quotes_and_any_separator(summarize, here, se
     assert ("separated by" in err) == (separator != ",")
     assert list(summary.class_names) == ["ja", "nein"]
     assert summary.records.ids[3] == f"k{separator}3"
+    (here / "träin.csv").write_text(text.replace("id", "name", 1), encoding="utf-8")
+    assert load_dataset("träin.csv", id_key="name").ids[3] == f"k{separator}3"
 
 
 def test_csv_regression_with_a_split_column(summarize, here):
@@ -492,6 +494,7 @@ def test_16_bit_pictures_keep_their_depth(summarize, refused, here):
 
 def test_text_features_and_missing_values_are_named_by_line_and_column(refused, here):
     for text, expected in (
+        ("who,b,y\nAnn,2,0\n", "or give --id-key who if it names the examples"),
         ("a,b,y\n1,2,0\n3,red,1\n", "line 3 of 'train.csv' has 'red' in column 'b'; features must be numbers"),
         ("a;b;y\n1;2,5;0\n", "line 2 of 'train.csv' has '2,5' in column 'b'"),
         ("a,b,y\n1,,0\n", "line 2 of 'train.csv' has '' in column 'b'"),
