@@ -1,180 +1,168 @@
-"""Arrays in .npz and HDF5 files: which of them are the inputs and the targets.
+"""Arrays in .npz, .npy and HDF5 files: which of them are the inputs, the targets and the ids.
 
-No pickled or object array is read, and no link out of an HDF5 file is followed.
+Names decide where they are the usual ones, shapes where only one array can be meant, and the user otherwise.
+`x_train`, `train_images` and `train/x` belong to the split 'train': one split is read, by its short names.
 """
 
 from __future__ import annotations
 
-import logging
-import zipfile
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import h5py
 import numpy as np
 
-from fsdtool.errors import FsdtoolError, describe, some
-from fsdtool.readers import ArrayReader, Found, Request, as_targets, numbered
+from fsdtool.errors import FsdtoolError, some
+from fsdtool.h5files import H5File
+from fsdtool.npyfiles import CLASS_NAMES_KEY, Entry, NpyFiles, NpzFile
+from fsdtool.readers import ROW_NUMBERS, ArrayReader, Found, Request
+from fsdtool.targets import as_targets, numbered
 
-log = logging.getLogger("fsdtool")
 INPUT_KEYS = ("x", "X", "images", "inputs", "data")
 TARGET_KEYS = ("y", "Y", "labels", "targets", "target")
 ID_KEYS = ("ids", "id")
-CLASS_NAMES_KEY = "class_names"
+SPLITS = ("train", "training", "test", "val", "valid", "validation")
+ArrayFile = NpzFile | NpyFiles | H5File
 
 
-def open_arrays(path: Path, request: Request) -> Found:
-    file = _NpzFile(path) if path.suffix == ".npz" else _H5File(path)
-    x_key, y_key = _choose_keys(file.entries, request, path)
+def open_array_file(path: Path, request: Request) -> Found:
+    """Open a .npz or HDF5 file."""
+    return open_arrays(NpzFile(path) if path.suffix == ".npz" else H5File(path), str(path), request)
+
+
+def open_arrays(file: ArrayFile, spec: str, request: Request) -> Found:
+    """Inputs, targets, ids and class names among the arrays of `file`."""
+    view = _choose_split(file.entries, request, spec)
+    x_key, y_key = _choose_keys(view, request, spec)
     x, y = file.entries[x_key], file.entries[y_key]
     if not x.is_number:
-        raise FsdtoolError(f"the inputs '{x_key}' of '{path}' have dtype {x.dtype}; give numbers")
+        raise FsdtoolError(f"the inputs '{x_key}' of '{spec}' have dtype {x.dtype}; give numbers")
     if x.shape[:1] != y.shape[:1]:
         raise FsdtoolError(
-            f"'{path}' has inputs '{x_key}' {x.shape} but targets '{y_key}' {y.shape}; give one target each"
+            f"'{spec}' has inputs '{x_key}' {x.shape} but targets '{y_key}' {y.shape}; give one target each"
         )
     count = x.shape[0] if x.shape else 0
     if count == 0:
-        raise FsdtoolError(f"'{path}' is empty: '{x_key}' has shape {x.shape}; give at least one example")
-    id_key = next((key for key in ID_KEYS if key in file.entries and key not in (x_key, y_key)), None)
-    ids = np.arange(count) if id_key is None else _ids(file.read(id_key), count, path)
+        raise FsdtoolError(f"'{spec}' is empty: '{x_key}' has shape {x.shape}; give at least one example")
+    id_key = _choose_ids(view, request, (x_key, y_key), spec)
+    ids = np.arange(count) if id_key is None else _ids(file.read(id_key), count, spec)
     names = file.class_names(y_key)
     names = None if names is None else [_text(name) for name in np.atleast_1d(names)]
     targets = file.read(y_key)
     if targets.dtype.kind in "SU" and targets.ndim == 1 and request.task == "classification":
         labels = [_text(label) for label in targets]
-        targets, names = numbered(labels, request.class_names or names, str(path))
-    log.info(f"'{path}': inputs '{x_key}' {x.dtype} {x.shape}, targets '{y_key}' {y.dtype} {y.shape}")
-    return Found(ArrayReader(file.rows(x_key), as_targets(targets, request.task, ids)), ids, names)
+        targets, names = numbered(labels, request.class_names or names, spec)
+    converted = as_targets(targets, request.task, ids)
+    one_hot = request.task == "classification" and targets.ndim == 2 and targets.shape[1] > 1
+    note = "".join(
+        (
+            f"inputs '{x_key}' {x.dtype} {x.shape} (--x-key), targets '{y_key}' {y.dtype} {y.shape} (--y-key)",
+            f", one-hot labels read as {targets.shape[1]} classes" if one_hot else "",
+            f", split {view.split} of {', '.join(view.splits)} (--split)" if view.split else "",
+            ", ids are row numbers (--id-key)" if id_key is None else f", ids '{id_key}' (--id-key)",
+            "; 16-bit inputs stay as they are (--std 65535 scales them to 0..1)" if x.dtype == np.uint16 else "",
+        )
+    )
+    return Found(ArrayReader(file.rows(x_key), converted), ids, names, note)
 
 
-def _choose_keys(entries: Mapping[str, _Entry], request: Request, path: Path) -> tuple[str, str]:
+@dataclass(frozen=True)
+class _View:
+    """The arrays that are to be considered: full key by short name; the split taken, and those there are."""
+
+    entries: Mapping[str, Entry]
+    keys: dict[str, str]
+    split: str | None
+    splits: list[str]
+
+    def short(self, given: str | None) -> str | None:
+        """The short name of a key that the user gave in full."""
+        return next((short for short, key in self.keys.items() if key == given), given)
+
+
+def split_of(key: str, known: Sequence[str] = SPLITS) -> tuple[str | None, str]:
+    """The split that a key names and what is left of it: 'train/x' and 'x_train' are ('train', 'x')."""
+    parts = re.split(r"([/_.-])", key)
+    at = next((i for i in range(0, len(parts), 2) if parts[i].lower() in known), None)
+    if at is None or len(parts) == 1:
+        return None, key
+    rest = parts[:at] + parts[at + 2 :] if at + 1 < len(parts) else parts[: at - 1]
+    return parts[at].lower(), "".join(rest)
+
+
+def choose_split(splits: Sequence[str], wanted: str | None, spec: str) -> str:
+    """The wanted split, else 'train', else the only one; raises FsdtoolError where none of these is there."""
+    candidates = [wanted] if wanted is not None else [s for s in ("train", "training") if s in splits] or list(splits)
+    if len(candidates) != 1 or candidates[0] not in splits:
+        found = f"has the splits {some(list(splits), 12)}" if splits else "has no splits"
+        wish = f"not '{wanted}'; leave --split out or give one of them" if wanted else "give one of them by --split"
+        raise FsdtoolError(f"'{spec}' {found}, {wish}")
+    return candidates[0]
+
+
+def _choose_split(entries: Mapping[str, Entry], request: Request, spec: str) -> _View:
+    known = SPLITS if request.split is None else (*SPLITS, request.split.lower())
+    parts = {key: split_of(key, known) for key in entries}
+    splits = list(dict.fromkeys(split for split, _ in parts.values() if split is not None))
+    whole = {key: key for key, (split, _) in parts.items() if split is None}
+    by_key = [parts[key][0] for key in (request.x_key, request.y_key) if key in parts]
+    wanted = request.split.lower() if request.split is not None else next(iter(by_key), None)
+    named = wanted is None and (by_key or any(key in whole for key in (*INPUT_KEYS, request.x_key)))
+    if (not splits and wanted is None) or named:
+        return _View(entries, {key: key for key in entries}, None, splits)
+    chosen = choose_split(splits, wanted, spec)
+    mine = {short: key for key, (split, short) in parts.items() if split == chosen}
+    return _View(entries, whole | mine, chosen, splits)
+
+
+def _choose_keys(view: _View, request: Request, spec: str) -> tuple[str, str]:
     """The arrays of inputs and targets: as given, else by the usual names, else the only possible ones."""
-    listed = some([f"{key} {entry.shape}" for key, entry in entries.items()], 12) or "nothing"
+    entries = {short: view.entries[key] for short, key in view.keys.items()}
+    listed = some([f"{key} {view.entries[key].shape}" for key in view.keys.values()], 12) or "nothing"
+    x_given, y_given = view.short(request.x_key), view.short(request.y_key)
 
     def choose(what: str, flag: str, given: str | None, usual: Sequence[str], possible: list[str]) -> str:
         if given is not None and given not in entries:
-            raise FsdtoolError(f"'{path}' has no array '{given}'; give {flag} one of: {listed}")
+            raise FsdtoolError(f"'{spec}' has no array '{given}'; give {flag} one of: {listed}")
         known = [key for key in usual if key in entries]
         if len(known) > 1:
             known = [key for key in known if key in possible]
         candidates = [given] if given is not None else known or possible
         if len(candidates) != 1:
-            raise FsdtoolError(f"cannot tell which array of '{path}' holds the {what}; give {flag} one of: {listed}")
+            raise FsdtoolError(f"cannot tell which array of '{spec}' holds the {what}; give {flag} one of: {listed}")
         return candidates[0]
 
-    others = {key: e for key, e in entries.items() if key not in (*ID_KEYS, CLASS_NAMES_KEY)}
-    not_inputs = (request.y_key, *TARGET_KEYS)
+    aside = (*ID_KEYS, CLASS_NAMES_KEY, view.short(request.id_key))
+    others = {key: e for key, e in entries.items() if key not in aside}
+    not_inputs = (y_given, *TARGET_KEYS)
     inputs = [key for key, e in others.items() if e.is_number and len(e.shape) > 1 and key not in not_inputs]
-    x_key = choose("inputs", "--x-key", request.x_key, INPUT_KEYS, inputs)
+    x_key = choose("inputs", "--x-key", x_given, INPUT_KEYS, inputs)
     count = entries[x_key].shape[:1]
     targets = [k for k, e in others.items() if len(e.shape) in (1, 2) and e.shape[:1] == count and k != x_key]
-    return x_key, choose("targets", "--y-key", request.y_key, TARGET_KEYS, targets)
+    y_key = choose("targets", "--y-key", y_given, TARGET_KEYS, targets)
+    return view.keys[x_key], view.keys[y_key]
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """An array in a file, before it is read."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    @property
-    def is_number(self) -> bool:
-        return self.dtype.kind in "buif"
-
-
-class _NpzFile:
-    """The arrays of a .npz file; an array is read when it is asked for."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.entries: dict[str, _Entry] = {}
-        try:
-            with zipfile.ZipFile(path) as archive:
-                for name in archive.namelist():
-                    with archive.open(name) as member:
-                        self.entries[name.removesuffix(".npy")] = _npy_entry(member)
-        except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
-            raise FsdtoolError(f"'{path}' is damaged or not a .npz file ({describe(error)}); write it again") from error
-
-    def read(self, key: str) -> np.ndarray:
-        try:
-            with np.load(self._path, allow_pickle=False) as archive:
-                return archive[key]
-        except Exception as error:
-            raise FsdtoolError(
-                f"'{key}' in '{self._path}' cannot be read ({describe(error)}); write it as plain numbers"
-            ) from error
-
-    rows = read
-
-    def class_names(self, y_key: str) -> Any:
-        return self.read(CLASS_NAMES_KEY) if CLASS_NAMES_KEY in self.entries else None
+def _choose_ids(view: _View, request: Request, taken: tuple[str, str], spec: str) -> str | None:
+    if request.id_key == ROW_NUMBERS and ROW_NUMBERS not in view.keys:
+        return None
+    if request.id_key is None:
+        return next((view.keys[k] for k in ID_KEYS if k in view.keys and view.keys[k] not in taken), None)
+    short = view.short(request.id_key)
+    if short not in view.keys:
+        listed = some(list(view.keys.values()), 12)
+        raise FsdtoolError(f"'{spec}' has no array '{request.id_key}'; give --id-key row (numbers) or one of: {listed}")
+    return view.keys[short]
 
 
-def _npy_entry(member: Any) -> _Entry:
-    version = np.lib.format.read_magic(member)
-    if version == (1, 0):
-        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-    else:
-        shape, _, dtype = np.lib.format.read_array_header_2_0(member)
-    return _Entry(shape, dtype)
-
-
-class _H5File:
-    """The arrays of an HDF5 file, at any depth; inputs stay in the file and are read slice by slice."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.entries: dict[str, _Entry] = {}
-        try:
-            self._file = h5py.File(path, "r")
-            kinds = {key: self._file.get(key, getlink=True) for key in self._file}
-            self._file.visititems(self._enter)  # follows no link
-        except (OSError, RuntimeError) as error:
-            raise FsdtoolError(
-                f"'{path}' is damaged or not an HDF5 file ({describe(error)}); write it again"
-            ) from error
-        links = [key for key, kind in kinds.items() if not isinstance(kind, h5py.HardLink)]
-        if links:
-            raise FsdtoolError(f"'{links[0]}' in '{path}' is a link, which is not followed; store the data itself")
-
-    def _enter(self, name: str, item: h5py.Dataset | h5py.Group) -> None:
-        if isinstance(item, h5py.Dataset):
-            self.entries[name] = _Entry(item.shape or (), item.dtype)
-
-    def rows(self, key: str) -> h5py.Dataset:
-        found = self._file[key]
-        if found.is_virtual or found.external:
-            raise FsdtoolError(f"'{key}' in '{self._path}' lies in other files; store the data itself")
-        return found
-
-    def read(self, key: str) -> np.ndarray:
-        found = self.rows(key)
-        try:
-            is_text = h5py.check_string_dtype(found.dtype) is not None
-            return np.array(found.asstr()[()], dtype=str) if is_text else found[()]
-        except (OSError, RuntimeError, UnicodeDecodeError) as error:
-            raise FsdtoolError(
-                f"'{key}' in '{self._path}' cannot be read ({describe(error)}); write it again"
-            ) from error
-
-    def class_names(self, y_key: str) -> Any:
-        if CLASS_NAMES_KEY in self.entries:
-            return self.read(CLASS_NAMES_KEY)
-        return self._file[y_key].attrs.get(CLASS_NAMES_KEY, self._file.attrs.get(CLASS_NAMES_KEY))
-
-
-def _ids(stored: np.ndarray, count: int, path: Path) -> np.ndarray:
+def _ids(stored: np.ndarray, count: int, spec: str) -> np.ndarray:
     if stored.shape != (count,):
-        raise FsdtoolError(f"'{path}' has ids of shape {stored.shape} for {count} examples; give one id each")
+        raise FsdtoolError(f"'{spec}' has ids of shape {stored.shape} for {count} examples; give one id each")
     if stored.dtype.kind in "SU":
         return np.array([_text(name) for name in stored])
     if stored.dtype.kind not in "iu":
-        raise FsdtoolError(f"'{path}' has ids of dtype {stored.dtype}; give integers or text")
+        raise FsdtoolError(f"'{spec}' has ids of dtype {stored.dtype}; give integers or text")
     return stored.astype(np.int64)
 
 

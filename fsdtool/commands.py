@@ -16,7 +16,16 @@ import typer
 
 from fsdtool import __version__, report
 from fsdtool.errors import ExitStatus, FsdtoolError
-from fsdtool.inputs import build_model, check_output, key_values, load_like, model_of, numbers, read_checkpoint
+from fsdtool.inputs import (
+    build_model,
+    check_output,
+    key_values,
+    load_like,
+    model_of,
+    numbers,
+    read_checkpoint,
+    read_ids,
+)
 from fsdtool.options import (
     DATA_HELP,
     MODEL_HELP,
@@ -28,14 +37,20 @@ from fsdtool.options import (
     Ema,
     Form,
     Gates,
+    IdKey,
+    Labels,
     Layout,
     Metric,
     ModelArguments,
     OutputFormat,
     Quiet,
     Seed,
+    SkipBad,
+    Split,
     SummaryFile,
     Task,
+    Transform,
+    Workers,
     XKey,
     YKey,
 )
@@ -160,18 +175,33 @@ def summarize_command(
         int | None,
         typer.Option(min=1, metavar="N", help="Resize the shorter side of images to this and crop the centre."),
     ] = None,
+    channels: Annotated[
+        int | None,
+        typer.Option(min=1, max=4, metavar="N", help="What image files become: 1 grey, 3 RGB, 4 RGBA. [default: 3]"),
+    ] = None,
+    transform: Transform = None,
     layout: Annotated[
         Layout | None,
         typer.Option(help="Order of the input's dimensions. [default: the first that the model takes]"),
     ] = None,
     x_key: XKey = None,
     y_key: YKey = None,
+    id_key: IdKey = None,
+    split: Split = None,
+    labels: Labels = None,
+    ids: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Only the examples whose ids this file lists, one a line or a csv column id."
+        ),
+    ] = None,
+    skip_bad: SkipBad = False,
     device: DeviceChoice = Device.auto,
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Examples computed at once. [default: what half a gigabyte holds]"),
     ] = None,
-    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that read the data.")] = 0,
+    workers: Workers = 0,
     seed: Seed = 0,
     ema: Ema = False,
     allow_pickle: AllowPickle = False,
@@ -190,17 +220,36 @@ def summarize_command(
     model_arguments = key_values(model_arg)
     scaling = {"mean": numbers(mean, "--mean"), "std": numbers(std, "--std")}
 
-    from fsdtool.datasets import Preprocessing, load_dataset
+    from fsdtool.datasets import load_dataset
     from fsdtool.device import choose_device
+    from fsdtool.preprocessing import Preprocessing
     from fsdtool.summarize import summarize
 
     chosen = choose_device(device.value)
     weights_given = read_checkpoint(checkpoint, allow_pickle, ema)
-    preprocessing = Preprocessing(**scaling, image_size=image_size, layout=layout and layout.value.replace("-", " "))
+    preprocessing = Preprocessing(
+        **scaling,
+        image_size=image_size,
+        layout=layout and layout.value.replace("-", " "),
+        channels=channels,
+        transform=transform,
+    )
     result = summarize(
         model=build_model(model, model_arguments, weights_given),
         checkpoint=weights_given,
-        data=load_dataset(data, task=task.value, preprocessing=preprocessing, x_key=x_key, y_key=y_key),
+        data=load_dataset(
+            data,
+            task=task.value,
+            preprocessing=preprocessing,
+            x_key=x_key,
+            y_key=y_key,
+            id_key=id_key,
+            split=split,
+            labels=labels,
+            ids=None if ids is None else read_ids(ids),
+            skip_bad=skip_bad,
+            workers=workers,
+        ),
         output=output,
         model_spec=model or "",
         model_arguments=model_arguments,
@@ -325,6 +374,10 @@ def influence_command(
     checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="The weights that belong to --model.")] = None,
     x_key: XKey = None,
     y_key: YKey = None,
+    id_key: IdKey = None,
+    split: Split = None,
+    skip_bad: SkipBad = False,
+    transform: Transform = None,
     device: DeviceChoice = Device.auto,
     batch_size: BatchSize = 256,
     ema: Ema = False,
@@ -363,13 +416,14 @@ def influence_command(
 
     chosen = choose_device(device.value)
     opened = load(summary)
+    reading = {"x_key": x_key, "y_key": y_key, "id_key": id_key, "split": split, "skip_bad": skip_bad}
     network = None
     if checkpoint is not None:
         weights = read_checkpoint(checkpoint, allow_pickle, ema)
         network = model_of(opened, model, key_values(model_arg), weights)
     result = influence(
         opened,
-        load_like(opened, queries, x_key, y_key),
+        load_like(opened, queries, transform, **reading),
         top=top or 10,
         mean=mean,
         misclassified=misclassified,
@@ -451,6 +505,10 @@ def fsd_command(
     ] = None,
     x_key: XKey = None,
     y_key: YKey = None,
+    id_key: IdKey = None,
+    split: Split = None,
+    skip_bad: SkipBad = False,
+    transform: Transform = None,
     device: DeviceChoice = Device.auto,
     batch_size: BatchSize = 256,
     ema: Ema = False,
@@ -475,6 +533,7 @@ def fsd_command(
 
     chosen = choose_device(device.value)
     opened = load(summary)
+    reading = {"x_key": x_key, "y_key": y_key, "id_key": id_key, "split": split, "skip_bad": skip_bad}
     result = distances(
         opened,
         [read_checkpoint(path, allow_pickle, ema) for path in checkpoint],
@@ -486,7 +545,7 @@ def fsd_command(
         reference=None
         if reference is None
         else read_checkpoint(reference, allow_pickle, opened.identity.checkpoint_averaged),
-        data=None if data is None else load_like(opened, data, x_key, y_key),
+        data=None if data is None else load_like(opened, data, transform, **reading),
         device=chosen,
         batch_size=batch_size,
         track=report.track,

@@ -167,9 +167,6 @@ class _ClassGaussians:
         root = vectors * eigenvalues.clamp(min=1e-8).rsqrt()
         self.whiten = scale[:, None] * root  # z = x whiten
         self.centres = means[:, self.live] @ self.whiten
-        between = self.centres.square().sum(1)
-        apart = between[:, None] + between - 2 * self.centres @ self.centres.T
-        self.apart = apart.clamp(min=0)  # (classes, classes)
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         for start in range(0, len(self.labels), ROWS):
@@ -184,7 +181,10 @@ class _ClassGaussians:
         squares = z.square().sum(1, keepdim=True) + self.centres.square().sum(1)
         q = (squares - 2 * z @ self.centres.T).clamp(min=0)
         own = q.gather(1, y[:, None])
-        cross = (q + own - self.apart[y]) / 2  # (z - centre_c) . (z - centre_y)
+        # between the centres, of the labels at hand alone: of 10,000 classes all pairs would take 800 MB
+        lengths = self.centres.square().sum(1)
+        apart = (lengths[y, None] + lengths - 2 * self.centres[y] @ self.centres.T).clamp(min=0)  # (n, classes)
+        cross = (q + own - apart) / 2  # (z - centre_c) . (z - centre_y)
         n = self.count[y][:, None]
         rest = (n - 1).clamp(min=1)
         beta = (1 - self.shrinkage) * n / (rest * self.freedom)

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from fsdtool.checkpoints import Checkpoint
-from fsdtool.datasets import DataSource
 from fsdtool.errors import FsdtoolError
 from fsdtool.graph import Graph, Parameters
 from fsdtool.matching import match_state
@@ -31,6 +30,7 @@ from fsdtool.outputs import OutputCoupling
 from fsdtool.progress import Track, silent
 from fsdtool.propagate import closed_form
 from fsdtool.simulate import INDEPENDENT, MOVING, Simulation
+from fsdtool.sources import DataSource
 from fsdtool.summary import Summary
 from fsdtool.trace import FULL
 

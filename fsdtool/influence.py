@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fsdtool.datasets import Batch, DataSource, check_labels, fit_layout
 from fsdtool.errors import FsdtoolError
+from fsdtool.fitting import fit_layout
 from fsdtool.gradients import blocks, capture, project
 from fsdtool.losses import loss_gradient
 from fsdtool.progress import Track, silent
+from fsdtool.sources import Batch, DataSource, check_labels
 from fsdtool.summary import Records, Summary
 from fsdtool.trace import FULL, LAST_LAYER, Network
 

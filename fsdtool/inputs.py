@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
 import os
+import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fsdtool.errors import FsdtoolError
 
@@ -14,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fsdtool.checkpoints import Checkpoint
-    from fsdtool.datasets import DataSource
+    from fsdtool.sources import DataSource
     from fsdtool.summary import Summary
 
 log = logging.getLogger("fsdtool")
@@ -63,18 +67,40 @@ def model_of(summary: Summary, spec: str | None, arguments: dict[str, str], chec
     return model
 
 
-def load_like(summary: Summary, spec: str, x_key: str | None, y_key: str | None) -> DataSource:
-    """A data set read as the summarized one was."""
+def load_like(summary: Summary, spec: str, transform: str | None = None, **reading: Any) -> DataSource:
+    """A data set read as the summarized one was; `reading` are further arguments of `load_dataset`.
+
+    Raises FsdtoolError where that takes a transform of the user's and `transform` does not name it: a summary
+    never says which code is run.
+    """
     from fsdtool.datasets import load_dataset
 
-    return load_dataset(
-        spec,
-        task=summary.task,
-        preprocessing=summary.preprocessing,
-        x_key=x_key,
-        y_key=y_key,
-        class_names=summary.class_names,
-    )
+    asked = summary.preprocessing
+    if transform is not None or asked.runs_code:
+        if transform is None:
+            raise FsdtoolError(
+                f"'{summary.path}' was made with --transform {asked.transform}, which is code; "
+                "give --transform again to run it"
+            )
+        if asked.transform is None:
+            raise FsdtoolError(f"'{summary.path}' was made without --transform; leave --transform {transform} out")
+        asked = replace(asked, transform=transform)
+    return load_dataset(spec, task=summary.task, preprocessing=asked, class_names=summary.class_names, **reading)
+
+
+def read_ids(path: Path) -> set[str]:
+    """The ids in a file, or on stdin for '-': a column `id` of a CSV file with a header, else one id a line."""
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8-sig")
+        rows = [cells for cells in csv.reader(io.StringIO(text, newline=""), strict=True) if cells]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        first = (str(error).splitlines() or ["unreadable"])[0]
+        raise FsdtoolError(f"--ids '{path}' cannot be read ({first}); give a file of ids, or - for stdin") from error
+    header = [name.strip() for name in rows[0]] if rows else []
+    if "id" in header:
+        column = header.index("id")
+        return {cells[column] for cells in rows[1:] if len(cells) > column}
+    return {line.strip() for line in text.splitlines() if line.strip()}
 
 
 def key_values(pairs: Sequence[str] | None) -> dict[str, str]:

@@ -1,14 +1,14 @@
-"""Data sets that give one example at a time: image folders, torchvision's, a user's own.
+"""Data sets that give one example at a time: torchvision's and a user's own.
 
 Nothing is downloaded.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,18 @@ from fsdtool.readers import Found, ItemReader, Request
 DATA_ROOT_VARIABLE = "FSDTOOL_DATA_ROOT"
 
 
+def open_torchvision(spec: str, request: Request) -> Found:
+    """`torchvision:NAME?argument=value&...`, from a local root."""
+    return open_items(functools.partial(_torchvision_dataset, spec, request.split), spec, request)
+
+
+def open_factory(spec: str, request: Request) -> Found:
+    """`path/file.py:factory?argument=value&...`, a map-style data set of (x, y)."""
+    return open_items(functools.partial(_user_dataset, spec, request.split), spec, request)
+
+
 def open_items(open_dataset: Callable[[], Any], spec: str, request: Request) -> Found:
+    """The examples of a map-style data set; its `classes` name the classes where it has such a list."""
     dataset = open_dataset()
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise FsdtoolError(
@@ -29,27 +40,18 @@ def open_items(open_dataset: Callable[[], Any], spec: str, request: Request) -> 
     count = len(dataset)
     if count == 0:
         raise FsdtoolError(f"'{spec}' is empty; give at least one example")
-    files = getattr(dataset, "relative_paths", None)
-    ids = np.arange(count) if files is None else np.array(files, dtype=str)
     classes = getattr(dataset, "classes", None)
     named = isinstance(classes, (list, tuple)) and classes and all(isinstance(name, str) for name in classes)
-    reader = ItemReader(open_dataset, dataset, ids, request.image_size)
-    return Found(reader, ids, list(classes) if named else None)
+    ids = np.arange(count)
+    reader = ItemReader(open_dataset, dataset, ids, request)
+    split = f", split {request.split}" if request.split else ""
+    note = f"{count:,} examples with inputs {reader.shape}{split}, ids are row numbers"
+    if request.task == "classification" and reader.target_shape not in ((), (1,)):
+        note += f", one-hot labels of shape {reader.target_shape}"
+    return Found(reader, ids, list(classes) if named else None, note)
 
 
-def image_folder(spec: str) -> Any:
-    datasets = import_torchvision().datasets
-    try:
-        folder = datasets.ImageFolder(spec)
-    except (FileNotFoundError, OSError) as error:
-        raise FsdtoolError(
-            f"'{spec}' is not a folder of images ({describe(error)}); give folder/CLASS/IMAGE.png"
-        ) from error
-    folder.relative_paths = [Path(os.path.relpath(path, folder.root)).as_posix() for path, _ in folder.samples]
-    return folder
-
-
-def torchvision_dataset(spec: str) -> Any:
+def _torchvision_dataset(spec: str, split: str | None) -> Any:
     name, arguments = _split_arguments(spec.removeprefix("torchvision:"))
     datasets = import_torchvision().datasets
     if name not in datasets.__all__:
@@ -60,6 +62,7 @@ def torchvision_dataset(spec: str) -> Any:
     root = arguments.get("root", os.environ.get(DATA_ROOT_VARIABLE, "data"))
     if "root" in inspect.signature(factory).parameters:
         arguments = {"root": root} | arguments
+    arguments |= _split_argument(factory, spec, split)
     check_arguments(factory, arguments, spec=f"torchvision:{name}", usage=f"torchvision:{name}?{{}}=VALUE")
     try:
         return factory(**arguments)
@@ -70,14 +73,28 @@ def torchvision_dataset(spec: str) -> Any:
         ) from error
 
 
-def user_dataset(spec: str) -> Any:
+def _user_dataset(spec: str, split: str | None) -> Any:
     name, arguments = _split_arguments(spec)
     factory = load_factory(name)
+    arguments |= _split_argument(factory, spec, split)
     check_arguments(factory, arguments, spec=name, usage=name + "?{}=VALUE")
     try:
         return factory(**arguments)
     except (Exception, SystemExit) as error:
         raise FsdtoolError(f"the data factory '{spec}' raised {describe(error)}; correct it") from error
+
+
+def _split_argument(factory: Callable[..., Any], spec: str, split: str | None) -> dict[str, Any]:
+    """--split as the factory takes it: its argument `split`, or `train` true or false."""
+    if split is None:
+        return {}
+    parameters = inspect.signature(factory).parameters
+    if "split" in parameters:
+        return {"split": split}
+    if "train" in parameters and split in ("train", "test"):
+        return {"train": split == "train"}
+    takes = "only train and test" if "train" in parameters else "no split"
+    raise FsdtoolError(f"'{spec}' has {takes}, and --split says '{split}'; leave it out or correct it")
 
 
 def _split_arguments(text: str) -> tuple[str, dict[str, Any]]:

@@ -67,9 +67,27 @@ Ema = Annotated[
 ]
 XKey = Annotated[str | None, typer.Option(metavar="NAME", help="Array or columns that hold the inputs.")]
 YKey = Annotated[str | None, typer.Option(metavar="NAME", help="Array or column that holds the targets.")]
+IdKey = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Array or column that holds the ids; 'row' for row numbers.")
+]
+Split = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Which split of the data. [default: train, or the only]")
+]
+Labels = Annotated[Path | None, typer.Option(metavar="FILE.csv", help="Labels by id that replace those of the data.")]
+SkipBad = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad", help="Leave out, count and list examples that cannot be read (reads the data once more)."
+    ),
+]
+Transform = Annotated[
+    str | None,
+    typer.Option(metavar="SPEC", help="The whole preprocessing: torchvision:WEIGHTS or path/file.py:function."),
+]
+Workers = Annotated[int, typer.Option(min=0, metavar="N", help="Processes that read images or a Python data set.")]
 DeviceChoice = Annotated[Device, typer.Option("--device", help="Where to compute; auto takes CUDA if there.")]
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Examples computed at once.")]
 Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of everything drawn at random.")]
 
-DATA_HELP = "file.npz, file.h5, file.csv, folder/, torchvision:NAME or path/file.py:factory."
+DATA_HELP = "file.npz, x.npy,y.npy, file.h5, file.csv, file.parquet, folder/, torchvision:NAME or path/file.py:factory."
 MODEL_HELP = "path/file.py:factory, package.module:factory, torchvision:NAME or mlp:ACTIVATION."

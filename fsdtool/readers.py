@@ -1,44 +1,60 @@
-"""Readers: row numbers to what a data set stores, and the checks that every kind of data set shares."""
+"""Readers: row numbers to what a data set stores, a batch at a time, so that nothing is held whole."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
-from fsdtool.errors import FsdtoolError, describe, some
+from fsdtool.errors import FsdtoolError, describe
+from fsdtool.images import image_array, is_image
+from fsdtool.preprocessing import Preprocessing, load_transform
 
+TRIED = 100  # examples, in search of the first that can be read
 log = logging.getLogger("fsdtool")
+ROW_NUMBERS = "row"  # for --id-key: ids are row numbers, whatever else the data has
+
+
+class Reader(Protocol):
+    """shape: of one stored input. `read`: rows (B,) to inputs (B, *shape) and targets (B, ...)."""
+
+    shape: tuple[int, ...]
+
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 @dataclass
 class Found:
-    """What a spec leads to: a reader, the ids, and the class names that the data itself gives."""
+    """What a spec leads to: a reader, the ids, the class names that the data itself gives, and what was chosen."""
 
-    reader: ArrayReader | ItemReader
+    reader: Reader
     ids: np.ndarray
     class_names: list[str] | None
+    note: str
 
 
 @dataclass(frozen=True)
 class Request:
-    """The options of `load_dataset` that matter while a file is opened."""
+    """What the user said about the data, as `load_dataset` takes it."""
 
     task: str
-    x_key: str | None
-    y_key: str | None
-    class_names: list[str] | None
-    image_size: int | None
+    x_key: str | None = None
+    y_key: str | None = None
+    id_key: str | None = None
+    split: str | None = None
+    class_names: list[str] | None = None
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    skip_bad: bool = False
 
 
 class ArrayReader:
-    """Rows of two arrays; `x` may be a data set in an open HDF5 file, which is read slice by slice."""
+    """Rows of two arrays; `x` may be mapped, or a data set in an open HDF5 file, and is read slice by slice."""
 
     def __init__(self, x: np.ndarray | h5py.Dataset, y: np.ndarray) -> None:
         self._x, self._y = x, y
@@ -62,32 +78,63 @@ class ArrayReader:
         return self._x[unique][position]
 
 
+class TransformedReader:
+    """The inputs of another reader after a transform; each goes in as a tensor, channels first where it is an image."""
+
+    def __init__(self, reader: Reader, transform: str, ids: np.ndarray) -> None:
+        self._reader, self._transform, self._ids = reader, transform, ids
+        self.shape = self.read(np.arange(1))[0].shape[1:]
+
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        stored, y = self._reader.read(rows)
+        if stored.ndim == 4 and channels_last(stored.shape[1:]):
+            stored = stored.transpose(0, 3, 1, 2)
+        transform, found = load_transform(self._transform), []
+        for row, x in zip(rows, stored, strict=True):
+            try:
+                found.append(_plain_array(transform(torch.from_numpy(np.array(x)))))
+            except Exception as error:  # whatever a user's code may raise
+                raise FsdtoolError(
+                    f"--transform {self._transform} fails on example {self._ids[row]}: {describe(error)}; correct it"
+                ) from error
+        _check_alike(found, found[0].shape, found[0].dtype, self._ids[rows])
+        return np.stack(found), y
+
+
 class ItemReader:
     """Items (x, y) of a map-style data set, one by one.
 
     `reopen` makes the data set again in a worker process, where a user's class cannot be unpickled.
     """
 
-    def __init__(self, reopen: Callable[[], Any], dataset: Any, ids: np.ndarray, image_size: int | None) -> None:
+    def __init__(self, reopen: Callable[[], Any], dataset: Any, ids: np.ndarray, request: Request) -> None:
         self._reopen, self._dataset = reopen, dataset
-        self._ids, self._image_size = ids, image_size
-        x, y = self._item(0)
-        self.shape = x.shape
-        self._kind = (x.shape, x.dtype, y.shape)
+        self._ids, self._task, self._preprocessing = ids, request.task, request.preprocessing
+        first = self._first_readable()
+        self.shape, self._dtype, self.target_shape = first[0].shape, first[0].dtype, first[1].shape
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_dataset": None}
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         xs, ys = zip(*(self._item(int(row)) for row in rows), strict=True)
-        for row, x, y in zip(rows, xs, ys, strict=True):
-            if (x.shape, x.dtype, y.shape) != self._kind:
+        _check_alike(xs, self.shape, self._dtype, self._ids[rows])
+        for row, y in zip(rows, ys, strict=True):
+            if y.shape != self.target_shape:
                 raise FsdtoolError(
-                    f"example {self._ids[row]} has inputs {x.shape} {x.dtype} and a target {y.shape}, "
-                    f"the first has {self.shape} {self._kind[1]} and {self._kind[2]}; "
-                    "make them alike (images by --image-size)"
+                    f"example {self._ids[row]} has a target of shape {y.shape}, the first of {self.target_shape}; "
+                    "make them alike"
                 )
         return np.stack(xs), np.stack(ys)
+
+    def _first_readable(self) -> tuple[np.ndarray, np.ndarray]:
+        """The first item that is not damaged; a damaged one is named when it is read, or skipped."""
+        for row in range(min(len(self._ids), TRIED)):
+            try:
+                return self._item(row)
+            except FsdtoolError as error:
+                log.debug(error)
+        return self._item(0)
 
     def _item(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         if self._dataset is None:
@@ -97,75 +144,46 @@ class ItemReader:
             if not isinstance(item, (tuple, list)) or len(item) != 2:
                 raise TypeError(f"it is a {type(item).__name__}, not a pair (x, y)")
             return self._as_array(item[0]), np.asarray(item[1])
+        except FsdtoolError:
+            raise
         except Exception as error:  # a damaged image, or whatever a user's code may raise
             raise FsdtoolError(
-                f"example {self._ids[row]} cannot be read: {describe(error)}; repair or remove it"
+                f"example {self._ids[row]} cannot be read: {describe(error)}; repair or remove it, or give --skip-bad"
             ) from error
 
     def _as_array(self, x: Any) -> np.ndarray:
-        if hasattr(x, "getbands"):  # a PIL image, without importing PIL
-            return np.asarray(_image(x, self._image_size))
-        if self._image_size is not None:
-            raise TypeError(f"--image-size is for images, and this is a {type(x).__name__}")
-        if isinstance(x, Tensor):
-            x = x.detach().cpu()
-            x = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
-        values = np.asarray(x)
-        if values.dtype.kind not in "buif":
-            raise TypeError(f"its inputs have dtype {values.dtype}, not numbers")
-        return values
+        asked = self._preprocessing
+        if asked.transform is not None:
+            return _plain_array(load_transform(asked.transform)(x))
+        if is_image(x):
+            return image_array(x, asked.image_size, asked.channels)
+        for flag, value in (("--image-size", asked.image_size), ("--channels", asked.channels)):
+            if value is not None:
+                raise TypeError(f"{flag} is for images, and this is a {type(x).__name__}")
+        return _plain_array(x)
 
 
-def _image(image: Any, size: int | None) -> Any:
-    """A PIL image with plain channels, resized to `size` on its shorter side and cropped to a square."""
-    if image.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
-        image = image.convert("RGB")
-    if size is None:
-        return image
-    from PIL import Image
-
-    width, height = image.size
-    short = min(width, height)
-    width, height = int(size * width / short), int(size * height / short)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    resized = image.resize((width, height), Image.Resampling.BILINEAR)
-    return resized.crop((left, top, left + size, top + size))
+def channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether (H, W, C) is the likelier reading of three dimensions."""
+    return shape[2] in (1, 3, 4) and shape[0] not in (1, 3, 4)
 
 
-def as_targets(stored: np.ndarray, task: str, ids: np.ndarray) -> np.ndarray:
-    """Stored targets as (N,) int64 or (N, O) float32; raises FsdtoolError naming the first improper one."""
-    if stored.dtype.kind not in "buif":
-        raise FsdtoolError(f"the targets have dtype {stored.dtype}; give numbers")
-    if task == "regression":
-        y = stored.astype(np.float32)
-        y = y[:, None] if y.ndim == 1 else y
-        if y.ndim != 2:
-            raise FsdtoolError(f"the targets have shape {stored.shape}; give one row of numbers per example")
-        bad = np.flatnonzero(~np.isfinite(y).all(axis=1))
-        if len(bad):
-            raise FsdtoolError(f"the target of example {ids[bad[0]]} is NaN or infinite; remove the example")
-        return y
-    y = stored[:, 0] if stored.ndim == 2 and stored.shape[1] == 1 else stored
-    if y.ndim != 1:
-        raise FsdtoolError(f"the labels have shape {stored.shape}; give one class number per example")
-    bad = np.flatnonzero(~((y >= 0) & (y == np.floor(y)) & (y < 2**31)))
-    if len(bad):
-        raise FsdtoolError(
-            f"label {y[bad[0]]} of example {ids[bad[0]]} is not a class number (0, 1, 2, ...); "
-            "correct it, or use --task regression"
-        )
-    return y.astype(np.int64)
+def _plain_array(x: Any) -> np.ndarray:
+    if is_image(x):
+        return image_array(x, None, None)
+    if isinstance(x, Tensor):
+        x = x.detach().cpu()
+        x = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+    values = np.asarray(x)
+    if values.dtype.kind not in "buif":
+        raise TypeError(f"its inputs have dtype {values.dtype}, not numbers")
+    return values
 
 
-def numbered(names: Sequence[str], wanted: list[str] | None, spec: str) -> tuple[np.ndarray, list[str]]:
-    """Class numbers for labels given as text, by the wanted class names or in sorted order."""
-    order = wanted if wanted is not None else sorted(set(names))
-    number = {name: i for i, name in enumerate(order)}
-    unknown = next((row for row, name in enumerate(names) if name not in number), None)
-    if unknown is not None:
-        raise FsdtoolError(
-            f"label '{names[unknown]}' in row {unknown} of '{spec}' is not a class name ({some(order)}); correct it"
-        )
-    if wanted is None:
-        log.info(f"labels of '{spec}' are text, numbered in sorted order: {some(order, 10)}")
-    return np.array([number[name] for name in names], dtype=np.int64), order
+def _check_alike(xs: Any, shape: tuple[int, ...], dtype: np.dtype, ids: np.ndarray) -> None:
+    for name, x in zip(ids, xs, strict=True):
+        if (x.shape, x.dtype) != (shape, dtype):
+            raise FsdtoolError(
+                f"example {name} has inputs {x.shape} {x.dtype}, the first has {shape} {dtype}; "
+                "make them alike (images by --image-size and --channels)"
+            )

@@ -16,12 +16,12 @@ from itertools import islice
 import numpy as np
 
 from fsdtool import __version__
-from fsdtool.datasets import DataSource, Fingerprint
 from fsdtool.errors import FsdtoolError
 from fsdtool.inputs import load_like
 from fsdtool.markup import count
 from fsdtool.mislabel import Mislabeled
 from fsdtool.page import Page, Picture
+from fsdtool.sources import DataSource, Fingerprint
 from fsdtool.summary import Summary
 from fsdtool.thumbnails import BUDGET, thumbnails
 
@@ -109,7 +109,7 @@ def pictures_of(
     rows = rows[:LARGEST_PAGE]
     try:
         if spec is not None:
-            source = load_like(summary, spec, x_key, y_key)
+            source = load_like(summary, spec, x_key=x_key, y_key=y_key)
             _check_ids(summary, source)
         else:
             source = _where_it_was(summary, x_key, y_key, track)
@@ -133,13 +133,13 @@ def _where_it_was(summary: Summary, x_key: str | None, y_key: str | None, track:
     if _RUNS_CODE.search(identity.data_spec.removeprefix("torchvision:")):
         raise FsdtoolError(f"the data set '{identity.data_spec}' is opened by code or with arguments; {advice}")
     try:
-        source = load_like(summary, identity.data_spec, x_key, y_key)
+        source = load_like(summary, identity.data_spec, x_key=x_key, y_key=y_key)
     except FsdtoolError as error:
         raise FsdtoolError(f"{error}; {advice}") from error
     changed = FsdtoolError(f"'{identity.data_spec}' is no longer the data that was summarized; {advice}")
     if len(source) != identity.examples:
         raise changed
-    fingerprint = Fingerprint()
+    fingerprint = Fingerprint(source.ids)
     with track("data", len(source)) as advance:
         for batch in source.batches(BATCH):
             fingerprint.update(batch)

@@ -18,13 +18,14 @@ from torch import nn
 from fsdtool import __version__
 from fsdtool.checkpoints import Checkpoint, apply_checkpoint
 from fsdtool.curvature import BlockCurvature, curvature
-from fsdtool.datasets import DataSource, fit_layout
 from fsdtool.evidence import FeatureStore, LabelEvidence, evidence
+from fsdtool.fitting import fit_layout
 from fsdtool.gradients import blocks, left_out
 from fsdtool.models import check_repeatable
 from fsdtool.moments import OutputMoments, Statistics
 from fsdtool.progress import Track, silent
 from fsdtool.records import bytes_per_example, numbers_within
+from fsdtool.sources import DataSource
 from fsdtool.summary import Identity
 from fsdtool.sweep import Pass, Seen, activation_steps, auto_batch, gate_bytes
 from fsdtool.trace import FULL, Network, trace

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from fsdtool import hdf5
 from fsdtool.curvature import BlockCurvature
-from fsdtool.datasets import Preprocessing
 from fsdtool.errors import FsdtoolError
 from fsdtool.gradients import WEIGHTED
 from fsdtool.graph import Graph
 from fsdtool.moments import GateStatistics, InputStatistics, OutputSample, Statistics
+from fsdtool.preprocessing import Preprocessing
 from fsdtool.records import Factors
 
 FORMAT = "fsdtool summary"

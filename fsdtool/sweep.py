@@ -17,7 +17,6 @@ from torch import Tensor
 from fsdtool.activations import Activation
 from fsdtool.components import Assignment, GatePattern, k_means
 from fsdtool.curvature import BlockCurvature
-from fsdtool.datasets import Batch, DataSource, Fingerprint, check_labels
 from fsdtool.errors import FsdtoolError
 from fsdtool.evidence import FEATURES, INPUT, FeatureStore, choose_layers, layer_features, pool
 from fsdtool.gradients import blocks, capture
@@ -26,6 +25,7 @@ from fsdtool.losses import loss, loss_gradient
 from fsdtool.moments import Statistics, principal_basis
 from fsdtool.progress import Track
 from fsdtool.records import factors
+from fsdtool.sources import Batch, DataSource, Fingerprint, check_labels
 from fsdtool.sums import StatisticsSums
 from fsdtool.trace import FULL, Network, Watch
 from fsdtool.writer import Writer
@@ -145,7 +145,7 @@ class Pass:
         sums = StatisticsSums(self.graph, assignment, basis, self.data.task, self.device)
         gradient_records = _GradientRecords(self, writer, curvatures)
         watched = self._watched_layers() if self.classification else {}
-        fingerprint = Fingerprint()
+        fingerprint = Fingerprint(self.data.ids)
         logits = torch.empty(len(self.data), self.outputs)
         losses = torch.empty(len(self.data))
         targets = None

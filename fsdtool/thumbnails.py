@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fsdtool.datasets import DataSource
 from fsdtool.errors import FsdtoolError
 from fsdtool.page import Picture
+from fsdtool.sources import DataSource
 
 SIDE = 128  # pixels of the longer side; twice what the page shows, for fine screens
 TINY = 48  # up to this side pixels stay sharp

@@ -104,7 +104,8 @@ def calls(install) -> Calls:
     calls = Calls()
     summary = SimpleNamespace(
         task="classification",
-        preprocessing="as stored",
+        path="s.h5",
+        preprocessing=SimpleNamespace(transform=None, runs_code=False),
         class_names=["3", "5"],
         identity=SimpleNamespace(checkpoint_sha256="5e", checkpoint_name="c.pt", checkpoint_averaged=False),
     )
@@ -114,11 +115,8 @@ def calls(install) -> Calls:
         read_checkpoint=read_checkpoint,
         apply_checkpoint=calls.answer("apply_checkpoint", ["prefix removed"]),
     )
-    install(
-        "datasets",
-        Preprocessing=calls.answer("Preprocessing", "preprocessing"),
-        load_dataset=calls.answer("load_dataset", "source"),
-    )
+    install("preprocessing", Preprocessing=calls.answer("Preprocessing", "preprocessing"))
+    install("datasets", load_dataset=calls.answer("load_dataset", "source"))
     install("device", choose_device=calls.answer("choose_device", "cpu device"))
     install(
         "summarize",
@@ -360,11 +358,23 @@ def test_summarize_passes_everything_on_and_writes_to_stderr_only(shell, calls, 
     assert calls["load_model"] == (("m.py:mlp", {"width": "64"}, {"width": 3}), {})
     assert calls["choose_device"] == (("auto",), {})
     assert calls["Preprocessing"][1] == {
-        "mean": (0.5, 0.25), "std": None, "image_size": None, "layout": "channels first"
+        "mean": (0.5, 0.25), "std": None, "image_size": None, "layout": "channels first", "channels": None,
+        "transform": None,
     }  # fmt: skip
     assert calls["load_dataset"] == (
         ("d.npz",),
-        {"task": "classification", "preprocessing": "preprocessing", "x_key": "images", "y_key": None},
+        {
+            "task": "classification",
+            "preprocessing": "preprocessing",
+            "x_key": "images",
+            "y_key": None,
+            "id_key": None,
+            "split": None,
+            "labels": None,
+            "ids": None,
+            "skip_bad": False,
+            "workers": 0,
+        },
     )
     _, given = calls["summarize"]
     assert given.pop("checkpoint").path == "c.pt"
@@ -436,9 +446,12 @@ def test_influence_csv(shell, calls):
         ("q.npz",),
         {
             "task": "classification",
-            "preprocessing": "as stored",
+            "preprocessing": SimpleNamespace(transform=None, runs_code=False),
             "x_key": None,
             "y_key": None,
+            "id_key": None,
+            "split": None,
+            "skip_bad": False,
             "class_names": ["3", "5"],
         },
     )

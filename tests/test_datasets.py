@@ -15,17 +15,12 @@ from torch import nn
 
 from fsdtool import arrays as array_files
 from fsdtool import items
-from fsdtool.datasets import (
-    Batch,
-    DataSource,
-    Fingerprint,
-    Preprocessing,
-    check_labels,
-    fit_layout,
-    load_dataset,
-)
+from fsdtool.datasets import load_dataset
 from fsdtool.errors import FsdtoolError
+from fsdtool.fitting import fit_layout
 from fsdtool.models import import_torchvision
+from fsdtool.preprocessing import Preprocessing
+from fsdtool.sources import Batch, DataSource, Fingerprint, check_labels
 
 N = 7  # divisible by none of the batch sizes used
 RNG = np.random.default_rng(0)
@@ -168,8 +163,8 @@ def test_any_rows_come_in_the_order_asked_for(any_source):
 
 
 def test_the_fingerprint_depends_on_the_content_and_not_on_the_batches(any_source):
-    def fingerprint(batches):
-        digest = Fingerprint()
+    def fingerprint(batches, ids=any_source.ids):
+        digest = Fingerprint(ids)
         for batch in batches:
             digest.update(batch)
         return digest.hexdigest()
@@ -181,7 +176,23 @@ def test_the_fingerprint_depends_on_the_content_and_not_on_the_batches(any_sourc
     changed[0].x[1] += 1e-3
     changed[1].y[1] += 1
     changed[2].x, changed[2].y = changed[2].x.flip(0), changed[2].y.flip(0)
-    assert len({expected, *(fingerprint([batch]) for batch in changed)}) == 4
+    renamed = np.array([f"other {name}" for name in any_source.ids])
+    assert (
+        len({expected, *(fingerprint([batch]) for batch in changed), fingerprint(any_source.batches(3), renamed)}) == 5
+    )
+
+
+def test_the_fingerprint_shows_preprocessing_and_corrected_labels(tmp_path):
+    spec, fixes = npz(tmp_path, x=FEATURES, y=LABELS), tmp_path / "fixes.csv"
+    fixes.write_text("id,label\n3,0\n")
+    digests = set()
+    for options in ({}, {"preprocessing": Preprocessing(mean=(0.1,))}, {"labels": fixes}, {"ids": {"0", "1"}}):
+        source = load_dataset(spec, **options)
+        digest = Fingerprint(source.ids)
+        for batch in source.batches(3):
+            digest.update(batch)
+        digests.add(digest.hexdigest())
+    assert len(digests) == 4
 
 
 def test_a_network_that_changes_its_inputs_does_not_change_the_data(any_source):
@@ -325,7 +336,7 @@ def test_the_layout_that_the_model_takes_is_found_and_said(tmp_path, caplog, x, 
     fitted = fit_layout(source, build().eval())
     assert fitted.preprocessing.layout == layout
     assert source.preprocessing.layout is None
-    assert (f"(layout: {layout})" in caplog.text) == (layout != "as is")
+    assert (f"(layout: {layout}; --layout)" in caplog.text) == (layout != "as is")
     again = load_dataset(source.spec, preprocessing=Preprocessing.from_json(fitted.preprocessing.to_json()))
     assert torch.equal(everything(again).x, everything(fitted).x)
 
@@ -343,7 +354,7 @@ def test_a_layout_that_was_named_is_the_only_one_tried(tmp_path):
 def test_a_model_that_takes_no_layout_is_quoted(tmp_path):
     source = load_dataset(npz(tmp_path, x=IMAGES[..., 0], y=LABELS))
     line = error_line(fit_layout, source, nn.Linear(31, 2))
-    assert "the model does not take the inputs: RuntimeError: mat1 and mat2 shapes cannot be multiplied" in line
+    assert "the model does not take the inputs: its layer 'Linear' takes 31 features and gets 5 " in line
     assert "inputs of shape (1, 6, 5), layout: one channel" in line
     assert "other layouts tried: as is, flat" in line
     assert "(3, 4, 3, 2)" not in line
@@ -373,7 +384,7 @@ def test_means_per_channel_do_not_hide_what_the_model_says(tmp_path):
     spec = npz(tmp_path, x=IMAGES.transpose(0, 3, 1, 2), y=LABELS)
     source = load_dataset(spec, preprocessing=Preprocessing(mean=(0.1, 0.2, 0.3)))
     assert fit_layout(source, nn.Linear(90, 2)).preprocessing.layout == "flat"
-    assert "RuntimeError" in error_line(fit_layout, source, nn.Conv2d(5, 1, 3))
+    assert "layer 'Conv2d' takes 5 channels and gets 3 (inputs" in error_line(fit_layout, source, nn.Conv2d(5, 1, 3))
 
 
 def test_a_data_set_of_one_example_fits_too(tmp_path):
@@ -397,7 +408,9 @@ def test_labels_are_class_numbers_however_they_are_stored(tmp_path, labels):
         (np.where(np.arange(N) == 4, -1, LABELS), "label -1 of example 4 is not a class number"),
         (np.where(np.arange(N) == 4, 1.5, LABELS), "label 1.5 of example 4"),
         (np.where(np.arange(N) == 4, np.nan, LABELS), "label nan of example 4"),
-        (np.eye(3)[LABELS], "the labels have shape (7, 3); give one class number per example"),
+        (np.eye(3)[LABELS] * 0.9 + 0.03, "shape (7, 3) and that of example 0 is not one-hot; give one class number"),
+        (np.minimum(np.eye(3)[LABELS] + np.eye(3)[0], 1), "example 0 is not one-hot"),
+        (IMAGES, "the labels have shape (7, 6, 5, 3); give one class number"),
         (LABELS.astype(complex), "dtype complex128"),
     ],
 )
@@ -464,7 +477,8 @@ def test_the_only_candidates_are_found_and_others_must_be_named(tmp_path, write,
     source = load_dataset(write(tmp_path, pixels=IMAGES, kind=LABELS, ids=np.arange(N) + 5, scale=2.0))
     assert source.input_shape == (3, 6, 5)
     assert source.ids.tolist() == [5, 6, 7, 8, 9, 10, 11]
-    assert "inputs 'pixels' uint8 (7, 6, 5, 3), targets 'kind' int64 (7,)" in caplog.text
+    assert "inputs 'pixels' uint8 (7, 6, 5, 3) (--x-key), targets 'kind' int64 (7,) (--y-key)" in caplog.text
+    assert "ids 'ids' (--id-key)" in caplog.text
     spec = write(tmp_path, x=FEATURES, y_clean=LABELS, y_noisy=LABELS[::-1].copy())
     line = error_line(load_dataset, spec)
     assert "cannot tell which array" in line
@@ -506,8 +520,10 @@ def test_ids_and_class_names_come_along(tmp_path, write, caplog):
     assert [other.class_names[y] for y in everything(other).y] == [source.class_names[y] for y in LABELS]
     assert "not among the class names one, two: zero" in error_line(load_dataset, spec, class_names=["one", "two"])
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
-    load_dataset(write(tmp_path, x=FEATURES, y=LABELS, id=ids[[0, 0, 1, 2, 3, 4, 5]]))
-    assert "occur more than once" in caplog.text
+    spec = write(tmp_path, x=FEATURES, y=LABELS, id=ids[[0, 0, 1, 2, 3, 4, 5]])
+    assert "1 ids of" in (line := error_line(load_dataset, spec))
+    assert "more than one example (p0); make them unique, or give --id-key row" in line
+    assert load_dataset(spec, id_key="row").ids.tolist() == list(range(N))
 
 
 def test_a_label_beyond_the_named_classes_is_found_when_they_are_renumbered(tmp_path):
@@ -601,7 +617,7 @@ def test_what_is_no_data_set_is_one_line(tmp_path):
     (tmp_path / "data.txt").touch()
     assert f"the data '{tmp_path}/data.txt' is of an unknown kind" in error_line(load_dataset, f"{tmp_path}/data.txt")
     line = error_line(load_dataset, f"{tmp_path}/data.npz")
-    assert "does not exist; give a .npz, .h5 or .csv file, a folder" in line
+    assert "does not exist; give a .npz, .h5, .csv or .parquet file, x.npy,y.npy, a folder" in line
     line = error_line(load_dataset, npz(tmp_path, x=FEATURES, y=LABELS), preprocessing=Preprocessing(image_size=8))
     assert "--image-size is for images" in line
 
@@ -653,7 +669,7 @@ def test_ids_that_would_not_read_back_stay_text(tmp_path):
         ("a,y\n1,\n", {}, "line 2 of"),
         ("a,y\n1,\n", {}, "has no 'y'; fill it in"),
         ("a,y\n", {}, "has a header and no rows"),
-        ("", {}, "one of: none"),
+        ("", {}, "it has no bytes"),
         ("a,b\n1,2\n", {}, "which column of"),
         ("a,y,label\n1,2,3\n", {}, "give --y-key one of: a, y, label"),
         (",a,y\n0,1,2\n", {}, "without a name or twice the same"),
@@ -675,9 +691,12 @@ def test_a_table_in_another_encoding_is_one_line(tmp_path):
     assert "not a UTF-8 CSV table" in error_line(load_dataset, f"{tmp_path}/data.csv")
 
 
-def test_a_missing_value_written_as_nan_names_the_example(tmp_path):
-    source = load_dataset(table(tmp_path, "a,y\n1,0\nnan,1\n"))
-    assert "example 1 hold NaN" in error_line(everything, source)
+def test_a_missing_value_names_its_line_and_column_or_is_skipped(tmp_path):
+    for missing in ("nan", "NA", " ", "null", "?"):
+        spec = table(tmp_path, f"a,y\n1,0\n{missing},1\n")
+        assert "line 3 of" in (line := error_line(load_dataset, spec))
+        assert f"has '{missing}' in column 'a'" in line
+        assert load_dataset(spec, skip_bad=True).ids.tolist() == [0]
 
 
 def test_a_regression_table_reads_as_numpy_reads_it(tmp_path):
@@ -809,7 +828,7 @@ def test_items_may_be_images_small_floats_or_vectors(user_file):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("uneven", "example 5 has inputs (5,) float32 and a target (), the first has (4,) float32"),
+        ("uneven", "example 5 has inputs (5,) float32, the first has (4,) float32"),
         ("mixed", "example 5 has inputs (4,) uint8"),
         ("single", "it is a Tensor, not a pair (x, y)"),
         ("words", "its inputs have dtype <U1, not numbers"),

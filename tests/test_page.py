@@ -20,10 +20,11 @@ from torch import nn
 
 from fsdtool import charts
 from fsdtool.cli import main
-from fsdtool.datasets import Preprocessing, load_dataset
+from fsdtool.datasets import load_dataset
 from fsdtool.errors import FsdtoolError
 from fsdtool.mislabel import find_mislabeled
 from fsdtool.page import Page, Picture, render_page, write_page
+from fsdtool.preprocessing import Preprocessing
 from fsdtool.review import LARGEST_PAGE, histogram, pictures_of, review
 from fsdtool.summary import load
 from fsdtool.thumbnails import SIDE, thumbnails

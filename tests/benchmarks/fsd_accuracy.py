@@ -27,8 +27,9 @@ from fsd_baselines import Baseline, Quadratics, published
 from torch import Tensor, nn
 
 from fsdtool.checkpoints import Checkpoint
-from fsdtool.datasets import DataSource, load_dataset
+from fsdtool.datasets import load_dataset
 from fsdtool.fsd import distances, measure, output_hessian
+from fsdtool.sources import DataSource
 from fsdtool.summarize import summarize
 from fsdtool.summary import Summary, load, part_sizes
 
