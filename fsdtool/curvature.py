@@ -23,12 +23,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fsdtool.gradients import Block, Use, blocks, capture, project, rows_of_factors, vectors
+from fsdtool.gradients import Block, Use, blocks, capture, gradient, project, rows_of_factors, vectors
 from fsdtool.graph import Graph, Parameters
 from fsdtool.moments import Statistics
 from fsdtool.propagate import Simulation
 from fsdtool.spectra import Axis, SecondMoment, symmetric_eigen
 
+SIMULATED, MEASURED = "simulated", "measured"
 DAMPING = 1.0
 POSITIONS = 16  # per example, for the eigenbases; neighbouring positions say nearly the same
 
@@ -38,7 +39,8 @@ class BlockCurvature:
     """One weight's curvature, kept in its leading directions.
 
     input_basis (columns, ka) and output_basis (rows, ks) orthonormal, eigenvalues (ks, ka) float32,
-    mean_eigenvalue the trace of the whole block over its size.
+    mean_eigenvalue the trace of the whole block over its size.  source: 'simulated' (pseudo-samples) or 'measured'
+    (the training data).  damping: delta, in mean eigenvalues.
     """
 
     weight: str
@@ -47,11 +49,47 @@ class BlockCurvature:
     output_basis: Tensor
     eigenvalues: Tensor
     mean_eigenvalue: float
+    source: str = SIMULATED
+    damping: float = DAMPING
+
+    @property
+    def offset(self) -> float:
+        """lambda, what damping adds to every eigenvalue.  A flat block gets 1: its gradients are zero."""
+        return self.damping * self.mean_eigenvalue or 1.0
 
     @property
     def damped(self) -> Tensor:
-        """Eigenvalues plus damping (ks, ka).  A flat block gets damping 1: its gradients are zero."""
-        return self.eigenvalues + (DAMPING * self.mean_eigenvalue or 1.0)
+        """Eigenvalues plus damping (ks, ka)."""
+        return self.eigenvalues + self.offset
+
+    @property
+    def damped_rest(self) -> float | None:
+        """Mean eigenvalue outside the kept directions, plus damping; None where every direction is kept."""
+        size, kept = len(self.output_basis) * len(self.input_basis), self.eigenvalues.numel()
+        if size == kept:
+            return None
+        left = self.mean_eigenvalue * size - float(self.eigenvalues.sum(dtype=torch.float64))
+        return max(left / (size - kept), 0.0) + self.offset
+
+    def solve(self, g: Tensor) -> Tensor:
+        """(G + lambda)^-1 g for gradients g (batch, rows, columns), with G flat outside the kept directions."""
+        inside = self.output_basis.T @ g @ self.input_basis
+        rest = self.damped_rest
+        if rest is None:
+            return self.output_basis @ (inside / self.damped) @ self.input_basis.T
+        return self.output_basis @ (inside * (1 / self.damped - 1 / rest)) @ self.input_basis.T + g / rest
+
+    def quadratic(self, block: Block, uses: dict[int, Use]) -> Tensor:
+        """g^T (G + lambda)^-1 g (batch,) of the examples' gradients g."""
+        rest, inverse = self.damped_rest, 1 / self.damped
+        inside = inverse if rest is None else inverse - 1 / rest
+        pair = vectors(block, uses)
+        if pair is not None:  # g = b a^T, and all squares separate
+            b, a = pair
+            value = (((b @ self.output_basis).square() @ inside) * (a @ self.input_basis).square()).sum(1)
+            return value if rest is None else value + b.square().sum(1) * a.square().sum(1) / rest
+        value = (project(block, uses, self.output_basis, self.input_basis).square() * inside).sum((1, 2))
+        return value if rest is None else value + gradient(block, uses).square().sum((1, 2)) / rest
 
     def to(self, device: torch.device) -> BlockCurvature:
         """The same curvature with its tensors on `device`."""
