@@ -67,13 +67,13 @@ class Streamed:
     """Examples read again from the data, with their exact gradients; N is that of the summary."""
 
     def __init__(self, summary: Summary, examples: Examples, curvature: list[BlockCurvature], batch_size: int):
-        self._summary, self._examples, self._curvature = summary, examples, curvature
+        self._summary, self.examples, self._curvature = summary, examples, curvature
         self._batch_size = examples.largest_batch(batch_size)
         self._targets: np.ndarray | None = None
         self.ids = examples.ids
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self.examples)
 
     def targets(self) -> np.ndarray:
         """Their labels (N,), or target values (N, O): known once they have been scored."""
@@ -85,7 +85,7 @@ class Streamed:
 
         def score(uses: dict[int, Use]) -> Tensor:
             total = 0
-            for block, form in zip(self._examples.blocks.values(), forms, strict=True):
+            for block, form in zip(self.examples.blocks.values(), forms, strict=True):
                 pair = vectors(block, uses)
                 total = total + (form.whole(gradient(block, uses)) if pair is None else form(*pair))
             return total.T
@@ -94,15 +94,15 @@ class Streamed:
 
     def selves(self) -> Scores:
         """Rows of the examples, and the influence (n,) of each on itself."""
-        pairs = list(zip(self._curvature, self._examples.blocks.values(), strict=True))
+        pairs = list(zip(self._curvature, self.examples.blocks.values(), strict=True))
         return self._stream(lambda uses: sum(c.quadratic(block, uses) for c, block in pairs))
 
     def _stream(self, value_of: Callable[[dict[int, Use]], Tensor]) -> Scores:
         """`value_of` each batch, examples last, over N."""
         fingerprint, targets, stop = Fingerprint(), [], 0
-        for seen in self._examples.batches(self._batch_size):
+        for seen in self.examples.batches(self._batch_size):
             values = value_of(seen.uses)
-            self._examples.check_finite(values.T if values.dim() == 2 else values, seen.batch)
+            self.examples.check_finite(values.T if values.dim() == 2 else values, seen.batch)
             if self._targets is None:
                 fingerprint.update(seen.batch)
                 targets.append(seen.batch.y.numpy())
@@ -115,7 +115,7 @@ class Streamed:
     def _compare(self, fingerprint: str) -> None:
         if fingerprint != self._summary.identity.fingerprint:
             log.warning(
-                f"'{self._examples.source.spec}' is not the data that was summarized; the values are those of removing "
+                f"'{self.examples.source.spec}' is not the data that was summarized; the values are those of removing "
                 f"examples that had been among the {self._summary.identity.examples:,} summarized"
             )
 

@@ -33,6 +33,7 @@ from fsdtool.options import (
     OutputFormat,
     Quiet,
     Seed,
+    Solver,
     SummaryFile,
     Task,
     XKey,
@@ -294,6 +295,13 @@ def influence_command(
             help=f"Score these training examples by their exact gradients, instead of the records: {DATA_HELP}",
         ),
     ] = None,
+    solver: Annotated[
+        Solver,
+        typer.Option(
+            help="kronecker: layer by layer; cg: with the layers' cross terms, by conjugate gradients; pbo: the listed "
+            "examples measured again by the proximal Bregman response (slow, needs --data)."
+        ),
+    ] = Solver.kronecker,
     model: Annotated[
         str | None, typer.Option(metavar="SPEC", help=f"Only for a summary in last layer mode: {MODEL_HELP}")
     ] = None,
@@ -327,7 +335,8 @@ def influence_command(
     _check_model_options(model, model_arg, checkpoint)
     if of_itself:
         needless = {} if data is not None else {"model": model, "checkpoint": checkpoint}
-        _refuse_with_self(mean=mean, misclassified=misclassified, matrix=matrix, **needless)
+        other = solver is not Solver.kronecker
+        _refuse_with_self(mean=mean, misclassified=misclassified, matrix=matrix, solver=other, **needless)
     if matrix is not None:
         inputs = [given for given in (summary, queries, data) if given is not None]
         check_output(matrix, "--matrix", inputs=inputs, suffix=(".npy", ".h5"))
@@ -360,6 +369,7 @@ def influence_command(
         mean=mean,
         misclassified=misclassified,
         matrix=matrix,
+        solver=solver.value,
         **options,
     )
     _write(result.rows(), INFLUENCE_COLUMNS, format)

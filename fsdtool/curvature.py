@@ -71,13 +71,14 @@ class BlockCurvature:
         left = self.mean_eigenvalue * size - float(self.eigenvalues.sum(dtype=torch.float64))
         return max(left / (size - kept), 0.0) + self.offset
 
-    def solve(self, g: Tensor) -> Tensor:
-        """(G + lambda)^-1 g for gradients g (batch, rows, columns), with G flat outside the kept directions."""
+    def solve(self, g: Tensor, power: float = 1.0) -> Tensor:
+        """(G + lambda)^-power g for gradients g (batch, rows, columns), with G flat outside the kept directions."""
         inside = self.output_basis.T @ g @ self.input_basis
-        rest = self.damped_rest
+        inverse, rest = self.damped**-power, self.damped_rest
         if rest is None:
-            return self.output_basis @ (inside / self.damped) @ self.input_basis.T
-        return self.output_basis @ (inside * (1 / self.damped - 1 / rest)) @ self.input_basis.T + g / rest
+            return self.output_basis @ (inside * inverse) @ self.input_basis.T
+        outside = rest**-power
+        return self.output_basis @ (inside * (inverse - outside)) @ self.input_basis.T + g * outside
 
     def quadratic(self, block: Block, uses: dict[int, Use]) -> Tensor:
         """g^T (G + lambda)^-1 g (batch,) of the examples' gradients g."""
@@ -91,9 +92,9 @@ class BlockCurvature:
         value = (project(block, uses, self.output_basis, self.input_basis).square() * inside).sum((1, 2))
         return value if rest is None else value + gradient(block, uses).square().sum((1, 2)) / rest
 
-    def to(self, device: torch.device) -> BlockCurvature:
-        """The same curvature with its tensors on `device`."""
-        tensors = {name: getattr(self, name).to(device) for name in ("input_basis", "output_basis", "eigenvalues")}
+    def to(self, target: torch.device | torch.dtype) -> BlockCurvature:
+        """The same curvature with its tensors on a device, or of a dtype."""
+        tensors = {name: getattr(self, name).to(target) for name in ("input_basis", "output_basis", "eigenvalues")}
         return replace(self, **tensors)
 
 

@@ -26,15 +26,20 @@ from fsdtool.datasets import DataSource
 from fsdtool.errors import FsdtoolError
 from fsdtool.examples import Examples, label
 from fsdtool.gradients import Block, Use, gradient, left_out, project
+from fsdtool.krylov import ConjugateGradients, GaussNewton
 from fsdtool.matrix import matrix_file
 from fsdtool.progress import Track, silent
-from fsdtool.ranking import Best
+from fsdtool.ranking import Best, largest
+from fsdtool.response import Response, respond
 from fsdtool.summary import Records, Summary
 
 log = logging.getLogger("fsdtool")
 
 QUERY_NUMBERS = 2**26  # held by the solved gradients of a block of queries
+CG_VECTORS = 6  # per query that conjugate gradients hold
 UNITS = {"classification": "nats", "regression": "half squared error"}
+
+KRONECKER, CG, PBO = "kronecker", "cg", "pbo"
 
 Form = Callable[[Block, dict[int, Use], BlockCurvature], Tensor]
 
@@ -92,6 +97,23 @@ class SelfInfluence:
 
 
 @dataclass(frozen=True)
+class _Solve:
+    """How queries are solved: `form` a batch's gradients, `finish` (G + lambda)^-1 of as many as fit into memory.
+
+    numbers: held for each query.
+    """
+
+    form: Form
+    finish: Callable[[list[Tensor]], list[Tensor]]
+    numbers: int
+
+    @property
+    def most(self) -> int:
+        """How many queries are held at once."""
+        return max(QUERY_NUMBERS // self.numbers, 1)
+
+
+@dataclass(frozen=True)
 class _Asked:
     """The queries to explain: rows of their data, and what the rows of the answer say of each."""
 
@@ -110,6 +132,7 @@ def influence(
     misclassified: bool = False,
     matrix: Path | None = None,
     data: DataSource | None = None,
+    solver: str = KRONECKER,
     model: nn.Module | None = None,
     device: torch.device | None = None,
     batch_size: int = 256,
@@ -119,37 +142,50 @@ def influence(
 
     misclassified: only queries whose prediction differs from their label.  matrix: where to write the whole
     float32 (queries, N) matrix in the order of the examples, as .npy or .h5.  data: score these examples, with exact
-    gradients, instead of the records; they are read once per block of queries.  model: the reference model, for
-    summaries in last layer mode.  Raises FsdtoolError for a summary without weights, or without records where no data
-    is given, and for queries or data that do not fit it.
+    gradients, instead of the records; they are read once per block of queries.  solver: 'kronecker'; 'cg' for the
+    whole matrix with the layers' cross terms; 'pbo' measures the `top` of each kind again by the proximal Bregman
+    response (fsdtool.response), which needs `data` and solves one problem per example listed.  model: the reference
+    model, for summaries in last layer mode.  Raises FsdtoolError for a summary without weights, or without records
+    where no data is given, and for queries or data that do not fit it.
     """
     device = device or torch.device("cpu")
     if misclassified and summary.task != "classification":
         raise FsdtoolError(
             f"'{summary.path}' is of a regression, which has no misclassified queries; leave --misclassified out"
         )
+    if solver == PBO and data is None:
+        raise FsdtoolError("--solver pbo needs the training data; give it by --data")
+    if solver == PBO and matrix is not None:
+        raise FsdtoolError("--solver pbo has no values for a whole matrix; leave --matrix out")
     candidates, used = _candidates(summary, data, model, device, batch_size)
     explained = Examples(summary, queries, model=model, device=device, noun="query")
     asked = _ask(summary, explained, misclassified, batch_size)
-    if data is None:
-        form, numbers = _solved_in_basis, sum(c.eigenvalues.numel() for c in used)
-    else:
-        form, numbers = _solved, sum(block.size for block in explained.blocks.values())
+    gradients = ConjugateGradients(_gauss_newton(summary, explained), used) if solver == CG else None
+    solve = _preparation(explained, used, in_basis=data is None, whole=gradients)
     _say_coverage(explained, used)
     ids = ["mean"] if mean else asked.ids
     parts = []
     with (
         matrix_file(matrix, ids, candidates.ids, UNITS[summary.task]) as put,
-        track("influence", len(candidates) * (1 if mean else -(-len(asked.rows) // _block_of(numbers)))) as advance,
+        track("influence", len(candidates) * (1 if mean else -(-len(asked.rows) // solve.most))) as advance,
     ):
-        for block, solved in _solved_blocks(explained, asked.rows, used, form, numbers, mean, batch_size):
+        for block, solved in _solved_blocks(explained, asked.rows, used, solve, mean, batch_size):
             best = Best(len(solved[0]), min(top, len(candidates)))
             for rows, scores in candidates.scores(solved):
                 best.update(scores, rows.start)
                 put(block, rows, scores.numpy())
                 advance(rows.stop - rows.start)
             parts.append(best.finalize())
+    if gradients is not None:
+        gradients.say()
     proponents, opponents = (tuple(torch.cat([part[kind][i] for part in parts]) for i in (0, 1)) for kind in (0, 1))
+    if solver == PBO:
+        response = Response(_gauss_newton(summary, explained), used, summary.task, summary.identity.examples)
+        shortlist = torch.cat([proponents[0], opponents[0]], 1)
+        again = {"mean": mean, "batch_size": batch_size, "track": track}
+        values = respond(response, explained, torch.from_numpy(asked.rows), candidates.examples, shortlist, **again)
+        proponents, opponents = _ranked_again(shortlist, values, proponents[0].shape[1])
+        response.say()
     none = [None]
     labels, predictions = (none, none) if mean else (asked.labels, asked.predictions)
     return Scored(summary, ids, proponents, opponents, candidates.ids, candidates.targets(), labels, predictions)
@@ -235,43 +271,69 @@ def _ask(summary: Summary, examples: Examples, misclassified: bool, batch_size: 
     return _Asked(np.concatenate(rows), asked.ids, asked.labels, asked.predictions)
 
 
-def _solved(block: Block, uses: dict[int, Use], c: BlockCurvature) -> Tensor:
-    """(G + lambda)^-1 g of a batch of queries, whole (n, rows, columns)."""
-    return c.solve(gradient(block, uses))
+def _ranked_again(shortlist: Tensor, values: Tensor, k: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The k largest and the k smallest of the shortlist (Q, 2k) by new values; an example on it twice counts once."""
+    second = (shortlist[:, :, None] == shortlist[:, None, :]).tril(-1).any(2)
+    ranked = []
+    for sign in (1, -1):
+        signed = (sign * values).masked_fill(second, -torch.inf)
+        order = largest(signed, k)
+        ranked.append((shortlist.gather(1, order), sign * signed.gather(1, order)))
+    return ranked[0], ranked[1]
 
 
-def _solved_in_basis(block: Block, uses: dict[int, Use], c: BlockCurvature) -> Tensor:
-    """The same in the kept directions (n, ks, ka)."""
-    return project(block, uses, c.output_basis, c.input_basis) / c.damped
+def _gauss_newton(summary: Summary, examples: Examples) -> GaussNewton:
+    return GaussNewton(
+        examples.graph,
+        examples.parameters,
+        summary.statistics,
+        list(examples.blocks.values()),
+        seed=summary.identity.seed,
+        device=examples.device,
+    )
 
 
-def _block_of(numbers: int) -> int:
-    """How many queries of so many numbers are held at once."""
-    return max(QUERY_NUMBERS // numbers, 1)
+def _preparation(
+    examples: Examples, used: list[BlockCurvature], *, in_basis: bool, whole: ConjugateGradients | None
+) -> _Solve:
+    """How queries are solved by the Kronecker curvature or with the `whole` matrix, `in_basis` for the records."""
+
+    def project_all(vectors: list[Tensor]) -> list[Tensor]:
+        return [c.output_basis.T @ v @ c.input_basis for c, v in zip(used, vectors, strict=True)]
+
+    size = sum(block.size for block in examples.blocks.values())
+    if whole is not None:
+        finish = (lambda g: project_all(whole.solve(g))) if in_basis else whole.solve
+        return _Solve(_whole_gradient, finish, CG_VECTORS * size)
+    if in_basis:
+        numbers = sum(c.eigenvalues.numel() for c in used)
+        return _Solve(_projected_gradient, lambda g: [v / c.damped for v, c in zip(g, used, strict=True)], numbers)
+    return _Solve(_whole_gradient, lambda g: [c.solve(v) for v, c in zip(g, used, strict=True)], size)
+
+
+def _whole_gradient(block: Block, uses: dict[int, Use], c: BlockCurvature) -> Tensor:
+    return gradient(block, uses)
+
+
+def _projected_gradient(block: Block, uses: dict[int, Use], c: BlockCurvature) -> Tensor:
+    return project(block, uses, c.output_basis, c.input_basis)
 
 
 def _solved_blocks(
-    examples: Examples,
-    rows: np.ndarray,
-    used: list[BlockCurvature],
-    form: Form,
-    numbers: int,
-    mean: bool,
-    batch_size: int,
+    examples: Examples, rows: np.ndarray, used: list[BlockCurvature], solve: _Solve, mean: bool, batch_size: int
 ) -> Iterator[tuple[slice, list[Tensor]]]:
     """Ranges of queries, and their solved gradients per weight; with `mean` one query, their mean."""
-    most = _block_of(numbers)
-    for block in [slice(0, len(rows))] if mean else chunks(len(rows), most):
+    for block in [slice(0, len(rows))] if mean else chunks(len(rows), solve.most):
         parts: list[list[Tensor]] = []
-        for seen in examples.batches(min(batch_size, most), rows[block]):
-            solved = [form(b, seen.uses, c) for b, c in zip(examples.blocks.values(), used, strict=True)]
-            for values in solved:
+        for seen in examples.batches(min(batch_size, solve.most), rows[block]):
+            formed = [solve.form(b, seen.uses, c) for b, c in zip(examples.blocks.values(), used, strict=True)]
+            for values in formed:
                 examples.check_finite(values, seen.batch)
-            parts = _add(parts, solved) if mean else [*parts, solved]
+            parts = _add(parts, formed) if mean else [*parts, formed]
         if mean:
-            yield slice(0, 1), [total / len(rows) for total in parts[0]]
+            yield slice(0, 1), solve.finish([total / len(rows) for total in parts[0]])
         else:
-            yield block, [torch.cat(values) for values in zip(*parts, strict=True)]
+            yield block, solve.finish([torch.cat(values) for values in zip(*parts, strict=True)])
 
 
 def _add(parts: list[list[Tensor]], values: list[Tensor]) -> list[list[Tensor]]:

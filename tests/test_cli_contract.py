@@ -267,6 +267,10 @@ def test_no_command_shows_the_help_on_stderr(shell):
             "--mean, --matrix has no meaning with --self",
         ),
         (
+            ["influence", "s.h5", "--self", "--solver", "cg"],
+            "--solver has no meaning with --self",
+        ),
+        (
             ["influence", "s.h5", "--queries", "q", "--model", "m:f"],
             "--model is given without --checkpoint; give both",
         ),
@@ -452,6 +456,7 @@ def test_influence_csv(shell, calls):
         "misclassified": True,
         "matrix": None,
         "data": None,
+        "solver": "kronecker",
         "model": None,
         "device": "cpu device",
         "batch_size": 256,
@@ -514,7 +519,8 @@ def test_self_influence_of_all_and_of_the_largest(shell, calls):
 
 
 def test_influence_of_streamed_data(shell, calls):
-    assert shell("influence", "s.h5", "--queries", "q.npz", "--data", "t.npz")[0] == 0
+    assert shell("influence", "s.h5", "--queries", "q.npz", "--data", "t.npz", "--solver", "pbo")[0] == 0
+    assert calls["influence"][1]["solver"] == "pbo"
     assert calls["influence"][1]["data"] == "source"
     assert shell("influence", "s.h5", "--self", "--data", "t.npz", "--model", "m.py:f", "--checkpoint", "c.pt")[0] == 0
     assert calls["self_influence"][1]["data"] == "source"

@@ -82,7 +82,7 @@ def test_a_summary_without_records_equals_the_dense_formula(case, tmp_path):
 
 
 def test_blocks_of_queries_and_batches_change_nothing(case, tmp_path, monkeypatch):
-    summary, data, asked, of_queries, of_training = case
+    summary, data, asked, _, of_training = case
     expected = influence(summary, asked, data=data, top=4, matrix=tmp_path / "a.npy")
     monkeypatch.setattr(module, "QUERY_NUMBERS", 2 * sum(g[0].numel() for g in of_training))
     found = influence(summary, asked, data=data, top=4, matrix=tmp_path / "b.npy", batch_size=7)
