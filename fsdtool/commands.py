@@ -22,6 +22,7 @@ from fsdtool.options import (
     MODEL_HELP,
     AllowPickle,
     BatchSize,
+    Curvature,
     Debug,
     Device,
     DeviceChoice,
@@ -141,6 +142,12 @@ def summarize_command(
     statistics_budget: Annotated[
         float, typer.Option(metavar="MB", min=0, help="Largest size of the statistics, in megabytes.")
     ] = 32,
+    curvature: Annotated[
+        Curvature,
+        typer.Option(
+            help="For influence: simulated from the statistics, or measured on the data in the pass (slower)."
+        ),
+    ] = Curvature.simulated,
     input_rank: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Rank kept of the covariance of large inputs.")
     ] = None,
@@ -210,6 +217,7 @@ def summarize_command(
         records=records,
         record_bytes=record_bytes,
         statistics_budget=int(statistics_budget * MEGABYTE),
+        curvature=curvature.value,
         input_rank=input_rank,
         keep_weights=weights,
         command_line=context.obj,

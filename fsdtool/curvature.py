@@ -7,6 +7,9 @@ From one half of the samples come the eigenbases U_A of E[a a^T] and U_S of E[b 
 the eigenvalues E[(U_S^T G U_A)^2] in that basis, which is what EKFAC (George et al. 2018) measures on real
 gradients.
 
+The same on gradients of the training data itself, v drawn from the Hessian at each example's own outputs, is the
+*measured* curvature: eigenbases from the first sample, eigenvalues in the pass (fsdtool.sweep).
+
 Damping: lambda = delta * (mean eigenvalue of the block), delta = 1.
 
 A direction is worth keeping for what it is expected to contribute to an influence: E[g^2] / (E[g^2] +
@@ -17,7 +20,7 @@ the budget is spent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -124,20 +127,32 @@ def curvature(
     samples = samples or default_samples(graph, int(statistics.count.sum()))
     found = blocks(graph, parameters)
     simulation = Simulation(graph, parameters, statistics, seed=seed, device=device)
+    sums = eigenbases(found, _pseudo_gradients(simulation, samples), numbers=numbers, seed=seed, device=device)
+    for uses in _pseudo_gradients(simulation, samples):
+        for block_sums in sums:
+            block_sums.update(uses)
+    return [block_sums.finalize(SIMULATED) for block_sums in sums]
+
+
+def eigenbases(
+    found: Sequence[Block],
+    gradients: Iterable[dict[int, Use]],
+    *,
+    numbers: int | None,
+    seed: int,
+    device: torch.device | None = None,
+) -> list[EigenvalueSums]:
+    """The `numbers` best directions of the batches of `gradients`, as sums ready to take eigenvalues in them."""
     choice = torch.Generator().manual_seed(seed)
     sums = {block.weight: _FactorSums(block, device) for block in found}
-    for uses in _pseudo_gradients(simulation, samples):
+    for uses in gradients:
         for block in found:
             sums[block.weight].update(*rows_of_factors(block, uses, POSITIONS, choice))
     axes = [(sums[block.weight].rows.axis(seed), sums[block.weight].columns.axis(seed)) for block in found]
-    squares = [
-        _EigenvalueSums(block, *pair, *widths)
+    return [
+        EigenvalueSums(block, *pair, *widths)
         for block, pair, widths in zip(found, axes, allot(axes, numbers), strict=True)
     ]
-    for uses in _pseudo_gradients(simulation, samples):
-        for block_squares in squares:
-            block_squares.update(uses)
-    return [block_squares.finalize() for block_squares in squares]
 
 
 def allot(axes: list[tuple[Axis, Axis]], numbers: int | None) -> list[tuple[int, int]]:
@@ -194,18 +209,23 @@ class _FactorSums:
         self.columns.update(a)
 
 
-class _EigenvalueSums:
+class EigenvalueSums:
     """Second moments of the gradients projected on the kept directions."""
 
     def __init__(self, block: Block, rows: Axis, columns: Axis, ks: int, ka: int):
         self.block = block
         self.rows = rows.vectors[:, :ks].contiguous()
         self.columns = columns.vectors[:, :ka].contiguous()
-        self.sum = torch.zeros(ks, ka, device=self.rows.device)
-        self.count = 0
+        self.restart()
         self.share = rows.share(ks) * columns.share(ka)  # of the block's trace, in the kept directions
 
+    def restart(self) -> None:
+        """Forget what was added, but not the directions."""
+        self.sum = torch.zeros(self.rows.shape[1], self.columns.shape[1], device=self.rows.device)
+        self.count = 0
+
     def update(self, uses: dict[int, Use]) -> None:
+        """Add the gradients of a batch."""
         pair = vectors(self.block, uses)
         if pair is not None:  # (s^T b)^2 (a^T u)^2 separates
             b, a = pair
@@ -216,8 +236,8 @@ class _EigenvalueSums:
         self.sum += projected.square().sum(0)
         self.count += len(projected)
 
-    def finalize(self) -> BlockCurvature:
+    def finalize(self, source: str) -> BlockCurvature:
         """The trace outside the kept directions is taken to be what the Kronecker factors leave there."""
         eigenvalues = self.sum / self.count
         mean = float(eigenvalues.sum()) / self.share / self.block.size
-        return BlockCurvature(self.block.weight, self.block.bias, self.columns, self.rows, eigenvalues, mean)
+        return BlockCurvature(self.block.weight, self.block.bias, self.columns, self.rows, eigenvalues, mean, source)

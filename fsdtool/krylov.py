@@ -14,16 +14,18 @@ import logging
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
 from fsdtool.curvature import BlockCurvature
-from fsdtool.gradients import Block
+from fsdtool.gradients import Block, capture, has_rank_one, vectors
 from fsdtool.graph import Graph, Parameters
 from fsdtool.moments import Statistics
 from fsdtool.propagate import Simulation, Tape
+from fsdtool.spectra import symmetric_eigen
 
 log = logging.getLogger("fsdtool")
 
@@ -70,6 +72,7 @@ class GaussNewton:
         drawn = [sum(n for k, n in parts if k == component) for component in range(len(weights))]
         self.pool = [Draw(k, *simulation.draw(k, n), weights[k] / drawn[k]) for k, n in parts]
         self._units = sum(step.units for step in graph.steps)
+        self._jacobian = self._factors()
 
     def double(self) -> GaussNewton:
         """The same in float64, for differences of outputs that float32 would drown."""
@@ -77,6 +80,8 @@ class GaussNewton:
         other.parameters = {name: value.double() for name, value in self.parameters.items()}
         other.hessians = None if self.hessians is None else self.hessians.double()
         other.pool = [self._doubled(draw, other.parameters) for draw in self.pool]
+        if self._jacobian is not None:
+            other._jacobian = [(a.double(), b.double()) for a, b in self._jacobian]
         return other
 
     def _doubled(self, draw: Draw, parameters: Parameters) -> Draw:
@@ -106,6 +111,8 @@ class GaussNewton:
 
     def product(self, vectors: Vectors) -> Vectors:
         """G v of each of the vectors (Q, rows, columns)."""
+        if self._jacobian is not None:
+            return self._dense_product(vectors)
         count = len(vectors[0])
         total = [torch.zeros_like(v) for v in vectors]
         for draw in self.pool:
@@ -115,6 +122,41 @@ class GaussNewton:
                 for whole, found in zip(total, self._product(draw, [v[part] for v in vectors]), strict=True):
                     whole[part] += found
         return total
+
+    def _factors(self) -> list[tuple[Tensor, Tensor]] | None:
+        """Per weight factors a (N, columns), B (N, O, rows) of root(H) J over the pool; None where it has none.
+
+        For a linear layer on vectors the gradient of output o is b_o a^T, and products are a few matrix products.
+        """
+        rows = sum(block.rows for block in self.blocks)
+        numbers = sum(len(draw.x) for draw in self.pool) * self.graph.outputs * rows
+        simple = all(has_rank_one(block, self.graph) for block in self.blocks)
+        if self.hessians is None or not simple or numbers > TANGENTS:
+            return None
+        parts = [self._draw_factors(draw) for draw in self.pool]
+        return [tuple(torch.cat(side) for side in zip(*pairs, strict=True)) for pairs in zip(*parts, strict=True)]
+
+    def _draw_factors(self, draw: Draw) -> list[tuple[Tensor, Tensor]]:
+        values, basis = symmetric_eigen(self.hessians[draw.component])
+        root = (basis.double() * (values * draw.weight).sqrt()).to(draw.x.dtype)
+        each = []
+        for column in root.T:
+            gradient_of = partial(_same_for_all, column)
+            uses = capture(self.graph, self.parameters, draw.x, gradient_of, gate=draw.tape.replay)[1]
+            each.append([vectors(block, uses) for block in self.blocks])
+        return [(pairs[0][1], torch.stack([b for b, _ in pairs], 1)) for pairs in zip(*each, strict=True)]
+
+    def _dense_product(self, vectors: Vectors) -> Vectors:
+        count = len(vectors[0])
+        along = 0  # root(H) J v: (N, O, Q)
+        for v, (a, b) in zip(vectors, self._jacobian, strict=True):
+            inner = (v.flatten(0, 1) @ a.T).view(count, -1, len(a))  # (Q, rows, N)
+            along = along + b @ inner.permute(2, 1, 0)
+        found = []
+        for a, b in self._jacobian:
+            outer = (b.mT @ along).permute(2, 1, 0)  # (Q, rows, N)
+            found.append((outer.flatten(0, 1) @ a).view(count, b.shape[2], -1))
+        return found
 
     def _product(self, draw: Draw, vectors: Vectors) -> Vectors:
         point = {name: self.parameters[name] for name in self.named(vectors)}
@@ -193,6 +235,10 @@ class ConjugateGradients:
 
     def _precondition(self, v: Vectors) -> Vectors:
         return [c.solve(x) for c, x in zip(self.curvature, v, strict=True)]
+
+
+def _same_for_all(column: Tensor, outputs: Tensor) -> Tensor:
+    return column.expand_as(outputs)
 
 
 def _inner(a: Vectors, b: Vectors) -> Tensor:

@@ -47,6 +47,11 @@ class Gates(str, Enum):
     independent = "independent"
 
 
+class Curvature(str, Enum):
+    simulated = "simulated"
+    measured = "measured"
+
+
 class Solver(str, Enum):
     kronecker = "kronecker"
     cg = "cg"
