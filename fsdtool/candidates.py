@@ -18,12 +18,15 @@ from fsdtool.curvature import BlockCurvature
 from fsdtool.datasets import Fingerprint
 from fsdtool.examples import Examples
 from fsdtool.gradients import Use, gradient, vectors
+from fsdtool.ranking import Best
+from fsdtool.screening import Pairs, Screen
 from fsdtool.summary import Records, Summary
 
 log = logging.getLogger("fsdtool")
 
 CHUNK = 16384  # records scored at once
 SCORES = 2**24  # held at once, over all queries
+SCREENED = 2**20  # scores at once where they are screened: a few megabytes of products stay in the cache
 PRODUCTS = 2**24  # numbers of an intermediate product held at once
 
 Scores = Iterator[tuple[slice, Tensor]]
@@ -52,6 +55,14 @@ class Recorded:
                 b, a = self._records.factors(c.weight, rows).part(slice(None))
                 total = total + form(b.to(self._device), a.to(self._device))
             yield rows, (total / len(self)).T.cpu()
+
+    def screened(self, queries: Pairs, best: Best) -> Scores:
+        """As `scores`, for queries as factors (Q, ks), (Q, ka) per weight; in full only what may be among the best."""
+        screen = Screen(self._curvature, queries)
+        for rows in chunks(len(self), min(CHUNK, max(SCREENED // len(queries[0][0]), 256))):
+            parts = [self._records.factors(c.weight, rows).part(slice(None)) for c in self._curvature]
+            records = [(b.to(self._device), a.to(self._device)) for b, a in parts]
+            yield rows, screen.scores(records, best, 1 / len(self)).cpu()
 
     def selves(self) -> Scores:
         """Rows of the examples, and the influence (n,) of each on itself."""

@@ -51,6 +51,11 @@ class Examples:
     def ids(self) -> np.ndarray:
         return self.source.ids
 
+    @property
+    def rank_one(self) -> bool:
+        """Whether the gradient of every weight is one outer product."""
+        return all(has_rank_one(block, self.graph) for block in self.blocks.values())
+
     def batches(self, batch_size: int, rows: Sequence[int] | np.ndarray | None = None) -> Iterator[Seen]:
         """All examples, or those of `rows` in the order given."""
         for batch in self.source.batches(batch_size, indices=rows):

@@ -25,7 +25,7 @@ from fsdtool.curvature import MEASURED, BlockCurvature, curvature
 from fsdtool.datasets import DataSource
 from fsdtool.errors import FsdtoolError
 from fsdtool.examples import Examples, label
-from fsdtool.gradients import Block, Use, gradient, left_out, project
+from fsdtool.gradients import Block, Use, gradient, left_out, project, vectors
 from fsdtool.krylov import ConjugateGradients, GaussNewton
 from fsdtool.matrix import matrix_file
 from fsdtool.progress import Track, silent
@@ -36,6 +36,8 @@ from fsdtool.summary import Records, Summary
 log = logging.getLogger("fsdtool")
 
 QUERY_NUMBERS = 2**26  # held by the solved gradients of a block of queries
+FACTOR_COPIES = 16  # of a query's factors that screening holds, and a share of its scores
+SCREENED_FROM = 50_000  # records; below, a few products more cost less than choosing
 CG_VECTORS = 6  # per query that conjugate gradients hold
 UNITS = {"classification": "nats", "regression": "half squared error"}
 
@@ -161,7 +163,9 @@ def influence(
     explained = Examples(summary, queries, model=model, device=device, noun="query")
     asked = _ask(summary, explained, misclassified, batch_size)
     gradients = ConjugateGradients(_gauss_newton(summary, explained), used) if solver == CG else None
-    solve = _preparation(explained, used, in_basis=data is None, whole=gradients)
+    plain = data is None and solver == KRONECKER and matrix is None and not mean
+    screened = plain and len(candidates) >= SCREENED_FROM and explained.rank_one
+    solve = _factors_of(used) if screened else _preparation(explained, used, in_basis=data is None, whole=gradients)
     _say_coverage(explained, used)
     ids = ["mean"] if mean else asked.ids
     parts = []
@@ -170,8 +174,8 @@ def influence(
         track("influence", len(candidates) * (1 if mean else -(-len(asked.rows) // solve.most))) as advance,
     ):
         for block, solved in _solved_blocks(explained, asked.rows, used, solve, mean, batch_size):
-            best = Best(len(solved[0]), min(top, len(candidates)))
-            for rows, scores in candidates.scores(solved):
+            best = Best(block.stop - block.start, min(top, len(candidates)))
+            for rows, scores in candidates.screened(solved, best) if screened else candidates.scores(solved):
                 best.update(scores, rows.start)
                 put(block, rows, scores.numpy())
                 advance(rows.stop - rows.start)
@@ -309,6 +313,19 @@ def _preparation(
         numbers = sum(c.eigenvalues.numel() for c in used)
         return _Solve(_projected_gradient, lambda g: [v / c.damped for v, c in zip(g, used, strict=True)], numbers)
     return _Solve(_whole_gradient, lambda g: [c.solve(v) for v, c in zip(g, used, strict=True)], size)
+
+
+def _factors_of(used: list[BlockCurvature]) -> _Solve:
+    """Queries as factors in the kept directions, for gradients of rank one; the inverse is left to the screening."""
+
+    def form(block: Block, uses: dict[int, Use], c: BlockCurvature) -> Tensor:
+        b, a = vectors(block, uses)
+        return torch.cat([b @ c.output_basis, a @ c.input_basis], 1)
+
+    def finish(joined: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        return [v.split(list(c.eigenvalues.shape), 1) for v, c in zip(joined, used, strict=True)]
+
+    return _Solve(form, finish, FACTOR_COPIES * sum(sum(c.eigenvalues.shape) for c in used))
 
 
 def _whole_gradient(block: Block, uses: dict[int, Use], c: BlockCurvature) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from fsdtool.curvature import BlockCurvature
+from fsdtool.curvature import BlockCurvature, default_samples
 from fsdtool.gradients import Block, capture, has_rank_one, vectors
 from fsdtool.graph import Graph, Parameters
 from fsdtool.moments import Statistics
@@ -29,7 +29,7 @@ from fsdtool.spectra import symmetric_eigen
 
 log = logging.getLogger("fsdtool")
 
-SAMPLES = 1024  # pseudo-samples of the Gauss-Newton matrix
+SAMPLES: int | None = None  # pseudo-samples of the Gauss-Newton matrix; None: as many as of the Kronecker curvature
 POOL_BYTES = 2**28  # held by their gates and inputs
 TANGENTS = 2**26  # numbers of all steps held at once by the derivatives along many vectors
 TOLERANCE = 1e-2
@@ -67,7 +67,8 @@ class GaussNewton:
         simulation = Simulation(graph, parameters, statistics, seed=seed, device=device)
         self.hessians = simulation.statistics.output_hessian
         held = sum(graph.steps[i].units for i in (0, *graph.indices("activation", "maximum")))
-        parts = list(simulation.batches(min(samples or SAMPLES, max(POOL_BYTES // (4 * held), 64))))
+        samples = samples or SAMPLES or default_samples(graph, int(statistics.count.sum()))
+        parts = list(simulation.batches(min(samples, max(POOL_BYTES // (4 * held), 64))))
         weights = statistics.weight.tolist()
         drawn = [sum(n for k, n in parts if k == component) for component in range(len(weights))]
         self.pool = [Draw(k, *simulation.draw(k, n), weights[k] / drawn[k]) for k, n in parts]

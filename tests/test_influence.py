@@ -12,7 +12,8 @@ from conftest import gaussian_classes, perceptron
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fsdtool import candidates
+from fsdtool import candidates, screening
+from fsdtool import influence as influence_module
 from fsdtool.datasets import load_dataset
 from fsdtool.errors import FsdtoolError
 from fsdtool.influence import influence, self_influence
@@ -279,6 +280,34 @@ def test_self_influence_is_listed_from_the_largest(mlp_summary):
     values = [row["self_influence"] for row in rows]
     assert values == sorted(values, reverse=True)
     assert sorted(row["id"] for row in rows) == list(range(1437))
+
+
+@pytest.mark.parametrize(("rank", "chunk"), [(4, 400), (2, 10**4)])
+def test_screening_finds_the_same_examples_and_values(mlp_summary, test_digits, monkeypatch, rank, chunk):
+    expected = influence(mlp_summary, test_digits, top=5, misclassified=True)
+    monkeypatch.setattr(influence_module, "SCREENED_FROM", 0)
+    monkeypatch.setattr(screening, "RANK", rank)
+    monkeypatch.setattr(candidates, "CHUNK", chunk)
+    found = influence(mlp_summary, test_digits, top=5, misclassified=True)
+    for (rows, values), (same_rows, same_values) in (
+        (found.proponents, expected.proponents), (found.opponents, expected.opponents),
+    ):  # fmt: skip
+        assert (rows == same_rows).float().mean() > 0.999  # but for ties to rounding
+        torch.testing.assert_close(values, same_values, rtol=1e-3, atol=1e-5 * float(same_values.abs().max()))
+
+
+def test_screening_leaves_most_products_out(mlp_summary, test_digits, monkeypatch):
+    counted = []
+    whole = screening._Weight.full
+
+    def count(self, q, b, a, i):
+        counted.append(len(q))
+        return whole(self, q, b, a, i)
+
+    monkeypatch.setattr(screening._Weight, "full", count)
+    monkeypatch.setattr(influence_module, "SCREENED_FROM", 0)
+    influence(mlp_summary, test_digits, top=1)
+    assert sum(counted) / 3 < 0.3 * 360 * 1437
 
 
 # The matrix file
