@@ -30,14 +30,15 @@ def read_checkpoint(path: Path, allow_pickle: bool) -> Checkpoint:
 
 
 def model_of(summary: Summary, spec: str, arguments: dict[str, str], checkpoint: Checkpoint) -> nn.Module:
-    """The network that was summarized, built again; a warning where its weights may be others."""
+    """The network that was summarized, built again.  Raises FsdtoolError for another checkpoint file."""
     from fsdtool.checkpoints import apply_checkpoint
     from fsdtool.models import load_model
 
     if checkpoint.sha256 != summary.identity.checkpoint_sha256:
-        log.warning(
-            f"{checkpoint.path} is not the file that was summarized ({summary.identity.checkpoint_name}); "
-            "the values hold only if its weights are the same"
+        expected = f"{summary.identity.checkpoint_name}, SHA-256 {summary.identity.checkpoint_sha256[:16]}..."
+        raise FsdtoolError(
+            f"'{checkpoint.path}' is not the checkpoint that was summarized ({expected}), "
+            f"its SHA-256 is {checkpoint.sha256[:16]}...; give that file, or summarize this one"
         )
     model = load_model(spec, arguments)
     for note in apply_checkpoint(model, checkpoint):

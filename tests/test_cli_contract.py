@@ -486,15 +486,13 @@ def test_influence_with_a_model_and_a_matrix(shell, calls, tmp_path):
     assert calls["influence"][1]["top"] == 10
 
 
-def test_influence_warns_of_a_model_that_was_not_summarized(shell):
-    code, _, err = shell(
+def test_influence_refuses_a_checkpoint_that_was_not_summarized(shell):
+    code, out, err = shell(
         "influence", "s.h5", "--queries", "q.npz", "--model", "m.py:mlp", "--checkpoint", "other.pt", "-q"
     )
-    assert code == 0
-    assert err == (
-        "warning: other.pt is not the file that was summarized (c.pt); "
-        "the values hold only if its weights are the same\n"
-    )
+    assert (code, out) == (2, "")
+    assert err.startswith("error: 'other.pt' is not the checkpoint that was summarized (c.pt, SHA-256 ")
+    assert err.count("\n") == 1
 
 
 def test_matrix_in_a_missing_folder_is_refused_before_anything_is_computed(shell, calls):
