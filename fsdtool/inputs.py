@@ -50,13 +50,14 @@ def build_model(spec: str | None, arguments: dict[str, str], checkpoint: Checkpo
 
 
 def model_of(summary: Summary, spec: str | None, arguments: dict[str, str], checkpoint: Checkpoint) -> nn.Module:
-    """The network that was summarized, built again; a warning where its weights may be others."""
+    """The network that was summarized, built again.  Raises FsdtoolError for another checkpoint file."""
     from fsdtool.checkpoints import apply_checkpoint
 
     if checkpoint.sha256 != summary.identity.checkpoint_sha256:
-        log.warning(
-            f"{checkpoint.path} is not the file that was summarized ({summary.identity.checkpoint_name}); "
-            "the values hold only if its weights are the same"
+        expected = f"{summary.identity.checkpoint_name}, SHA-256 {summary.identity.checkpoint_sha256[:16]}..."
+        raise FsdtoolError(
+            f"'{checkpoint.path}' is not the checkpoint that was summarized ({expected}), "
+            f"its SHA-256 is {checkpoint.sha256[:16]}...; give that file, or summarize this one"
         )
     if checkpoint.averaged is not summary.identity.checkpoint_averaged:
         averaged = "averaged" if summary.identity.checkpoint_averaged else "trained"
@@ -126,11 +127,12 @@ def numbers(text: str | None, flag: str) -> tuple[float, ...] | None:
         raise FsdtoolError(f"{flag} '{text}' is not a list of numbers; write for example 0.5,0.4,0.3") from None
 
 
-def check_output(path: Path, flag: str, inputs: Iterable[str | Path] = (), suffix: str = "") -> None:
+def check_output(path: Path, flag: str, inputs: Iterable[str | Path] = (), suffix: str | tuple[str, ...] = "") -> None:
     """Refuse, before anything is computed, a file that cannot be written or that is one of the inputs."""
     folder = path.parent
     if not path.name.endswith(suffix):
-        raise FsdtoolError(f"{flag} '{path}' does not end in {suffix}; give a name that does")
+        wanted = suffix if isinstance(suffix, str) else " or ".join(suffix)
+        raise FsdtoolError(f"{flag} '{path}' does not end in {wanted}; give a name that does")
     if path.is_dir():
         raise FsdtoolError(f"{flag} '{path}' is a folder; give the name of a file in it")
     if not folder.is_dir():
