@@ -22,6 +22,7 @@ from fsdtool.options import (
     MODEL_HELP,
     AllowPickle,
     BatchSize,
+    Curvature,
     Debug,
     Device,
     DeviceChoice,
@@ -33,6 +34,7 @@ from fsdtool.options import (
     OutputFormat,
     Quiet,
     Seed,
+    Solver,
     SummaryFile,
     Task,
     XKey,
@@ -45,7 +47,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("fsdtool")
 
 MISLABELED_COLUMNS = ("id", "given_label", "suggested_label", "score", "confidence", "rank")
-INFLUENCE_COLUMNS = ("query_id", "kind", "rank", "id", "label", "loss_change_if_removed")
+INFLUENCE_COLUMNS = (
+    *("query_id", "kind", "rank", "id", "label", "loss_change_if_removed"),
+    *("query_label", "query_prediction"),
+)
 SELF_INFLUENCE_COLUMNS = ("id", "label", "self_influence")
 FSD_COLUMNS = ("checkpoint", "distance", "standard_error", "metric", "form")
 FSD_COMPONENT_COLUMNS = ("checkpoint", "component", "weight", "distance", "contribution", "metric", "form")
@@ -137,6 +142,12 @@ def summarize_command(
     statistics_budget: Annotated[
         float, typer.Option(metavar="MB", min=0, help="Largest size of the statistics, in megabytes.")
     ] = 32,
+    curvature: Annotated[
+        Curvature,
+        typer.Option(
+            help="For influence: simulated from the statistics, or measured on the data in the pass (slower)."
+        ),
+    ] = Curvature.simulated,
     input_rank: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Rank kept of the covariance of large inputs.")
     ] = None,
@@ -206,6 +217,7 @@ def summarize_command(
         records=records,
         record_bytes=record_bytes,
         statistics_budget=int(statistics_budget * MEGABYTE),
+        curvature=curvature.value,
         input_rank=input_rank,
         keep_weights=weights,
         command_line=context.obj,
@@ -280,8 +292,24 @@ def influence_command(
     ] = False,
     matrix: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.npy", help="Also write all values, float32 (queries, training examples)."),
+        typer.Option(
+            metavar="FILE", help="Also write all values, float32 (queries, training examples), to this .npy or .h5."
+        ),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help=f"Score these training examples by their exact gradients, instead of the records: {DATA_HELP}",
+        ),
+    ] = None,
+    solver: Annotated[
+        Solver,
+        typer.Option(
+            help="kronecker: layer by layer; cg: with the layers' cross terms, by conjugate gradients; pbo: the listed "
+            "examples measured again by the proximal Bregman response (slow, needs --data)."
+        ),
+    ] = Solver.kronecker,
     model: Annotated[
         str | None, typer.Option(metavar="SPEC", help=f"Only for a summary in last layer mode: {MODEL_HELP}")
     ] = None,
@@ -306,21 +334,23 @@ def influence_command(
     Example:
       fsdtool influence summary.h5 --queries sample_data/test.npz --misclassified --top 5
       fsdtool influence summary.h5 --self --top 20
+      fsdtool influence summary.h5 --queries sample_data/test.npz --mean --data sample_data/train.npz
     """
     _talk(quiet, debug)
     if (queries is None) is not of_itself:
         found = "both are given" if of_itself else "neither is given"
         raise FsdtoolError(f"either --queries or --self is needed and {found}; give one of them")
-    if of_itself:
-        _refuse_with_self(mean=mean, misclassified=misclassified, matrix=matrix, model=model, checkpoint=checkpoint)
-        _self_influence(summary, top, format)
-        return
     _check_model_options(model, model_arg, checkpoint)
+    if of_itself:
+        needless = {} if data is not None else {"model": model, "checkpoint": checkpoint}
+        other = solver is not Solver.kronecker
+        _refuse_with_self(mean=mean, misclassified=misclassified, matrix=matrix, solver=other, **needless)
     if matrix is not None:
-        check_output(matrix, "--matrix", inputs=(summary, queries), suffix=".npy")
+        inputs = [given for given in (summary, queries, data) if given is not None]
+        check_output(matrix, "--matrix", inputs=inputs, suffix=(".npy", ".h5"))
 
     from fsdtool.device import choose_device
-    from fsdtool.influence import influence
+    from fsdtool.influence import influence, self_influence
     from fsdtool.summary import load
 
     chosen = choose_device(device.value)
@@ -329,6 +359,17 @@ def influence_command(
     if model is not None:
         weights = read_checkpoint(checkpoint, allow_pickle)
         network = model_of(opened, model, key_values(model_arg), weights)
+    options = {
+        "data": None if data is None else load_like(opened, data, x_key, y_key),
+        "model": network,
+        "device": chosen,
+        "batch_size": batch_size,
+        "track": report.track,
+    }
+    if of_itself:
+        result = self_influence(opened, **options)
+        _write(islice(result.rows(), top), SELF_INFLUENCE_COLUMNS, format)
+        return
     result = influence(
         opened,
         load_like(opened, queries, x_key, y_key),
@@ -336,10 +377,8 @@ def influence_command(
         mean=mean,
         misclassified=misclassified,
         matrix=matrix,
-        model=network,
-        device=chosen,
-        batch_size=batch_size,
-        track=report.track,
+        solver=solver.value,
+        **options,
     )
     _write(result.rows(), INFLUENCE_COLUMNS, format)
 
@@ -356,14 +395,6 @@ def _refuse_with_self(**options: object) -> None:
     given = [f"--{name}" for name, value in options.items() if value]
     if given:
         raise FsdtoolError(f"{', '.join(given)} has no meaning with --self; leave it out or give --queries")
-
-
-def _self_influence(summary: Path, top: int | None, format: report.Format | None) -> None:
-    from fsdtool.influence import self_influence
-    from fsdtool.summary import load
-
-    result = self_influence(load(summary), track=report.track)
-    _write(islice(result.rows(), top), SELF_INFLUENCE_COLUMNS, format)
 
 
 @app.command(

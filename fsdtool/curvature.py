@@ -7,6 +7,9 @@ From one half of the samples come the eigenbases U_A of E[a a^T] and U_S of E[b 
 the eigenvalues E[(U_S^T G U_A)^2] in that basis, which is what EKFAC (George et al. 2018) measures on real
 gradients.
 
+The same on gradients of the training data itself, v drawn from the Hessian at each example's own outputs, is the
+*measured* curvature: eigenbases from the first sample, eigenvalues in the pass (fsdtool.sweep).
+
 Damping: lambda = delta * (mean eigenvalue of the block), delta = 1.
 
 A direction is worth keeping for what it is expected to contribute to an influence: E[g^2] / (E[g^2] +
@@ -17,18 +20,19 @@ the budget is spent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from fsdtool.gradients import Block, Use, blocks, capture, project, rows_of_factors, vectors
+from fsdtool.gradients import Block, Use, blocks, capture, gradient, project, rows_of_factors, vectors
 from fsdtool.graph import Graph, Parameters
 from fsdtool.moments import Statistics
 from fsdtool.propagate import Simulation
 from fsdtool.spectra import Axis, SecondMoment, symmetric_eigen
 
+SIMULATED, MEASURED = "simulated", "measured"
 DAMPING = 1.0
 POSITIONS = 16  # per example, for the eigenbases; neighbouring positions say nearly the same
 
@@ -38,7 +42,8 @@ class BlockCurvature:
     """One weight's curvature, kept in its leading directions.
 
     input_basis (columns, ka) and output_basis (rows, ks) orthonormal, eigenvalues (ks, ka) float32,
-    mean_eigenvalue the trace of the whole block over its size.
+    mean_eigenvalue the trace of the whole block over its size.  source: 'simulated' (pseudo-samples) or 'measured'
+    (the training data).  damping: delta, in mean eigenvalues.
     """
 
     weight: str
@@ -47,15 +52,52 @@ class BlockCurvature:
     output_basis: Tensor
     eigenvalues: Tensor
     mean_eigenvalue: float
+    source: str = SIMULATED
+    damping: float = DAMPING
+
+    @property
+    def offset(self) -> float:
+        """lambda, what damping adds to every eigenvalue.  A flat block gets 1: its gradients are zero."""
+        return self.damping * self.mean_eigenvalue or 1.0
 
     @property
     def damped(self) -> Tensor:
-        """Eigenvalues plus damping (ks, ka).  A flat block gets damping 1: its gradients are zero."""
-        return self.eigenvalues + (DAMPING * self.mean_eigenvalue or 1.0)
+        """Eigenvalues plus damping (ks, ka)."""
+        return self.eigenvalues + self.offset
 
-    def to(self, device: torch.device) -> BlockCurvature:
-        """The same curvature with its tensors on `device`."""
-        tensors = {name: getattr(self, name).to(device) for name in ("input_basis", "output_basis", "eigenvalues")}
+    @property
+    def damped_rest(self) -> float | None:
+        """Mean eigenvalue outside the kept directions, plus damping; None where every direction is kept."""
+        size, kept = len(self.output_basis) * len(self.input_basis), self.eigenvalues.numel()
+        if size == kept:
+            return None
+        left = self.mean_eigenvalue * size - float(self.eigenvalues.sum(dtype=torch.float64))
+        return max(left / (size - kept), 0.0) + self.offset
+
+    def solve(self, g: Tensor, power: float = 1.0) -> Tensor:
+        """(G + lambda)^-power g for gradients g (batch, rows, columns), with G flat outside the kept directions."""
+        inside = self.output_basis.T @ g @ self.input_basis
+        inverse, rest = self.damped**-power, self.damped_rest
+        if rest is None:
+            return self.output_basis @ (inside * inverse) @ self.input_basis.T
+        outside = rest**-power
+        return self.output_basis @ (inside * (inverse - outside)) @ self.input_basis.T + g * outside
+
+    def quadratic(self, block: Block, uses: dict[int, Use]) -> Tensor:
+        """g^T (G + lambda)^-1 g (batch,) of the examples' gradients g."""
+        rest, inverse = self.damped_rest, 1 / self.damped
+        inside = inverse if rest is None else inverse - 1 / rest
+        pair = vectors(block, uses)
+        if pair is not None:  # g = b a^T, and all squares separate
+            b, a = pair
+            value = (((b @ self.output_basis).square() @ inside) * (a @ self.input_basis).square()).sum(1)
+            return value if rest is None else value + b.square().sum(1) * a.square().sum(1) / rest
+        value = (project(block, uses, self.output_basis, self.input_basis).square() * inside).sum((1, 2))
+        return value if rest is None else value + gradient(block, uses).square().sum((1, 2)) / rest
+
+    def to(self, target: torch.device | torch.dtype) -> BlockCurvature:
+        """The same curvature with its tensors on a device, or of a dtype."""
+        tensors = {name: getattr(self, name).to(target) for name in ("input_basis", "output_basis", "eigenvalues")}
         return replace(self, **tensors)
 
 
@@ -85,20 +127,32 @@ def curvature(
     samples = samples or default_samples(graph, int(statistics.count.sum()))
     found = blocks(graph, parameters)
     simulation = Simulation(graph, parameters, statistics, seed=seed, device=device)
+    sums = eigenbases(found, _pseudo_gradients(simulation, samples), numbers=numbers, seed=seed, device=device)
+    for uses in _pseudo_gradients(simulation, samples):
+        for block_sums in sums:
+            block_sums.update(uses)
+    return [block_sums.finalize(SIMULATED) for block_sums in sums]
+
+
+def eigenbases(
+    found: Sequence[Block],
+    gradients: Iterable[dict[int, Use]],
+    *,
+    numbers: int | None,
+    seed: int,
+    device: torch.device | None = None,
+) -> list[EigenvalueSums]:
+    """The `numbers` best directions of the batches of `gradients`, as sums ready to take eigenvalues in them."""
     choice = torch.Generator().manual_seed(seed)
     sums = {block.weight: _FactorSums(block, device) for block in found}
-    for uses in _pseudo_gradients(simulation, samples):
+    for uses in gradients:
         for block in found:
             sums[block.weight].update(*rows_of_factors(block, uses, POSITIONS, choice))
     axes = [(sums[block.weight].rows.axis(seed), sums[block.weight].columns.axis(seed)) for block in found]
-    squares = [
-        _EigenvalueSums(block, *pair, *widths)
+    return [
+        EigenvalueSums(block, *pair, *widths)
         for block, pair, widths in zip(found, axes, allot(axes, numbers), strict=True)
     ]
-    for uses in _pseudo_gradients(simulation, samples):
-        for block_squares in squares:
-            block_squares.update(uses)
-    return [block_squares.finalize() for block_squares in squares]
 
 
 def allot(axes: list[tuple[Axis, Axis]], numbers: int | None) -> list[tuple[int, int]]:
@@ -155,18 +209,23 @@ class _FactorSums:
         self.columns.update(a)
 
 
-class _EigenvalueSums:
+class EigenvalueSums:
     """Second moments of the gradients projected on the kept directions."""
 
     def __init__(self, block: Block, rows: Axis, columns: Axis, ks: int, ka: int):
         self.block = block
         self.rows = rows.vectors[:, :ks].contiguous()
         self.columns = columns.vectors[:, :ka].contiguous()
-        self.sum = torch.zeros(ks, ka, device=self.rows.device)
-        self.count = 0
+        self.restart()
         self.share = rows.share(ks) * columns.share(ka)  # of the block's trace, in the kept directions
 
+    def restart(self) -> None:
+        """Forget what was added, but not the directions."""
+        self.sum = torch.zeros(self.rows.shape[1], self.columns.shape[1], device=self.rows.device)
+        self.count = 0
+
     def update(self, uses: dict[int, Use]) -> None:
+        """Add the gradients of a batch."""
         pair = vectors(self.block, uses)
         if pair is not None:  # (s^T b)^2 (a^T u)^2 separates
             b, a = pair
@@ -177,8 +236,8 @@ class _EigenvalueSums:
         self.sum += projected.square().sum(0)
         self.count += len(projected)
 
-    def finalize(self) -> BlockCurvature:
+    def finalize(self, source: str) -> BlockCurvature:
         """The trace outside the kept directions is taken to be what the Kronecker factors leave there."""
         eigenvalues = self.sum / self.count
         mean = float(eigenvalues.sum()) / self.share / self.block.size
-        return BlockCurvature(self.block.weight, self.block.bias, self.columns, self.rows, eigenvalues, mean)
+        return BlockCurvature(self.block.weight, self.block.bias, self.columns, self.rows, eigenvalues, mean, source)

@@ -124,6 +124,12 @@ def vectors(block: Block, uses: dict[int, Use]) -> tuple[Tensor, Tensor] | None:
     return use.gradient, _append_one(block, use.input)
 
 
+def has_rank_one(block: Block, graph: Graph) -> bool:
+    """Whether every example's G is one outer product: a linear layer used once, on vectors."""
+    step = graph.steps[block.steps[0]]
+    return len(block.steps) == 1 and step.operation == "linear" and len(step.shape) == 1
+
+
 def rows_of_factors(block: Block, uses: dict[int, Use], most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Up to `most` positions per example and use: gradients (n, rows) and inputs [a; 1] (n, columns), paired.
 

@@ -1,19 +1,17 @@
-"""Influence of training examples on predictions, from the summary's records alone.
+"""Influence of training examples on predictions, from the summary's records or from the data streamed again.
 
 tau(q, i) = (1/N) g_q^T (G + lambda)^-1 g_i, with G the curvature of the summary: the first-order estimate, in
 the units of the loss (nats for cross-entropy), of how much the loss on query q would rise if training example
 i were removed.  Positive: the example helps (a proponent).  Negative: it harms (an opponent).
 
-With the query's gradient exact in the kept directions, Q = S^T G_q A / (eigenvalues + damping), and a
-record's factors b and a, a weight contributes b^T Q a.  Records are read in chunks, so memory does not grow
-with N.
+The gradients of as many queries as memory allows are solved with G + lambda at once, then all training examples
+pass by in chunks (fsdtool.candidates), so memory does not grow with either number.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,34 +20,50 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fsdtool.datasets import Batch, DataSource, check_labels, fit_layout
+from fsdtool.candidates import Recorded, Streamed, chunks
+from fsdtool.curvature import MEASURED, BlockCurvature, curvature
+from fsdtool.datasets import DataSource
 from fsdtool.errors import FsdtoolError
-from fsdtool.gradients import blocks, capture, project
-from fsdtool.losses import loss_gradient
+from fsdtool.examples import Examples, label
+from fsdtool.gradients import Block, Use, gradient, left_out, project
+from fsdtool.krylov import ConjugateGradients, GaussNewton
+from fsdtool.matrix import matrix_file
 from fsdtool.progress import Track, silent
+from fsdtool.ranking import Best, largest
+from fsdtool.response import Response, respond
 from fsdtool.summary import Records, Summary
-from fsdtool.trace import FULL, LAST_LAYER, Network
 
-CHUNK = 16384  # records scored at once
+log = logging.getLogger("fsdtool")
+
+QUERY_NUMBERS = 2**26  # held by the solved gradients of a block of queries
+CG_VECTORS = 6  # per query that conjugate gradients hold
+UNITS = {"classification": "nats", "regression": "half squared error"}
+
+KRONECKER, CG, PBO = "kronecker", "cg", "pbo"
+
+Form = Callable[[Block, dict[int, Use], BlockCurvature], Tensor]
 
 
 @dataclass(frozen=True)
 class Scored:
     """Queries, and per query the training examples with the strongest influence.
 
-    queries: (Q,) their ids, or ['mean'].  proponents and opponents: (Q, K) rows of the records, strongest
-    first and in record order where they tie, and their values in the units of the loss.
+    queries: (Q,) their ids, or ['mean'].  proponents and opponents: (Q, K) rows of the examples, strongest
+    first and in their order where they tie, and their values in the units of the loss.  ids (N,) and targets of the
+    examples; labels and predictions (Q,) of the queries, None for their mean.
     """
 
     summary: Summary
     queries: list[Any]
     proponents: tuple[Tensor, Tensor]
     opponents: tuple[Tensor, Tensor]
+    ids: np.ndarray
+    targets: np.ndarray
+    labels: list[Any]
+    predictions: list[Any]
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row per query, kind and rank."""
-        records = self.summary.records
-        labels = records.read("target")
         for q, query in enumerate(self.queries):
             for kind, (order, values) in (("proponent", self.proponents), ("opponent", self.opponents)):
                 for rank, (i, value) in enumerate(zip(order[q].tolist(), values[q].tolist(), strict=True), 1):
@@ -58,26 +72,55 @@ class Scored:
                             "query_id": query,
                             "kind": kind,
                             "rank": rank,
-                            "id": records.ids[i].item(),
-                            "label": _label(self.summary, labels[i]),
+                            "id": self.ids[i].item(),
+                            "label": label(self.summary, self.targets[i]),
                             "loss_change_if_removed": value,
+                            "query_label": self.labels[q],
+                            "query_prediction": self.predictions[q],
                         }
 
 
 @dataclass(frozen=True)
 class SelfInfluence:
-    """Influence of each training example on its own loss (N,), in record order."""
+    """Influence of each training example on its own loss (N,), in their order, with their ids and targets."""
 
     summary: Summary
     values: Tensor
+    ids: np.ndarray
+    targets: np.ndarray
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row per example, strongest first."""
-        records = self.summary.records
-        labels = records.read("target")
         for i in self.values.argsort(descending=True, stable=True).tolist():
-            label = _label(self.summary, labels[i])
-            yield {"id": records.ids[i].item(), "label": label, "self_influence": float(self.values[i])}
+            value = float(self.values[i])
+            yield {"id": self.ids[i].item(), "label": label(self.summary, self.targets[i]), "self_influence": value}
+
+
+@dataclass(frozen=True)
+class _Solve:
+    """How queries are solved: `form` a batch's gradients, `finish` (G + lambda)^-1 of as many as fit into memory.
+
+    numbers: held for each query.
+    """
+
+    form: Form
+    finish: Callable[[list[Tensor]], list[Tensor]]
+    numbers: int
+
+    @property
+    def most(self) -> int:
+        """How many queries are held at once."""
+        return max(QUERY_NUMBERS // self.numbers, 1)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The queries to explain: rows of their data, and what the rows of the answer say of each."""
+
+    rows: np.ndarray
+    ids: list[Any]
+    labels: list[Any]
+    predictions: list[Any]
 
 
 def influence(
@@ -88,6 +131,8 @@ def influence(
     mean: bool = False,
     misclassified: bool = False,
     matrix: Path | None = None,
+    data: DataSource | None = None,
+    solver: str = KRONECKER,
     model: nn.Module | None = None,
     device: torch.device | None = None,
     batch_size: int = 256,
@@ -96,205 +141,201 @@ def influence(
     """The `top` proponents and opponents of each query, or with `mean` of the queries' mean loss.
 
     misclassified: only queries whose prediction differs from their label.  matrix: where to write the whole
-    float32 (queries, N) matrix in record order, as .npy.  model: the reference model, for summaries in last
-    layer mode.  Raises FsdtoolError for a summary without records or weights and for queries that do not fit
-    it.
+    float32 (queries, N) matrix in the order of the examples, as .npy or .h5.  data: score these examples, with exact
+    gradients, instead of the records; they are read once per block of queries.  solver: 'kronecker'; 'cg' for the
+    whole matrix with the layers' cross terms; 'pbo' measures the `top` of each kind again by the proximal Bregman
+    response (fsdtool.response), which needs `data` and solves one problem per example listed.  model: the reference
+    model, for summaries in last layer mode.  Raises FsdtoolError for a summary without weights, or without records
+    where no data is given, and for queries or data that do not fit it.
     """
-    records = _records(summary)
     device = device or torch.device("cpu")
-    network = network_of(summary, model).to(device)
     if misclassified and summary.task != "classification":
         raise FsdtoolError(
             f"'{summary.path}' is of a regression, which has no misclassified queries; leave --misclassified out"
         )
-    queries = _fitting(network, queries)
-    ids, gradients = _query_gradients(summary, network, queries, misclassified, mean, device, batch_size)
-    if not ids:
-        which = "misclassified queries" if misclassified else "queries"
-        raise FsdtoolError(f"there are no {which} in '{queries.spec}', so nothing to explain; give others")
-    best = _Best(len(ids), min(top, len(records)))
+    if solver == PBO and data is None:
+        raise FsdtoolError("--solver pbo needs the training data; give it by --data")
+    if solver == PBO and matrix is not None:
+        raise FsdtoolError("--solver pbo has no values for a whole matrix; leave --matrix out")
+    candidates, used = _candidates(summary, data, model, device, batch_size)
+    explained = Examples(summary, queries, model=model, device=device, noun="query")
+    asked = _ask(summary, explained, misclassified, batch_size)
+    gradients = ConjugateGradients(_gauss_newton(summary, explained), used) if solver == CG else None
+    solve = _preparation(explained, used, in_basis=data is None, whole=gradients)
+    _say_coverage(explained, used)
+    ids = ["mean"] if mean else asked.ids
+    parts = []
     with (
-        _matrix_file(matrix, (len(ids), len(records))) as output,
-        track("influence", len(records)) as advance,
+        matrix_file(matrix, ids, candidates.ids, UNITS[summary.task]) as put,
+        track("influence", len(candidates) * (1 if mean else -(-len(asked.rows) // solve.most))) as advance,
     ):
-        for rows in _chunks(len(records)):
-            scores = _scores(summary, records, gradients, rows, device).cpu()  # (Q, n)
-            best.update(scores, rows.start)
-            if output is not None:
-                output[:, rows] = scores.numpy()
-            advance(rows.stop - rows.start)
-    return Scored(summary, ids, *best.finalize())
+        for block, solved in _solved_blocks(explained, asked.rows, used, solve, mean, batch_size):
+            best = Best(len(solved[0]), min(top, len(candidates)))
+            for rows, scores in candidates.scores(solved):
+                best.update(scores, rows.start)
+                put(block, rows, scores.numpy())
+                advance(rows.stop - rows.start)
+            parts.append(best.finalize())
+    if gradients is not None:
+        gradients.say()
+    proponents, opponents = (tuple(torch.cat([part[kind][i] for part in parts]) for i in (0, 1)) for kind in (0, 1))
+    if solver == PBO:
+        response = Response(_gauss_newton(summary, explained), used, summary.task, summary.identity.examples)
+        shortlist = torch.cat([proponents[0], opponents[0]], 1)
+        again = {"mean": mean, "batch_size": batch_size, "track": track}
+        values = respond(response, explained, torch.from_numpy(asked.rows), candidates.examples, shortlist, **again)
+        proponents, opponents = _ranked_again(shortlist, values, proponents[0].shape[1])
+        response.say()
+    none = [None]
+    labels, predictions = (none, none) if mean else (asked.labels, asked.predictions)
+    return Scored(summary, ids, proponents, opponents, candidates.ids, candidates.targets(), labels, predictions)
 
 
-def self_influence(summary: Summary, *, track: Track = silent) -> SelfInfluence:
-    """tau(i, i) of every training example, from its record.
+def self_influence(
+    summary: Summary,
+    *,
+    data: DataSource | None = None,
+    model: nn.Module | None = None,
+    device: torch.device | None = None,
+    batch_size: int = 256,
+    track: Track = silent,
+) -> SelfInfluence:
+    """tau(i, i) of every training example, from its record, or of the examples of `data` with exact gradients.
 
-    Raises FsdtoolError for a summary without records.
+    Raises FsdtoolError for a summary without records where no data is given, and as `influence` does.
     """
-    records = _records(summary)
-    values = torch.zeros(len(records))
-    with track("self-influence", len(records)) as advance:
-        for rows in _chunks(len(records)):
-            for c in summary.curvature:
-                b, a = records.factors(c.weight, rows).part(slice(None))
-                values[rows] += (b.square() @ c.damped.reciprocal() * a.square()).sum(1)
+    candidates, _ = _candidates(summary, data, model, device or torch.device("cpu"), batch_size)
+    values = []
+    with track("self-influence", len(candidates)) as advance:
+        for rows, found in candidates.selves():
+            values.append(found)
             advance(rows.stop - rows.start)
-    return SelfInfluence(summary, values / len(records))
+    return SelfInfluence(summary, torch.cat(values), candidates.ids, candidates.targets())
 
 
-def network_of(summary: Summary, model: nn.Module | None = None) -> Network:
-    """The reference network as the summary holds it; in last layer mode `model` computes its features.
+def whole_curvature(summary: Summary, device: torch.device | None = None) -> list[BlockCurvature]:
+    """The curvature for exact gradients: that of the file if it was measured, else in every direction from statistics.
 
-    Raises FsdtoolError when the summary has no weights, or needs a model that is not given.
+    A measured one is cut to the directions of the records, which the flat rest makes up for.
     """
+    if summary.curvature and summary.curvature[0].source == MEASURED:
+        return [c.to(device) for c in summary.curvature]
     identity = summary.identity
-    if summary.parameters is None:
-        raise FsdtoolError(f"'{summary.path}' was written with --no-weights; write it again with weights")
-    if identity.mode == LAST_LAYER and model is None:
-        raise FsdtoolError(
-            f"'{summary.path}' holds only the last layer '{identity.head}' of {identity.model_spec}; "
-            "give --model and --checkpoint to compute the features of the queries"
-        )
-    used = model if identity.mode != FULL else None
-    return Network(identity.graph, summary.parameters, identity.mode, identity.reasons, used, identity.head)
+    parameters = {name: value.to(device) for name, value in summary.parameters.items()}
+    return curvature(identity.graph, parameters, summary.statistics, seed=identity.seed, device=device)
+
+
+def _candidates(
+    summary: Summary, data: DataSource | None, model: nn.Module | None, device: torch.device, batch_size: int
+) -> tuple[Recorded | Streamed, list[BlockCurvature]]:
+    """What is scored, records or data, and the curvature that goes with it."""
+    if data is None:
+        records = _records(summary)
+        used = [c.to(device) for c in summary.curvature]
+        return Recorded(summary, records, used, device), used
+    examples = Examples(summary, data, model=model, device=device, noun="training")
+    used = whole_curvature(summary, device)
+    return Streamed(summary, examples, used, batch_size), used
 
 
 def _records(summary: Summary) -> Records:
     if summary.records is None or not summary.curvature:
-        raise FsdtoolError(f"'{summary.path}' was written with --no-records; write it again with records")
+        raise FsdtoolError(
+            f"'{summary.path}' was written with --no-records; give the training data by --data, "
+            "or write it again with records"
+        )
     return summary.records
 
 
-def _label(summary: Summary, target: np.ndarray) -> Any:
-    if summary.task == "classification":
-        return summary.label_name(int(target))
-    return target.item() if target.size == 1 else " ".join(f"{v:.7g}" for v in target.tolist())
+def _say_coverage(examples: Examples, used: list[BlockCurvature]) -> None:
+    omitted = left_out(examples.graph, examples.parameters)
+    without = f", without {len(omitted)} parameters such as '{omitted[0]}'" if omitted else ""
+    log.info(f"curvature: {used[0].source}, {len(used)} weights{without}")
 
 
-def _chunks(count: int) -> Iterator[slice]:
-    for start in range(0, count, CHUNK):
-        yield slice(start, min(start + CHUNK, count))
+def _ask(summary: Summary, examples: Examples, misclassified: bool, batch_size: int) -> _Asked:
+    """The queries, chosen in a pass that computes their outputs alone."""
+    asked = _Asked(np.empty(0, dtype=np.int64), [], [], [])
+    rows = []
+    for batch, outputs in examples.outputs(batch_size):
+        classification = summary.task == "classification"
+        found = outputs.argmax(1) if classification else outputs
+        keep = (found != batch.y).nonzero()[:, 0] if misclassified else torch.arange(len(batch.y))
+        rows.append(batch.index[keep].numpy())
+        asked.ids.extend(examples.ids[i].item() for i in rows[-1].tolist())
+        asked.labels.extend(label(summary, y) for y in batch.y[keep].numpy())
+        asked.predictions.extend(label(summary, y) for y in found[keep].numpy())
+    if not asked.ids:
+        which = "misclassified queries" if misclassified else "queries"
+        raise FsdtoolError(f"there are no {which} in '{examples.source.spec}', so nothing to explain; give others")
+    return _Asked(np.concatenate(rows), asked.ids, asked.labels, asked.predictions)
 
 
-def _fitting(network: Network, queries: DataSource) -> DataSource:
-    """The queries, known to be inputs that the network takes."""
-    if network.mode != FULL:
-        return fit_layout(queries, network.model)
-    found, expected = tuple(queries.input_shape), tuple(network.graph.input_shape)
-    if found != expected:
-        raise FsdtoolError(
-            f"the queries '{queries.spec}' have inputs of shape {found}, "
-            f"the summary was made from {expected}; give data of the same kind"
-        )
-    return queries
+def _ranked_again(shortlist: Tensor, values: Tensor, k: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The k largest and the k smallest of the shortlist (Q, 2k) by new values; an example on it twice counts once."""
+    second = (shortlist[:, :, None] == shortlist[:, None, :]).tril(-1).any(2)
+    ranked = []
+    for sign in (1, -1):
+        signed = (sign * values).masked_fill(second, -torch.inf)
+        order = largest(signed, k)
+        ranked.append((shortlist.gather(1, order), sign * signed.gather(1, order)))
+    return ranked[0], ranked[1]
 
 
-def _query_gradients(
-    summary: Summary,
-    network: Network,
-    queries: DataSource,
-    misclassified: bool,
-    mean: bool,
-    device: torch.device,
-    batch_size: int,
-) -> tuple[list[Any], list[Tensor]]:
-    """Ids, and per weight the preconditioned gradients Q (queries, ks, ka), with `mean` of one query."""
-    graph = network.graph
-    found = {block.weight: block for block in blocks(graph, network.parameters)}
-    curvatures = [c.to(device) for c in summary.curvature]
-    parts: list[list[Tensor]] = [[] for _ in curvatures]
-    ids: list[Any] = []
-    for batch in queries.batches(batch_size):
-        _check_queries(summary, network, queries, batch)
-        x, y = batch.x.to(device), batch.y.to(device)
-        logits, uses = capture(graph, network.parameters, network.signal(x), loss_gradient(summary.task, y))
-        keep = (logits.argmax(1) != y).cpu() if misclassified else torch.ones(len(y), dtype=torch.bool)
-        ids += [queries.ids[i].item() for i in batch.index[keep].tolist()]
-        for part, c in zip(parts, curvatures, strict=True):
-            g = project(found[c.weight], uses, c.output_basis, c.input_basis)[keep.to(device)] / c.damped
-            _check_finite(g, ids, int(keep.sum()))
-            part.append(g.sum(0, keepdim=True) if mean else g)
-    gradients = [torch.cat(part) for part in parts] if ids else []
-    if mean and ids:
-        return ["mean"], [g.sum(0, keepdim=True) / len(ids) for g in gradients]
-    return ids, gradients
+def _gauss_newton(summary: Summary, examples: Examples) -> GaussNewton:
+    return GaussNewton(
+        examples.graph,
+        examples.parameters,
+        summary.statistics,
+        list(examples.blocks.values()),
+        seed=summary.identity.seed,
+        device=examples.device,
+    )
 
 
-def _check_queries(summary: Summary, network: Network, queries: DataSource, batch: Batch) -> None:
-    if summary.task == "classification":
-        check_labels(batch.y, batch.index, queries.ids, network.graph.outputs)
-    elif batch.y.shape[1] != network.graph.outputs:
-        raise FsdtoolError(
-            f"the queries have {batch.y.shape[1]} target values, the model {network.graph.outputs} outputs; "
-            "give data of the same kind"
-        )
+def _preparation(
+    examples: Examples, used: list[BlockCurvature], *, in_basis: bool, whole: ConjugateGradients | None
+) -> _Solve:
+    """How queries are solved by the Kronecker curvature or with the `whole` matrix, `in_basis` for the records."""
+
+    def project_all(vectors: list[Tensor]) -> list[Tensor]:
+        return [c.output_basis.T @ v @ c.input_basis for c, v in zip(used, vectors, strict=True)]
+
+    size = sum(block.size for block in examples.blocks.values())
+    if whole is not None:
+        finish = (lambda g: project_all(whole.solve(g))) if in_basis else whole.solve
+        return _Solve(_whole_gradient, finish, CG_VECTORS * size)
+    if in_basis:
+        numbers = sum(c.eigenvalues.numel() for c in used)
+        return _Solve(_projected_gradient, lambda g: [v / c.damped for v, c in zip(g, used, strict=True)], numbers)
+    return _Solve(_whole_gradient, lambda g: [c.solve(v) for v, c in zip(g, used, strict=True)], size)
 
 
-def _check_finite(g: Tensor, ids: list[Any], kept: int) -> None:
-    """`ids` ends with those of the `kept` queries that g (kept, ks, ka) is of."""
-    broken = (~torch.isfinite(g).flatten(1).all(1)).nonzero()[:, 0].tolist()
-    if broken:
-        raise FsdtoolError(
-            f"the gradient of query {ids[len(ids) - kept + broken[0]]} is not finite: "
-            "its inputs are far outside those of training; correct or remove it"
-        )
+def _whole_gradient(block: Block, uses: dict[int, Use], c: BlockCurvature) -> Tensor:
+    return gradient(block, uses)
 
 
-def _scores(summary: Summary, records: Records, gradients: list[Tensor], rows: slice, device: torch.device) -> Tensor:
-    """tau (Q, n) of all queries with the records `rows`."""
-    total = torch.zeros(len(gradients[0]), rows.stop - rows.start, device=device)
-    for c, q in zip(summary.curvature, gradients, strict=True):
-        b, a = (v.to(device) for v in records.factors(c.weight, rows).part(slice(None)))
-        for i, matrix in enumerate(q):  # b^T Q a: through the narrower side first
-            total[i] += ((b @ matrix) * a).sum(1) if matrix.shape[0] < matrix.shape[1] else ((a @ matrix.T) * b).sum(1)
-    return total / len(records)
+def _projected_gradient(block: Block, uses: dict[int, Use], c: BlockCurvature) -> Tensor:
+    return project(block, uses, c.output_basis, c.input_basis)
 
 
-class _Best:
-    """The k largest and k smallest scores of each query over chunks of records, ties in record order."""
-
-    def __init__(self, queries: int, k: int):
-        self.k = k
-        self.values = {sign: torch.empty(queries, 0) for sign in (1, -1)}
-        self.rows = {sign: torch.empty(queries, 0, dtype=torch.int64) for sign in (1, -1)}
-
-    def update(self, scores: Tensor, start: int) -> None:
-        rows = torch.arange(start, start + scores.shape[1]).expand_as(scores)
-        for sign in (1, -1):
-            values = torch.cat([self.values[sign], sign * scores], 1)
-            order = _largest(values, min(self.k, values.shape[1]))
-            self.values[sign] = values.gather(1, order)
-            self.rows[sign] = torch.cat([self.rows[sign], rows], 1).gather(1, order)
-
-    def finalize(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """(rows, values) of the proponents and of the opponents, strongest first."""
-        return (self.rows[1], self.values[1]), (self.rows[-1], -self.values[-1])
+def _solved_blocks(
+    examples: Examples, rows: np.ndarray, used: list[BlockCurvature], solve: _Solve, mean: bool, batch_size: int
+) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Ranges of queries, and their solved gradients per weight; with `mean` one query, their mean."""
+    for block in [slice(0, len(rows))] if mean else chunks(len(rows), solve.most):
+        parts: list[list[Tensor]] = []
+        for seen in examples.batches(min(batch_size, solve.most), rows[block]):
+            formed = [solve.form(b, seen.uses, c) for b, c in zip(examples.blocks.values(), used, strict=True)]
+            for values in formed:
+                examples.check_finite(values, seen.batch)
+            parts = _add(parts, formed) if mean else [*parts, formed]
+        if mean:
+            yield slice(0, 1), solve.finish([total / len(rows) for total in parts[0]])
+        else:
+            yield block, solve.finish([torch.cat(values) for values in zip(*parts, strict=True)])
 
 
-def _largest(values: Tensor, k: int) -> Tensor:
-    """Columns (Q, k) of each row's k largest entries, largest first, ties in column order (unlike topk)."""
-    least = values.topk(k, dim=1).values[:, -1:]
-    above, tied = values > least, values == least
-    chosen = above | (tied & (tied.cumsum(1) <= k - above.sum(1, keepdim=True)))
-    columns = chosen.nonzero()[:, 1].view(len(values), k)
-    order = values.gather(1, columns).sort(dim=1, descending=True, stable=True).indices
-    return columns.gather(1, order)
-
-
-@contextmanager
-def _matrix_file(path: Path | None, shape: tuple[int, int]) -> Iterator[np.memmap | None]:
-    """A float32 array in a .npy file, which appears at `path` when it is complete; None without a path."""
-    if path is None:
-        yield None
-        return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        matrix = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-        yield matrix
-        matrix.flush()
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise FsdtoolError(f"the matrix '{path}' cannot be written ({reason}); give another path") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+def _add(parts: list[list[Tensor]], values: list[Tensor]) -> list[list[Tensor]]:
+    summed = [value.sum(0, keepdim=True) for value in values]
+    return [[a + b for a, b in zip(parts[0], summed, strict=True)] if parts else summed]

@@ -82,11 +82,12 @@ def numbers(text: str | None, flag: str) -> tuple[float, ...] | None:
         raise FsdtoolError(f"{flag} '{text}' is not a list of numbers; write for example 0.5,0.4,0.3") from None
 
 
-def check_output(path: Path, flag: str, inputs: Iterable[str | Path] = (), suffix: str = "") -> None:
+def check_output(path: Path, flag: str, inputs: Iterable[str | Path] = (), suffix: str | tuple[str, ...] = "") -> None:
     """Refuse, before anything is computed, a file that cannot be written or that is one of the inputs."""
     folder = path.parent
     if not path.name.endswith(suffix):
-        raise FsdtoolError(f"{flag} '{path}' does not end in {suffix}; give a name that does")
+        wanted = suffix if isinstance(suffix, str) else " or ".join(suffix)
+        raise FsdtoolError(f"{flag} '{path}' does not end in {wanted}; give a name that does")
     if path.is_dir():
         raise FsdtoolError(f"{flag} '{path}' is a folder; give the name of a file in it")
     if not folder.is_dir():

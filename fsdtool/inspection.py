@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from fsdtool.gradients import left_out
 from fsdtool.summary import Summary, load, part_sizes
 from fsdtool.trace import FULL
 
@@ -60,6 +63,15 @@ def _header(summary: Summary, stored: dict[str, int]) -> list[tuple[str, str]]:
         ),
         ("components", f"{components} ({statistics.kind}), {each:,} bytes each"),
     ]
+    if summary.curvature:
+        directions = sum(sum(c.eigenvalues.shape) for c in summary.curvature)
+        kept = f"{len(summary.curvature)} weights, {directions:,} directions"
+        lines.append(("curvature", f"{summary.curvature[0].source}, {kept}"))
+    shapes = {name: torch.empty(shape, device="meta") for name, shape in identity.shapes.items()}
+    omitted = left_out(identity.graph, shapes)
+    if omitted:
+        few = ", ".join(omitted[:3]) + (", ..." if len(omitted) > 3 else "")
+        lines.append(("not in influence", f"{len(omitted)} parameters of batch norm and the like: {few}"))
     if identity.reasons:
         lines.append(("not traced", "; ".join(identity.reasons[:3])))
     return lines

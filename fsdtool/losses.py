@@ -1,6 +1,7 @@
 """The loss of an example and its gradient at the outputs.
 
-Classification: cross-entropy in nats, gradient p - e_y.  Regression: 1/2 |f - y|^2, gradient f - y.
+Classification: cross-entropy in nats, gradient p - e_y.  Regression: 1/2 |f - y|^2, gradient f - y.  The
+Hessian is diag(p) - p p^T, or the identity.
 """
 
 from __future__ import annotations
@@ -30,3 +31,16 @@ def loss_gradient(task: str, targets: Tensor) -> Callable[[Tensor], Tensor]:
         return outputs - targets
 
     return gradient
+
+
+def curvature_draw(task: str, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """The function from outputs (batch, O) to draws v (batch, O) with E[v v^T] the Hessian of the loss at each."""
+
+    def draw(outputs: Tensor) -> Tensor:
+        z = torch.randn(outputs.shape, generator=generator, device=outputs.device)
+        if task != "classification":
+            return z
+        p = torch.softmax(outputs, 1)
+        return p.sqrt() * z - p * (p.sqrt() * z).sum(1, keepdim=True)
+
+    return draw

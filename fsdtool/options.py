@@ -47,6 +47,17 @@ class Gates(str, Enum):
     independent = "independent"
 
 
+class Curvature(str, Enum):
+    simulated = "simulated"
+    measured = "measured"
+
+
+class Solver(str, Enum):
+    kronecker = "kronecker"
+    cg = "cg"
+    pbo = "pbo"
+
+
 SummaryFile = Annotated[Path, typer.Argument(metavar="SUMMARY", help="The file written by 'fsdtool summarize'.")]
 OutputFormat = Annotated[
     report.Format | None,

@@ -17,7 +17,8 @@ from torch import nn
 
 from fsdtool import __version__
 from fsdtool.checkpoints import Checkpoint, apply_checkpoint
-from fsdtool.curvature import BlockCurvature, curvature
+from fsdtool.curvature import MEASURED, SIMULATED, BlockCurvature
+from fsdtool.curvature import curvature as simulated_curvature
 from fsdtool.datasets import DataSource, fit_layout
 from fsdtool.evidence import FeatureStore, LabelEvidence, evidence
 from fsdtool.gradients import blocks, left_out
@@ -42,6 +43,7 @@ class Report:
     layers: int
     components: str
     statistics_bytes: int
+    curvature: str
     record_bytes: int
     file_bytes: int
     seconds: float
@@ -54,6 +56,7 @@ class Report:
             ("activation layers", str(self.layers)),
             ("components", self.components),
             ("gate statistics", f"{self.statistics_bytes:,} bytes"),
+            ("curvature", self.curvature),
             ("gradient records", f"{self.record_bytes:,} bytes per example" if self.record_bytes else "none"),
             ("file", f"{self.file_bytes:,} bytes"),
             ("seconds", f"{self.seconds:.1f}"),
@@ -76,6 +79,7 @@ def summarize(
     records: bool = True,
     record_bytes: int = 1024,
     statistics_budget: int = 32 * 10**6,
+    curvature: str = SIMULATED,
     input_rank: int | None = None,
     keep_weights: bool = True,
     command_line: str = "",
@@ -85,8 +89,10 @@ def summarize(
 
     components: None is one per class (classification) or one (regression); an integer is that many clusters of gate
     patterns.  record_bytes: gradient factors per example.  statistics_budget: bytes that the gate statistics may
-    take; above it they go to 8 bits, then to fewer components.  input_rank: directions in which the input
-    covariance is resolved.  Raises FsdtoolError for any fault of the input, before or while reading it.
+    take; above it they go to 8 bits, then to fewer components.  curvature: 'simulated' from the statistics, or
+    'measured' on the data in the same pass, which costs a second backward pass and is kept without records too.
+    input_rank: directions in which the input covariance is resolved.  Raises FsdtoolError for any fault of the
+    input, before or while reading it.
     """
     started = time.perf_counter()
     device = device or torch.device("cpu")
@@ -101,13 +107,22 @@ def summarize(
     assignment, gate_bits = run.choose_components(sample, components, statistics_budget)
     basis = run.choose_basis(sample, assignment, input_rank)
     found: list[BlockCurvature] = []
-    if records:
-        with track("curvature", None):
-            numbers = numbers_within(record_bytes, len(blocks(network.graph, network.parameters)))
+    measured = None
+    numbers = numbers_within(record_bytes, len(blocks(network.graph, network.parameters)))
+    with track("curvature", None):
+        if curvature == MEASURED:
+            measured = run.measured_bases(sample, numbers)
+            found = [sums.finalize(MEASURED) for sums in measured]  # of the first sample, for the form of the records
+            for sums in measured:
+                sums.restart()
+        elif records:
             early = run.sample_statistics(sample, assignment, basis)
-            found = curvature(network.graph, network.parameters, early, seed=seed, numbers=numbers, device=device)
+            options = {"seed": seed, "numbers": numbers, "device": device}
+            found = simulated_curvature(network.graph, network.parameters, early, **options)
     with Writer(output) as writer, FeatureStore(len(data), seed) as store:
-        seen = run.whole(assignment, basis, store, writer, found)
+        seen = run.whole(assignment, basis, store, writer, found if records else [], measured)
+        if measured:
+            found = [sums.finalize(MEASURED) for sums in measured]
         statistics = seen.statistics
         _say_small_components(statistics)
         identity = Identity(
@@ -135,8 +150,8 @@ def summarize(
         if keep_weights:
             writer.write_parameters(network.parameters)
         writer.write_statistics(statistics, network.graph, gate_bits)
+        writer.write_curvature(found)
         if records:
-            writer.write_curvature(found)
             with track("evidence", None):
                 labelled = evidence(store, seen.targets, seen.logits) if data.task == "classification" else None
             _write_outputs(writer, data, seen, labelled)
@@ -148,7 +163,8 @@ def summarize(
         layers=len(network.graph.indices("activation")) or len(network.hooked),
         components=f"{len(statistics.names)} ({statistics.kind})",
         statistics_bytes=sum(len(statistics.names) * gate_bytes(s, gate_bits) for s in activation_steps(network)),
-        record_bytes=bytes_per_example(found),
+        curvature=curvature if found else "none",
+        record_bytes=bytes_per_example(found) if records else 0,
         file_bytes=size,
         seconds=time.perf_counter() - started,
     )

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fsdtool import hdf5
-from fsdtool.curvature import BlockCurvature
+from fsdtool.curvature import SIMULATED, BlockCurvature
 from fsdtool.datasets import Preprocessing
 from fsdtool.errors import FsdtoolError
 from fsdtool.gradients import WEIGHTED
@@ -321,7 +321,8 @@ def _read_block(group: h5py.Group, shapes: dict[str, tuple[int, ...]]) -> BlockC
     mean = float(group.attrs["mean_eigenvalue"])
     if not (mean >= 0 and eigenvalues.min() >= 0):
         raise hdf5.unusable(group, f"the curvature of '{weight}' has negative eigenvalues")
-    return BlockCurvature(weight, bias, inputs, outputs, eigenvalues, mean)
+    source = str(group.attrs.get("source", SIMULATED))
+    return BlockCurvature(weight, bias, inputs, outputs, eigenvalues, mean, source)
 
 
 def _read_parameters(file: h5py.File, identity: Identity) -> dict[str, Tensor]:

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from fsdtool.activations import Activation
 from fsdtool.components import Assignment, GatePattern, k_means
-from fsdtool.curvature import BlockCurvature
+from fsdtool.curvature import BlockCurvature, EigenvalueSums, eigenbases
 from fsdtool.datasets import Batch, DataSource, Fingerprint, check_labels
 from fsdtool.errors import FsdtoolError
 from fsdtool.evidence import FEATURES, INPUT, FeatureStore, choose_layers, layer_features, pool
-from fsdtool.gradients import blocks, capture
+from fsdtool.gradients import Use, blocks, capture
 from fsdtool.graph import Observer, Step
-from fsdtool.losses import loss, loss_gradient
+from fsdtool.losses import curvature_draw, loss, loss_gradient
 from fsdtool.moments import Statistics, principal_basis
 from fsdtool.progress import Track
 from fsdtool.records import factors
@@ -77,6 +77,7 @@ class Pass:
         self.graph, self.parameters = network.graph, network.parameters
         self.outputs = self.graph.outputs
         self.classification = data.task == "classification"
+        self._generator = torch.Generator(device).manual_seed(seed)
 
     def batches(self, label: str, **options: Any) -> Iterator[tuple[Batch, Tensor, Tensor]]:
         """Batches with x and y on the device, their labels checked."""
@@ -133,6 +134,24 @@ class Pass:
             sums.finish(signal.flatten(1), logits)
         return sums.finalize()
 
+    def measured_bases(self, sample: Sample, numbers: int) -> list[EigenvalueSums]:
+        """The `numbers` best directions of the first sample's gradients, with eigenvalues on that sample."""
+        found = blocks(self.graph, self.parameters)
+        sums = eigenbases(found, self._drawn(sample), numbers=numbers, seed=self.seed, device=self.device)
+        for uses in self._drawn(sample):
+            for block_sums in sums:
+                block_sums.update(uses)
+        return sums
+
+    def _drawn(self, sample: Sample) -> Iterator[dict[int, Use]]:
+        for _, signal, _ in self._parts(sample):
+            yield self.drawn_gradients(signal)
+
+    def drawn_gradients(self, signal: Tensor) -> dict[int, Use]:
+        """What each weight sees for a gradient drawn from the loss's Hessian at each example's own outputs."""
+        draw = curvature_draw(self.data.task, self._generator)
+        return capture(self.graph, self.parameters, signal, draw)[1]
+
     def whole(
         self,
         assignment: Assignment,
@@ -140,8 +159,12 @@ class Pass:
         store: FeatureStore,
         writer: Writer,
         curvatures: list[BlockCurvature],
+        measured: list[EigenvalueSums] | None = None,
     ) -> Seen:
-        """The pass: statistics, evidence features, outputs and losses, and the gradient records in `curvatures`."""
+        """The pass: statistics, evidence features, outputs and losses, and the gradient records in `curvatures`.
+
+        measured: sums of eigenvalues to be taken from these examples.
+        """
         sums = StatisticsSums(self.graph, assignment, basis, self.data.task, self.device)
         gradient_records = _GradientRecords(self, writer, curvatures)
         watched = self._watched_layers() if self.classification else {}
@@ -158,6 +181,9 @@ class Pass:
             sums.start(y)
             found = gradient_records.run(signal, y, rows, self._observer(sums, store, rows, watched))
             self._check_outputs(found, batch.index)
+            uses = self.drawn_gradients(signal) if measured else {}
+            for block_sums in measured or ():
+                block_sums.update(uses)
             sums.finish(signal.flatten(1), found)
             logits[rows], losses[rows] = found.cpu(), loss(self.data.task, found, y).cpu()
             targets = torch.empty(len(self.data), *y.shape[1:], dtype=y.dtype) if targets is None else targets

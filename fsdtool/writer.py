@@ -163,7 +163,8 @@ class Writer:
             self.put(f"{name}/input_basis", c.input_basis, "directions A of the input [a; 1] (columns, ka)")
             self.put(f"{name}/output_basis", c.output_basis, "directions S of the output gradient (rows, ks)")
             self.put(f"{name}/eigenvalues", c.eigenvalues, "E[(S^T G A)^2] (ks, ka)", "loss^2 per weight^2")
-            _attributes(self.file[name], mean_eigenvalue=c.mean_eigenvalue, weight=c.weight, bias=c.bias or "")
+            names = {"weight": c.weight, "bias": c.bias or "", "source": c.source}
+            _attributes(self.file[name], mean_eigenvalue=c.mean_eigenvalue, **names)
 
 
 def encode_ids(ids: np.ndarray) -> np.ndarray:

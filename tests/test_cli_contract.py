@@ -39,9 +39,10 @@ MISLABELED = [
     },
     {"id": 2, "given_label": "=8", "suggested_label": "1", "score": 0.1, "confidence": None, "rank": 2},
 ]
+ASKED = {"query_label": "7", "query_prediction": "1"}
 INFLUENCE = [
-    {"query_id": 4, "kind": "proponent", "rank": 1, "id": 9, "label": "3", "loss_change_if_removed": 2.5e-05},
-    {"query_id": 4, "kind": "opponent", "rank": 1, "id": 1, "label": "5", "loss_change_if_removed": -1e-05},
+    {"query_id": 4, "kind": "proponent", "rank": 1, "id": 9, "label": "3", "loss_change_if_removed": 2.5e-05, **ASKED},
+    {"query_id": 4, "kind": "opponent", "rank": 1, "id": 1, "label": "5", "loss_change_if_removed": -1e-05, **ASKED},
 ]
 SELF = [{"id": i, "label": "a", "self_influence": value} for i, value in enumerate([2.0, 1.0, 0.5])]
 FSD = [
@@ -266,6 +267,10 @@ def test_no_command_shows_the_help_on_stderr(shell):
             "--mean, --matrix has no meaning with --self",
         ),
         (
+            ["influence", "s.h5", "--self", "--solver", "cg"],
+            "--solver has no meaning with --self",
+        ),
+        (
             ["influence", "s.h5", "--queries", "q", "--model", "m:f"],
             "--model is given without --checkpoint; give both",
         ),
@@ -383,6 +388,7 @@ def test_summarize_passes_everything_on_and_writes_to_stderr_only(shell, calls, 
         "records": False,
         "record_bytes": 1024,
         "statistics_budget": 1_500_000,
+        "curvature": "simulated",
         "input_rank": None,
         "keep_weights": True,
         "track": report.track,
@@ -430,7 +436,8 @@ def test_influence_csv(shell, calls):
     code, out, err = shell("influence", "s.h5", "--queries", "q.npz", "--misclassified", "--top", "1")
     assert (code, err) == (0, "")
     assert out == (
-        "query_id,kind,rank,id,label,loss_change_if_removed\n4,proponent,1,9,3,2.5e-05\n4,opponent,1,1,5,-1e-05\n"
+        "query_id,kind,rank,id,label,loss_change_if_removed,query_label,query_prediction\n"
+        "4,proponent,1,9,3,2.5e-05,7,1\n4,opponent,1,1,5,-1e-05,7,1\n"
     )
     assert calls["load_dataset"] == (
         ("q.npz",),
@@ -449,6 +456,8 @@ def test_influence_csv(shell, calls):
         "mean": False,
         "misclassified": True,
         "matrix": None,
+        "data": None,
+        "solver": "kronecker",
         "model": None,
         "device": "cpu device",
         "batch_size": 256,
@@ -501,7 +510,22 @@ def test_self_influence_of_all_and_of_the_largest(shell, calls):
     header = "id,label,self_influence\n"
     assert shell("influence", "s.h5", "--self") == (0, header + "0,a,2\n1,a,1\n2,a,0.5\n", "")
     assert shell("influence", "s.h5", "--self", "--top", "2") == (0, header + "0,a,2\n1,a,1\n", "")
-    assert calls["self_influence"][1] == {"track": report.track}
+    assert calls["self_influence"][1] == {
+        "data": None,
+        "model": None,
+        "device": "cpu device",
+        "batch_size": 256,
+        "track": report.track,
+    }
+
+
+def test_influence_of_streamed_data(shell, calls):
+    assert shell("influence", "s.h5", "--queries", "q.npz", "--data", "t.npz", "--solver", "pbo")[0] == 0
+    assert calls["influence"][1]["solver"] == "pbo"
+    assert calls["influence"][1]["data"] == "source"
+    assert shell("influence", "s.h5", "--self", "--data", "t.npz", "--model", "m.py:f", "--checkpoint", "c.pt")[0] == 0
+    assert calls["self_influence"][1]["data"] == "source"
+    assert calls["self_influence"][1]["model"] == "network"
 
 
 def test_fsd_csv(shell, calls):

@@ -111,7 +111,7 @@ def predictions(network: str) -> dict[str, str]:
         (["find-mislabeled", "mlp.h5"], "id,given_label,suggested_label,score,confidence,rank"),
         (
             ["influence", "mlp.h5", "--queries", "sample_data/test.npz", "--top", "1"],
-            "query_id,kind,rank,id,label,loss_change_if_removed",
+            "query_id,kind,rank,id,label,loss_change_if_removed,query_label,query_prediction",
         ),
         (["influence", "mlp.h5", "--self"], "id,label,self_influence"),
         (

@@ -12,12 +12,13 @@ from conftest import gaussian_classes, perceptron
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fsdtool import influence as module
+from fsdtool import candidates
 from fsdtool.datasets import load_dataset
 from fsdtool.errors import FsdtoolError
 from fsdtool.influence import influence, self_influence
 from fsdtool.losses import loss
 from fsdtool.models import load_model
+from fsdtool.ranking import Best
 from fsdtool.summary import Summary, load
 
 HALF = 3e-3  # a few roundings of float16, of unit vectors
@@ -172,7 +173,7 @@ def test_the_influence_on_the_mean_is_the_mean_of_the_influences(convnet_summary
 
 def test_the_sizes_of_batches_and_chunks_change_nothing(convnet_summary, test_digits, tmp_path, monkeypatch):
     expected = matrix_of(convnet_summary, test_digits, tmp_path / "a.npy")
-    monkeypatch.setattr(module, "CHUNK", 100)
+    monkeypatch.setattr(candidates, "CHUNK", 100)
     found = matrix_of(convnet_summary, test_digits, tmp_path / "b.npy", batch_size=7)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
     np.testing.assert_allclose(
@@ -181,7 +182,7 @@ def test_the_sizes_of_batches_and_chunks_change_nothing(convnet_summary, test_di
 
 
 def load_self(summary: Summary, monkeypatch) -> Tensor:
-    monkeypatch.setattr(module, "CHUNK", 10**6)
+    monkeypatch.setattr(candidates, "CHUNK", 10**6)
     return self_influence(summary).values
 
 
@@ -189,7 +190,7 @@ def load_self(summary: Summary, monkeypatch) -> Tensor:
 
 
 def test_the_strongest_of_each_kind_are_those_of_a_full_sort(mlp_summary, test_digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 100)
+    monkeypatch.setattr(candidates, "CHUNK", 100)
     result = influence(mlp_summary, test_digits, top=7, matrix=tmp_path / "m.npy")
     rows, whole = list(result.rows()), np.load(tmp_path / "m.npy")
     for q in (0, 100, 359):
@@ -209,7 +210,7 @@ def test_the_strongest_of_each_kind_are_those_of_a_full_sort(mlp_summary, test_d
 @pytest.mark.parametrize("k", [1, 5, 60])
 def test_ties_are_listed_in_record_order(chunk, k):
     scores = torch.randint(-3, 4, (8, 60), generator=torch.Generator().manual_seed(0)).float()
-    best = module._Best(8, k)
+    best = Best(8, k)
     for start in range(0, 60, chunk):
         best.update(scores[:, start : start + chunk], start)
     for sign, (rows, values) in zip((-1, 1), best.finalize(), strict=True):
@@ -264,7 +265,11 @@ def test_labels_and_ids_are_those_of_the_data(summarized, arrays):
     summary = summarized(perceptron(4, 8, 2), x, names)
     queries = load_dataset(str(arrays(x[:2], names[:2])), class_names=summary.class_names)
     row = next(influence(summary, queries).rows())
-    assert list(row) == ["query_id", "kind", "rank", "id", "label", "loss_change_if_removed"]
+    assert list(row) == [
+        "query_id", "kind", "rank", "id", "label", "loss_change_if_removed", "query_label", "query_prediction",
+    ]  # fmt: skip
+    assert row["query_label"] == names[0]
+    assert row["query_prediction"] in {"cat", "dog"}
     assert row["label"] == names[row["id"]]
     assert next(self_influence(summary).rows())["label"] in {"cat", "dog"}
 
@@ -285,7 +290,7 @@ def test_a_matrix_appears_only_when_it_is_whole(mlp_summary, test_digits, tmp_pa
     def fail(*arguments):
         raise RuntimeError("in the middle")
 
-    monkeypatch.setattr(module, "_scores", fail)
+    monkeypatch.setattr(candidates.Recorded, "scores", fail)
     with pytest.raises(RuntimeError, match="in the middle"):
         influence(mlp_summary, test_digits, matrix=tmp_path / "m.npy")
     assert (tmp_path / "m.npy").read_bytes() == b"what was there"
@@ -361,7 +366,7 @@ def test_a_query_label_out_of_range_is_refused(summarized, arrays):
 def test_targets_of_another_width_are_refused(summarized, arrays):
     x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
     summary = summarized(perceptron(3, 8, 1), x, x.sum(1), task="regression")
-    with pytest.raises(FsdtoolError, match="2 target values, the model 1 outputs"):
+    with pytest.raises(FsdtoolError, match="2 target values per example, the model 1 outputs"):
         influence(summary, load_dataset(str(arrays(x, x[:, :2])), task="regression"))
     with pytest.raises(FsdtoolError, match="no misclassified queries; leave --misclassified out"):
         influence(summary, load_dataset(str(arrays(x, x[:, 0])), task="regression"), misclassified=True)
@@ -372,7 +377,7 @@ def test_a_summary_without_records_or_weights_is_refused(summarized, arrays):
     queries = load_dataset(str(arrays(*data)))
     without = summarized(perceptron(4, 8, 3), *data, records=False)
     for call in (lambda: influence(without, queries), lambda: self_influence(without)):
-        with pytest.raises(FsdtoolError, match="written with --no-records; write it again with records"):
+        with pytest.raises(FsdtoolError, match="written with --no-records; give the training data by --data"):
             call()
     without = summarized(perceptron(4, 8, 3), *data, keep_weights=False)
     with pytest.raises(FsdtoolError, match="written with --no-weights; write it again with weights"):

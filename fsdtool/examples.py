@@ -1,0 +1,129 @@
+"""Examples of a data set as the summarized network sees them: outputs, and what each weight saw for its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fsdtool.datasets import Batch, DataSource, check_labels, fit_layout
+from fsdtool.errors import FsdtoolError
+from fsdtool.gradients import Block, Use, blocks, capture, has_rank_one
+from fsdtool.losses import loss_gradient
+from fsdtool.summary import Summary
+from fsdtool.trace import FULL, LAST_LAYER, Network
+
+GRADIENT_NUMBERS = 2**26  # held by the gradients of a batch where a weight's are formed whole
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A batch (on the CPU), its outputs (n, O), and by step index what each weight saw of it."""
+
+    batch: Batch
+    outputs: Tensor
+    uses: dict[int, Use]
+
+
+class Examples:
+    """A data set read through the reference network of a summary.
+
+    Raises FsdtoolError for data that the network does not take, or a summary that cannot run its network.
+    """
+
+    def __init__(
+        self, summary: Summary, source: DataSource, *, model: nn.Module | None, device: torch.device, noun: str
+    ):
+        self.network = network_of(summary, model).to(device)
+        self.source = _fitting(self.network, source, noun)
+        self.task, self.device, self.noun = summary.task, device, noun
+        self.graph, self.parameters = self.network.graph, self.network.parameters
+        self.blocks: dict[str, Block] = {block.weight: block for block in blocks(self.graph, self.parameters)}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def ids(self) -> np.ndarray:
+        return self.source.ids
+
+    def batches(self, batch_size: int, rows: Sequence[int] | np.ndarray | None = None) -> Iterator[Seen]:
+        """All examples, or those of `rows` in the order given."""
+        for batch in self.source.batches(batch_size, indices=rows):
+            self._check(batch)
+            x, y = batch.x.to(self.device), batch.y.to(self.device)
+            gradient_of = loss_gradient(self.task, y)
+            outputs, uses = capture(self.graph, self.parameters, self.network.signal(x), gradient_of)
+            yield Seen(batch, outputs, uses)
+
+    def outputs(self, batch_size: int) -> Iterator[tuple[Batch, Tensor]]:
+        """Batches and the network's outputs (n, O) on the CPU, without gradients."""
+        for batch in self.source.batches(batch_size):
+            self._check(batch)
+            with torch.no_grad():
+                yield batch, self.graph.run(self.parameters, self.network.signal(batch.x.to(self.device))).cpu()
+
+    def largest_batch(self, batch_size: int) -> int:
+        """No more than `batch_size`, and so many that the gradients formed whole fit into memory."""
+        formed = [block.size for block in self.blocks.values() if not has_rank_one(block, self.graph)]
+        return max(1, min(batch_size, GRADIENT_NUMBERS // max(formed, default=1)))
+
+    def check_finite(self, values: Tensor, batch: Batch) -> None:
+        """Raise FsdtoolError naming the first example of the batch whose `values` (n, ...) are not finite."""
+        broken = (~torch.isfinite(values).reshape(len(values), -1).all(1)).nonzero()[:, 0].tolist()
+        if broken:
+            raise FsdtoolError(
+                f"the gradient of {self.noun} {self.ids[int(batch.index[broken[0]])]} is not finite: "
+                "its inputs are far outside those of training; correct or remove it"
+            )
+
+    def _check(self, batch: Batch) -> None:
+        outputs = self.graph.outputs
+        if self.task == "classification":
+            check_labels(batch.y, batch.index, self.ids, outputs)
+        elif batch.y.shape[1] != outputs:
+            raise FsdtoolError(
+                f"'{self.source.spec}' has {batch.y.shape[1]} target values per example, the model {outputs} outputs; "
+                "give data of the same kind"
+            )
+
+
+def network_of(summary: Summary, model: nn.Module | None = None) -> Network:
+    """The reference network as the summary holds it; in last layer mode `model` computes its features.
+
+    Raises FsdtoolError when the summary has no weights, or needs a model that is not given.
+    """
+    identity = summary.identity
+    if summary.parameters is None:
+        raise FsdtoolError(f"'{summary.path}' was written with --no-weights; write it again with weights")
+    if identity.mode == LAST_LAYER and model is None:
+        raise FsdtoolError(
+            f"'{summary.path}' holds only the last layer '{identity.head}' of {identity.model_spec}; "
+            "give --model and --checkpoint to compute the features of the queries"
+        )
+    used = model if identity.mode != FULL else None
+    return Network(identity.graph, summary.parameters, identity.mode, identity.reasons, used, identity.head)
+
+
+def label(summary: Summary, target: np.ndarray) -> Any:
+    """A target as people read it: the class name, or the numbers of a regression."""
+    if summary.task == "classification":
+        return summary.label_name(int(target))
+    return target.item() if target.size == 1 else " ".join(f"{v:.7g}" for v in target.tolist())
+
+
+def _fitting(network: Network, source: DataSource, noun: str) -> DataSource:
+    """The data set, known to be inputs that the network takes."""
+    if network.mode != FULL:
+        return fit_layout(source, network.model)
+    found, expected = tuple(source.input_shape), tuple(network.graph.input_shape)
+    if found != expected:
+        raise FsdtoolError(
+            f"the {noun} data '{source.spec}' have inputs of shape {found}, "
+            f"the summary was made from {expected}; give data of the same kind"
+        )
+    return source
