@@ -21,7 +21,7 @@ from common import State
 from torch import Tensor, nn
 
 from fsdtool.checkpoints import Checkpoint
-from fsdtool.curvature import BlockCurvature, curvature
+from fsdtool.curvature import BlockCurvature
 from fsdtool.datasets import DataSource, load_dataset
 from fsdtool.gradients import Block, Use, blocks, capture, gradient, project, vectors
 from fsdtool.influence import influence
@@ -68,12 +68,12 @@ def attribution(problem: Problem, curvatures: list[BlockCurvature]) -> np.ndarra
     found = blocks(network.graph, network.parameters)
     pairs = list(zip(found, curvatures, strict=True))
     solved = [[] for _ in pairs]
-    for uses in _gradients(network, problem.queries, loss_of(problem, problem.query_targets)):
+    for _, uses in gradients(network, problem.queries, loss_of(problem, problem.query_targets)):
         for (block, c), part in zip(pairs, solved, strict=True):
             part.append(project(block, uses, c.output_basis, c.input_basis) / c.damped)
     queries = [torch.cat(part) for part in solved]  # (Q, ks, ka)
     parts = []
-    for uses in _gradients(network, problem.inputs, loss_of(problem, problem.targets)):
+    for _, uses in gradients(network, problem.inputs, loss_of(problem, problem.targets)):
         total = 0
         for (block, c), q in zip(pairs, queries, strict=True):
             pair = vectors(block, uses)
@@ -92,12 +92,13 @@ def loss_of(problem: Problem, targets: Tensor) -> Callable[[slice], Callable[[Te
     return lambda rows: loss_gradient(problem.task, targets[rows])
 
 
-def _gradients(
+def gradients(
     network: Network, x: Tensor, output_gradient: Callable[[slice], Callable[[Tensor], Tensor]]
-) -> Iterator[dict[int, Use]]:
+) -> Iterator[tuple[slice, dict[int, Use]]]:
+    """Batches of x: their rows, and what each weight sees for the gradient at the outputs given for the rows."""
     for start in range(0, len(x), BATCH):
         rows = slice(start, start + BATCH)
-        yield capture(network.graph, network.parameters, x[rows], output_gradient(rows))[1]
+        yield rows, capture(network.graph, network.parameters, x[rows], output_gradient(rows))[1]
 
 
 # The curvatures
@@ -117,7 +118,7 @@ def measured_ekfac(problem: Problem) -> list[BlockCurvature]:
     network = problem.network()
     found = blocks(network.graph, network.parameters)
     moments = [(torch.zeros(b.columns, b.columns), torch.zeros(b.rows, b.rows)) for b in found]
-    for uses in _gauss_newton_gradients(problem, network):
+    for _, _, uses in gauss_newton_gradients(problem, network):
         for block, (inputs, outputs) in zip(found, moments, strict=True):
             pair = vectors(block, uses)
             if pair is not None:
@@ -129,7 +130,7 @@ def measured_ekfac(problem: Problem) -> list[BlockCurvature]:
                 outputs += b.T @ b
     bases = [[torch.linalg.eigh(moment.double())[1].float() for moment in pair] for pair in moments]
     squares = [torch.zeros(b.rows, b.columns) for b in found]
-    for uses in _gauss_newton_gradients(problem, network):
+    for _, _, uses in gauss_newton_gradients(problem, network):
         for block, (u_a, u_s), total in zip(found, bases, squares, strict=True):
             pair = vectors(block, uses)
             if pair is not None:
@@ -144,7 +145,7 @@ def measured_ekfac(problem: Problem) -> list[BlockCurvature]:
     ]
 
 
-def _gauss_newton_gradients(problem: Problem, network: Network) -> Iterator[dict[int, Use]]:
+def gauss_newton_gradients(problem: Problem, network: Network) -> Iterator[tuple[int, slice, dict[int, Use]]]:
     """Batches of gradients whose second moments, summed, are N times the Gauss-Newton matrix: for every output one.
 
     For cross-entropy sqrt(p_c) (p - e_c), c each class, for squared error e_o, o each output.
@@ -158,7 +159,8 @@ def _gauss_newton_gradients(problem: Problem, network: Network) -> Iterator[dict
             p = logits.softmax(1)
             return (p - unit) * p[:, output : output + 1].sqrt()
 
-        yield from _gradients(network, problem.inputs, lambda rows, draw=draw: draw)
+        for rows, uses in gradients(network, problem.inputs, lambda rows, draw=draw: draw):
+            yield output, rows, uses
 
 
 def _positions(block: Block, uses: dict[int, Use]) -> tuple[Tensor, Tensor]:
@@ -190,14 +192,12 @@ def source(problem: Problem, path: Path, x: Tensor, y: Tensor) -> DataSource:
     return load_dataset(str(path), task=problem.task)
 
 
-def from_statistics(summary: Summary, problem: Problem, seed: int = 0) -> list[BlockCurvature]:
-    """The whole curvature that the statistics of a summary stand for."""
-    return curvature(summary.identity.graph, problem.reference, summary.statistics, seed=seed)
-
-
-def from_records(summary: Summary, problem: Problem, folder: Path) -> np.ndarray:
-    """tau (Q, N) from the records of a summary, as `fsdtool influence` computes it."""
+def by_tool(
+    summary: Summary, problem: Problem, folder: Path, *, streamed: bool = False, solver: str = "kronecker"
+) -> np.ndarray:
+    """tau (Q, N) as `fsdtool influence --matrix` computes it, from the records or with `--data`."""
     matrix = folder / "matrix.npy"
     queries = source(problem, folder / "queries.npz", problem.queries, problem.query_targets)
-    influence(summary, queries, top=1, matrix=matrix)
+    data = source(problem, folder / "train.npz", problem.inputs, problem.targets) if streamed else None
+    influence(summary, queries, top=1, matrix=matrix, data=data, solver=solver)
     return np.load(matrix)

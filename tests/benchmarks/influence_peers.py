@@ -127,9 +127,8 @@ def _dattri_task(problem: Problem) -> Any:
     model = problem.model()
 
     def loss(parameters: dict[str, Tensor], pair: tuple[Tensor, Tensor]) -> Tensor:
-        x, y = pair
-        logits = torch.func.functional_call(model, parameters, (x.unsqueeze(0),))
-        return nn.functional.cross_entropy(logits, y.unsqueeze(0))
+        x, y = pair if pair[1].dim() else (part.unsqueeze(0) for part in pair)  # it passes batches and examples
+        return nn.functional.cross_entropy(torch.func.functional_call(model, parameters, (x,)), y)
 
     return task.AttributionTask(loss_func=loss, model=model, checkpoints=problem.reference)
 
