@@ -1,0 +1,88 @@
+"""Influence of a million training examples: 100 queries against the records of a synthetic summary.
+
+    python tests/benchmarks/influence_scale.py [--examples 1000000] [--folder FOLDER] [--csv FILE]
+
+The summary is that of an MLP 784-256-128-10 on 1,000 random images, whose records the tool's own writer repeats, in
+random order, up to `--examples`.  What is measured is the command
+`fsdtool influence` as a process: seconds and peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from common import print_table
+from influence_methods import Problem, source, summarized
+from influence_nets import digits_mlp
+from process import run
+
+from fsdtool.summary import Summary
+from fsdtool.writer import Writer
+
+PART = 50_000
+QUERIES = 100
+
+
+def small_problem() -> Problem:
+    """Random images and labels."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    x = torch.randn(1000 + QUERIES, 784, generator=generator)
+    y = torch.randint(10, (len(x),), generator=generator)
+    return Problem(digits_mlp, digits_mlp().state_dict(), x[:1000], y[:1000], x[1000:], y[1000:])
+
+
+def widen(summary: Summary, path: Path, examples: int) -> int:
+    """Write the summary again with records of `examples` examples, drawn from those that it has; its bytes."""
+    count = summary.statistics.count * (examples // summary.identity.examples)
+    count[0] += examples - count.sum()
+    with h5py.File(summary.path) as file, Writer(path) as writer:
+        writer.write_identity(replace(summary.identity, examples=examples))
+        writer.write_parameters(summary.parameters)
+        writer.write_statistics(replace(summary.statistics, count=count), summary.identity.graph, 16)
+        writer.write_curvature(summary.curvature)
+        file["records"].visititems(lambda name, item: _repeat(writer, f"records/{name}", item, examples))
+        return writer.commit()
+
+
+def _repeat(writer: Writer, name: str, item: h5py.Group | h5py.Dataset, examples: int) -> None:
+    if isinstance(item, h5py.Group):
+        return
+    written = writer.reserve(name, (examples, *item.shape[1:]), item.dtype, **item.attrs)
+    known, generator = item[...], np.random.default_rng(0)
+    for start in range(0, examples, PART):
+        rows = np.arange(start, min(start + PART, examples))
+        written[rows[0] : rows[-1] + 1] = (
+            rows if name == "records/id" else known[generator.permutation(rows % len(known))]
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--examples", type=int, default=10**6)
+    parser.add_argument("--record-bytes", type=int, default=1024, help="of each example (default 1024)")
+    parser.add_argument("--folder", type=Path, help="where the summary is written (default: a temporary folder)")
+    parser.add_argument("--threads", type=int, default=2, help="of the processor (default 2)")
+    parser.add_argument("--csv", type=Path, help="write the table to this file as well")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+        folder = Path(temporary)
+        problem = small_problem()
+        summary = summarized(problem, folder, record_bytes=options.record_bytes)
+        size = widen(summary, folder / "wide.h5", options.examples)
+        source(problem, folder / "queries.npz", problem.queries, problem.query_targets)
+        command = [sys.executable, "-m", "fsdtool", "-q", "influence", "wide.h5", "--queries", "queries.npz"]
+        cost = run([*command, "--format", "csv"], folder, options.threads)
+        row = {"examples": options.examples, "queries": QUERIES, "seconds": cost.seconds}
+        print_table([row | {"peak memory MB": cost.megabytes, "file MB": size / 1e6}], options.csv)
+
+
+if __name__ == "__main__":
+    main()
