@@ -112,42 +112,6 @@ def find_mislabeled(summary: Summary, *, top: int | None = None, everything: boo
     )
 
 
-def layer_weights(margins: Tensor) -> Tensor:
-    """Weights (L,) of layers with margins (N, L): loading over uniqueness, at least 0, in sum 1."""
-    examples, layers = margins.shape
-    live = (margins != margins[:1]).any(0)
-    if examples < 3 or int(live.sum()) < 3:  # fewer than three layers determine no loadings
-        return live.float() / live.sum().clamp(min=1)
-    normal = torch.stack([_normal_scores(margins[:, i]) for i in live.nonzero()[:, 0].tolist()], 1)
-    loadings = torch.zeros(layers, dtype=torch.float64)
-    loadings[live] = _one_factor(torch.corrcoef(normal.T))
-    weights = (loadings / (1 - loadings.square())).float()
-    return weights / weights.sum() if weights.any() else live.float() / live.sum()
-
-
-def _normal_scores(values: Tensor) -> Tensor:
-    """Normal quantiles (N,) float64 of the ranks of values (N,); ties share their mean rank."""
-    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
-    middle = counts.double().cumsum(0) - counts.double() / 2
-    return torch.special.ndtri(middle / len(values))[inverse]
-
-
-def _one_factor(correlation: Tensor) -> Tensor:
-    """Loadings (L,) of the rank-one matrix closest to the correlations off the diagonal, in [0, 0.97]."""
-    communality = torch.full((len(correlation),), 0.5, dtype=correlation.dtype)
-    for _ in range(200):
-        reduced = correlation.clone()
-        reduced.diagonal().copy_(communality)
-        values, vectors = torch.linalg.eigh(reduced)
-        loadings = vectors[:, -1] * values[-1].clamp(min=0).sqrt()
-        loadings = loadings * (1.0 if loadings.sum() >= 0 else -1.0)
-        updated = loadings.square().clamp(max=LARGEST_LOADING**2)
-        if float((updated - communality).abs().max()) < 1e-6:
-            break
-        communality = updated
-    return loadings.clamp(0, LARGEST_LOADING)
-
-
 def _chunks(summary: Summary) -> Iterator[tuple[Tensor, Tensor]]:
     """Candidates (n, T) int64 and evidence (n, L, T) float32, some rows at a time."""
     records = summary.records
@@ -155,11 +119,3 @@ def _chunks(summary: Summary) -> Iterator[tuple[Tensor, Tensor]]:
         rows = slice(start, min(start + CHUNK, len(records)))
         candidates = torch.from_numpy(records.read("candidates", rows)).long()
         yield candidates, torch.from_numpy(records.read("evidence", rows)).float()
-
-
-def _temperature(combined: Tensor) -> float:
-    """The factor on the evidence (N, T) under which a softmax best predicts the given label (column 0)."""
-    sample = combined[:: max(len(combined) // CHUNK, 1)].double()
-    grid = torch.logspace(-2, 3, 101, dtype=torch.float64)
-    likelihood = torch.stack([torch.log_softmax(t * sample, 1)[:, 0].mean() for t in grid])
-    return float(grid[likelihood.argmax()])

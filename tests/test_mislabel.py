@@ -9,8 +9,9 @@ import pytest
 import torch
 from conftest import gaussian_classes, perceptron
 
+from fsdtool.agreement import layer_weights
 from fsdtool.errors import FsdtoolError
-from fsdtool.mislabel import find_mislabeled, layer_weights
+from fsdtool.mislabel import find_mislabeled
 from fsdtool.summary import load
 
 
