@@ -24,10 +24,10 @@ def combine(evidence: Tensor) -> tuple[Tensor, Tensor]:
 
     evidence: (N, L, T), nats, relative to the given label in column 0.
     """
-    margins = evidence[:, :, 1:].amax(2)
+    margins = evidence[:, :, 1:].amax(2).float()
     weights = layer_weights(margins)
     scale = weights / margins.std(0, correction=0).clamp(min=1e-12)
-    combined = torch.einsum("nlt,l->nt", evidence, scale.to(evidence.dtype))
+    combined = torch.cat([torch.einsum("nlt,l->nt", part.float(), scale) for part in evidence.split(SAMPLE)])
     return combined * _temperature(combined), weights
 
 

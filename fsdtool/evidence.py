@@ -126,7 +126,7 @@ def evidence(store: FeatureStore, labels: Tensor, logits: Tensor, fits: int = FI
     logits: (N, classes).  fits: how often the class Gaussians are fitted.
     """
     found = _fit(store, labels, logits, torch.ones(len(labels), dtype=torch.float64))
-    for _ in range(fits - 1):
+    for _ in range(fits - 1 if logits.shape[1] > 1 else 0):
         combined = combine(found.evidence)[0]
         trust = torch.softmax(combined.double(), 1)[:, 0].clamp(min=LEAST_TRUST)
         found = _fit(store, labels, logits, trust)

@@ -51,9 +51,7 @@ def naive(x: np.ndarray, y: np.ndarray, classes: int) -> np.ndarray:
     return found
 
 
-def collect(
-    layers: dict[str, np.ndarray], y: np.ndarray, logits: np.ndarray, fits: int = 1
-) -> module.LabelEvidence:
+def collect(layers: dict[str, np.ndarray], y: np.ndarray, logits: np.ndarray, fits: int = 1) -> module.LabelEvidence:
     with FeatureStore(len(y), seed=0) as store:
         for name, x in layers.items():
             store.put(name, slice(0, len(y)), torch.from_numpy(x.astype(np.float32)))

@@ -13,7 +13,7 @@ ROOMS = """
 errors device progress models checkpoints readers arrays tables items datasets
 activations spellings graph nodes translate trace
 spectra moments components sums propagate gradients losses curvature
-agreement records evidence hdf5 summary writer sweep summarize fsd penalty influence mislabel inspection
+agreement records evidence hdf5 summary writer sweep summarize fsd penalty influence noise mislabel inspection
 report options inputs commands cli demo
 """
 ORDER = re.findall(r"\w+", ROOMS)
