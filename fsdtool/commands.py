@@ -284,7 +284,7 @@ def summarize_command(
 @app.command(
     "find-mislabeled",
     short_help="List the labels that are probably wrong.",
-    epilog=_exit_codes("more labels are flagged than --max-flagged allows"),
+    epilog=_exit_codes("more labels are flagged than --max-flagged or --max-rate allows"),
 )
 def find_mislabeled_command(
     summary: SummaryFile,
@@ -295,6 +295,13 @@ def find_mislabeled_command(
     max_flagged: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Exit with 1 if more than N labels are flagged.")
     ] = None,
+    max_rate: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, metavar="R", help="Exit with 1 if a larger share of the labels is flagged."),
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, metavar="T", help="Flag the labels with a score above T.")
+    ] = 0.5,
     page: Annotated[
         Path | None,
         typer.Option("--report", metavar="FILE.html", help="Also write a page to read in a browser, with pictures."),
@@ -334,13 +341,18 @@ def find_mislabeled_command(
     from fsdtool.mislabel import find_mislabeled
     from fsdtool.summary import load
 
-    found = find_mislabeled(load(summary), top=top, everything=everything)
+    found = find_mislabeled(load(summary), top=top, everything=everything, threshold=threshold)
     if page is not None:
         _write_page(found, page, page_data, x_key, y_key)
     _write(found.rows(), MISLABELED_COLUMNS, format)
-    log.info(f"{found.flagged} of {len(found.score)} labels are flagged (score above 0.5)")
+    log.info(f"{found.flagged} of {len(found.score)} labels are flagged (score above {threshold:g})")
+    log.info(f"estimated share of wrong labels: {found.noise_rate:.1%}")
     if max_flagged is not None and found.flagged > max_flagged:
         log.warning(f"{found.flagged} labels are flagged, more than --max-flagged {max_flagged}")
+        raise typer.Exit(ExitStatus.FINDINGS)
+    if max_rate is not None and found.flagged > max_rate * len(found.score):
+        share = found.flagged / len(found.score)
+        log.warning(f"{share:.2%} of the labels are flagged, more than --max-rate {max_rate:g}")
         raise typer.Exit(ExitStatus.FINDINGS)
 
 

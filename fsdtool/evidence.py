@@ -6,12 +6,16 @@ log-likelihood, up to a constant of the example.  Features are scaled by their w
 covariance is shrunk towards the identity by the oracle approximating shrinkage of Chen, Wiesel, Eldar, Hero
 (2010).
 
-Leave-one-out in closed form.  With d = x - mu_y, taking x out of its class y moves the mean to
-mu_y - d / (n_y - 1) and takes beta d d^T off the shrunk covariance, beta = (1 - shrinkage) n_y / (n_y - 1) /
-(N - classes); scale, shrinkage and divisor stay.  With P the precision and q_c = (x - mu_c)^T P (x - mu_c)
-(Sherman, Morrison)
+Trust.  Wrong labels pollute the class they name, and where one class is taken for another they do so together.
+The Gaussians are therefore fitted twice: an example counts in its class with weight w, at first 1 and
+then the probability of its label under the evidence just found (a softmax over the combined evidence of all layers).
+
+Leave-one-out in closed form.  With d = x - mu_y and n_y the sum of the weights of class y, taking x out moves
+the mean to mu_y - w d / (n_y - w) and takes beta d d^T off the shrunk covariance, beta = (1 - shrinkage)
+w n_y / (n_y - w) / (N - classes), N the sum of all weights; scale, shrinkage and divisor stay.  With P the
+precision and q_c = (x - mu_c)^T P (x - mu_c) (Sherman, Morrison)
     c != y:  q_c + beta ((x - mu_c)^T P d)^2 / (1 - beta q_y)
-    c == y:  (n_y / (n_y - 1))^2 q_y / (1 - beta q_y)
+    c == y:  (n_y / (n_y - w))^2 q_y / (1 - beta q_y)
 """
 
 from __future__ import annotations
@@ -26,11 +30,14 @@ import torch
 from torch import Tensor
 
 from fsdtool.activations import Activation
+from fsdtool.agreement import combine
 
 INPUT, FEATURES, OUTPUTS = "(input)", "(features)", "(outputs)"  # no module can have these names
 MOST_LAYERS = 12
 MOST_FEATURES = 512
 MOST_CANDIDATES = 10
+FITS = 2  # of the Gaussians, each with the trust in the labels that the last one left
+LEAST_TRUST = 1e-3
 ROWS = 8192  # examples read at once from the stored features
 SCORES = 2**23  # numbers held at once: examples x layers x classes
 WEAKEST = -1e4  # log-likelihood, in nats, below the strongest class: float16 ends at 65504
@@ -113,14 +120,24 @@ def pool(value: Tensor, channels_last: bool) -> Tensor:
     return value.flatten(1, -2).mean(1) if channels_last else value.flatten(2).mean(2)
 
 
-def evidence(store: FeatureStore, labels: Tensor, logits: Tensor) -> LabelEvidence:
+def evidence(store: FeatureStore, labels: Tensor, logits: Tensor, fits: int = FITS) -> LabelEvidence:
     """Evidence for the labels (N,) int64: leave-one-out by layer, and last the network's own log p.
 
-    logits: (N, classes).
+    logits: (N, classes).  fits: how often the class Gaussians are fitted.
     """
+    found = _fit(store, labels, logits, torch.ones(len(labels), dtype=torch.float64))
+    for _ in range(fits - 1 if logits.shape[1] > 1 else 0):
+        combined = combine(found.evidence)[0]
+        trust = torch.softmax(combined.double(), 1)[:, 0].clamp(min=LEAST_TRUST)
+        found = _fit(store, labels, logits, trust)
+    return found
+
+
+def _fit(store: FeatureStore, labels: Tensor, logits: Tensor, trust: Tensor) -> LabelEvidence:
+    """The evidence under Gaussians to which each example contributes with its trust (N,) float64."""
     examples, classes = logits.shape
     kept = min(classes, MOST_CANDIDATES)
-    layers = [_ClassGaussians(store.get(layer), labels, classes) for layer in store.layers]
+    layers = [_ClassGaussians(store.get(layer), labels, classes, trust) for layer in store.layers]
     candidates = torch.empty(examples, kept, dtype=torch.int32)
     values = torch.empty(examples, len(layers) + 1, kept)
     step = min(ROWS, max(SCORES // (classes * (len(layers) + 1)), 1))
@@ -141,19 +158,19 @@ def evidence(store: FeatureStore, labels: Tensor, logits: Tensor) -> LabelEviden
 class _ClassGaussians:
     """Class means in coordinates z in which the shrunk within-class covariance is the identity."""
 
-    def __init__(self, features: np.ndarray, labels: Tensor, classes: int):
-        self.features, self.labels = features, labels
-        self.count = torch.bincount(labels, minlength=classes).double()
+    def __init__(self, features: np.ndarray, labels: Tensor, classes: int, trust: Tensor):
+        self.features, self.labels, self.trust = features, labels, trust
+        self.members = torch.bincount(labels, minlength=classes)
+        self.count = torch.bincount(labels, weights=trust, minlength=classes)
         sums = torch.zeros(classes, features.shape[1], dtype=torch.float64)
         for rows, x in self._blocks():
-            sums.index_add_(0, labels[rows], x)
-        means = sums / self.count.clamp(min=1)[:, None]
+            sums.index_add_(0, labels[rows], x * trust[rows, None])
+        means = sums / self.count.clamp(min=1e-12)[:, None]
         scatter = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64)
         for rows, x in self._blocks():
-            d = x - means[labels[rows]]
+            d = ((x - means[labels[rows]]) * trust[rows, None].sqrt()).float()
             scatter += d.T @ d
-        present = int((self.count > 0).sum())
-        self.freedom = max(len(labels) - present, 1)
+        self.freedom = max(float(self.count.sum()) - int((self.members > 0).sum()), 1.0)
         variance = scatter.diagonal() / self.freedom
         # A feature that is constant up to the rounding of float32 says nothing.
         self.live = variance > 1e-12 * (variance + means.square().amax(0))
@@ -165,8 +182,9 @@ class _ClassGaussians:
         # rounding may leave the smallest eigenvalues of a singular, unshrunk matrix below zero
         eigenvalues, vectors = torch.linalg.eigh(shrunk)
         root = vectors * eigenvalues.clamp(min=1e-8).rsqrt()
-        self.whiten = scale[:, None] * root  # z = x whiten
-        self.centres = means[:, self.live] @ self.whiten
+        self.middle = means.mean(0)
+        self.whiten = scale[:, None] * root  # z = (x - middle) whiten
+        self.centres = (means - self.middle)[:, self.live] @ self.whiten
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         for start in range(0, len(self.labels), ROWS):
@@ -175,9 +193,9 @@ class _ClassGaussians:
 
     def log_likelihood(self, rows: slice) -> Tensor:
         """Leave-one-out log-likelihood (n, classes), the strongest class at 0, of some examples; float32."""
-        y = self.labels[rows]
-        x = torch.from_numpy(np.asarray(self.features[rows])).double()[:, self.live]
-        z = x @ self.whiten
+        y, w = self.labels[rows], self.trust[rows, None]
+        x = torch.from_numpy(np.asarray(self.features[rows])).double() - self.middle
+        z = (x[:, self.live].float() @ self.whiten.float()).double()
         squares = z.square().sum(1, keepdim=True) + self.centres.square().sum(1)
         q = (squares - 2 * z @ self.centres.T).clamp(min=0)
         own = q.gather(1, y[:, None])
@@ -186,17 +204,17 @@ class _ClassGaussians:
         apart = (lengths[y, None] + lengths - 2 * self.centres[y] @ self.centres.T).clamp(min=0)  # (n, classes)
         cross = (q + own - apart) / 2  # (z - centre_c) . (z - centre_y)
         n = self.count[y][:, None]
-        rest = (n - 1).clamp(min=1)
-        beta = (1 - self.shrinkage) * n / (rest * self.freedom)
+        single = self.members[y][:, None] == 1  # nothing is left of the class: no evidence either way
+        rest = torch.where(single, 1.0, n - w)
+        beta = (1 - self.shrinkage) * w * n / (rest * self.freedom)
         denominator = (1 - beta * own).clamp(min=1e-6)
         left_out = q + beta * cross.square() / denominator
         alone = (n / rest).square() * own / denominator
         left_out = left_out.scatter(1, y[:, None], alone)
-        left_out[:, self.count == 0] = torch.inf  # a class without examples explains nothing
+        left_out[:, self.members == 0] = torch.inf  # a class without examples explains nothing
         log_likelihood = -0.5 * left_out
-        single = self.count[y] == 1  # nothing is left of the class: no evidence either way
         best_other = log_likelihood.scatter(1, y[:, None], -torch.inf).max(1, keepdim=True).values
-        own_evidence = torch.where(single[:, None], best_other, log_likelihood.gather(1, y[:, None]))
+        own_evidence = torch.where(single, best_other, log_likelihood.gather(1, y[:, None]))
         return _bounded(log_likelihood.scatter(1, y[:, None], own_evidence))
 
 
@@ -206,7 +224,7 @@ def _bounded(log_likelihood: Tensor) -> Tensor:
     return (log_likelihood - strongest).clamp(min=WEAKEST).float()
 
 
-def _oracle_shrinkage(correlation: Tensor, n: int) -> float:
+def _oracle_shrinkage(correlation: Tensor, n: float) -> float:
     """Weight of the identity in [0, 1] (Chen et al. 2010, equation 23)."""
     p = max(len(correlation), 1)
     trace, trace_square = float(correlation.trace()), float(correlation.square().sum())

@@ -1,16 +1,11 @@
 """Which labels are probably wrong, from the evidence in the records, without any clean label.
 
-The margin of a layer on an example is its evidence for the strongest other class minus that for the given
-label.  Early layers keep seeing the true class when the outputs have memorised a wrong label; which layers to
-trust follows from how they agree.  Rank-normalised margins of layers that are independent given the truth
-have correlations lambda_l lambda_m off the diagonal (the spectral meta-learner of Parisi et al. 2014); the
-loadings lambda are fitted and a layer is weighted by lambda / (1 - lambda^2), loading over uniqueness.
-
-The combined evidence for a class is the weighted sum over layers, each scaled by the spread of its margins.
-Its unit is set by the temperature under which the evidence best predicts the given labels; then
+The layers' evidence is combined as fsdtool.agreement says; with its margin, the combined evidence for the
+strongest other class minus that for the given label,
     score       = 1 / (1 + exp(-margin)): the probability of the suggested label against the given one
     confidence  = probability of the suggested label among all classes other than the given one
-and a label is flagged when its score is above one half: the evidence favours another class.
+and by default a label is flagged when its score is above one half: the evidence favours another class.  How
+many labels are wrong, and as what, is estimated apart from the scores, see fsdtool.noise.
 """
 
 from __future__ import annotations
@@ -24,12 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fsdtool.agreement import combine
 from fsdtool.errors import FsdtoolError
+from fsdtool.evidence import OUTPUTS
+from fsdtool.noise import noise_matrix
 from fsdtool.summary import Summary
 
 log = logging.getLogger("fsdtool")
 
-LARGEST_LOADING = 0.97  # a loading near one (a Heywood case) would give one layer all the weight
+THRESHOLD = 0.5
 FEW_EXAMPLES = 100
 CHUNK = 65536
 
@@ -39,8 +37,9 @@ class Mislabeled:
     """Scores of all examples (N,), their suggested labels, and the ranking.
 
     order (M,) holds the rows that were asked for, most suspicious first; flagged is how many of all examples
-    have a score above one half; layers and weights (L,) say how much each layer counted.
-    noise_rate is the share of wrong labels, noise_matrix (classes, classes) the number by given and true label.
+    have a score above `threshold`; layers and weights (L,) say how much each layer counted.  noise_matrix
+    (classes, classes) float64: estimated examples by given label (rows) and true class (columns);
+    noise_rate: the share of them off the diagonal.
     """
 
     summary: Summary
@@ -70,10 +69,13 @@ class Mislabeled:
             }
 
 
-def find_mislabeled(summary: Summary, *, top: int | None = None, everything: bool = False) -> Mislabeled:
+def find_mislabeled(
+    summary: Summary, *, top: int | None = None, everything: bool = False, threshold: float = THRESHOLD
+) -> Mislabeled:
     """Rank the training examples by how probably their label is wrong.
 
-    By default the flagged ones are listed; `top` lists that many, `everything` all.  Raises FsdtoolError for
+    By default the flagged ones, with a score above `threshold`, are listed; `top` lists that many, `everything`
+    all.  Raises FsdtoolError for
     a summary without records, of a regression, or with fewer than two classes.
     """
     records = summary.records
@@ -94,82 +96,32 @@ def find_mislabeled(summary: Summary, *, top: int | None = None, everything: boo
             f"{len(records)} examples are too few to weigh the layers well; trust the order more than the scores"
         )
     layers = tuple(str(name) for name in np.atleast_1d(records.attribute("evidence", "layers")))
-    margins = torch.cat([evidence[:, :, 1:].amax(2) for _, evidence in _chunks(summary)])  # (N, L)
-    weights = layer_weights(margins)
-    scale = weights / margins.std(0, correction=0).clamp(min=1e-12)
-    parts = [(candidates, (evidence * scale[:, None]).sum(1)) for candidates, evidence in _chunks(summary)]
-    candidates, combined = (torch.cat(part) for part in zip(*parts, strict=True))  # (N, T) each
-    combined = combined * _temperature(combined)
+    candidates = torch.from_numpy(records.read("candidates")).long()
+    evidence = torch.from_numpy(records.read("evidence"))
+    combined, weights = combine(evidence)
     best = combined[:, 1:].max(1)
     score = torch.sigmoid(best.values)
     order = best.values.argsort(descending=True, stable=True)
-    suggested = candidates.gather(1, best.indices[:, None] + 1)[:, 0]
-    flagged = int((score > 0.5).sum())
-    given, classes = candidates[:, 0], summary.identity.graph.outputs
-    pairs = given * classes + torch.where(score > 0.5, suggested, given)
+    flagged = int((score > threshold).sum())
+    views = _views(evidence, candidates, layers, combined)
+    noise = noise_matrix(candidates[:, 0], views, summary.identity.graph.outputs)
     return Mislabeled(
         summary=summary,
         score=score,
         confidence=torch.softmax(combined[:, 1:], 1).amax(1),
-        suggested=suggested,
+        suggested=candidates.gather(1, best.indices[:, None] + 1)[:, 0],
         order=order if everything else order[: flagged if top is None else top],
         flagged=flagged,
         layers=layers,
         weights=weights,
-        threshold=0.5,
-        noise_rate=flagged / len(score),
-        noise_matrix=pairs.bincount(minlength=classes**2).view(classes, classes),
+        threshold=threshold,
+        noise_rate=float(1 - noise.diagonal().sum() / noise.sum()),
+        noise_matrix=noise,
     )
 
 
-def layer_weights(margins: Tensor) -> Tensor:
-    """Weights (L,) of layers with margins (N, L): loading over uniqueness, at least 0, in sum 1."""
-    examples, layers = margins.shape
-    live = (margins != margins[:1]).any(0)
-    if examples < 3 or int(live.sum()) < 3:  # fewer than three layers determine no loadings
-        return live.float() / live.sum().clamp(min=1)
-    normal = torch.stack([_normal_scores(margins[:, i]) for i in live.nonzero()[:, 0].tolist()], 1)
-    loadings = torch.zeros(layers, dtype=torch.float64)
-    loadings[live] = _one_factor(torch.corrcoef(normal.T))
-    weights = (loadings / (1 - loadings.square())).float()
-    return weights / weights.sum() if weights.any() else live.float() / live.sum()
-
-
-def _normal_scores(values: Tensor) -> Tensor:
-    """Normal quantiles (N,) float64 of the ranks of values (N,); ties share their mean rank."""
-    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
-    middle = counts.double().cumsum(0) - counts.double() / 2
-    return torch.special.ndtri(middle / len(values))[inverse]
-
-
-def _one_factor(correlation: Tensor) -> Tensor:
-    """Loadings (L,) of the rank-one matrix closest to the correlations off the diagonal, in [0, 0.97]."""
-    communality = torch.full((len(correlation),), 0.5, dtype=correlation.dtype)
-    for _ in range(200):
-        reduced = correlation.clone()
-        reduced.diagonal().copy_(communality)
-        values, vectors = torch.linalg.eigh(reduced)
-        loadings = vectors[:, -1] * values[-1].clamp(min=0).sqrt()
-        loadings = loadings * (1.0 if loadings.sum() >= 0 else -1.0)
-        updated = loadings.square().clamp(max=LARGEST_LOADING**2)
-        if float((updated - communality).abs().max()) < 1e-6:
-            break
-        communality = updated
-    return loadings.clamp(0, LARGEST_LOADING)
-
-
-def _chunks(summary: Summary) -> Iterator[tuple[Tensor, Tensor]]:
-    """Candidates (n, T) int64 and evidence (n, L, T) float32, some rows at a time."""
-    records = summary.records
-    for start in range(0, len(records), CHUNK):
-        rows = slice(start, min(start + CHUNK, len(records)))
-        candidates = torch.from_numpy(records.read("candidates", rows)).long()
-        yield candidates, torch.from_numpy(records.read("evidence", rows)).float()
-
-
-def _temperature(combined: Tensor) -> float:
-    """The factor on the evidence (N, T) under which a softmax best predicts the given label (column 0)."""
-    sample = combined[:: max(len(combined) // CHUNK, 1)].double()
-    grid = torch.logspace(-2, 3, 101, dtype=torch.float64)
-    likelihood = torch.stack([torch.log_softmax(t * sample, 1)[:, 0].mean() for t in grid])
-    return float(grid[likelihood.argmax()])
+def _views(evidence: Tensor, candidates: Tensor, layers: tuple[str, ...], combined: Tensor) -> Tensor:
+    """Classes (N, V) favoured by the two earliest layers that say anything, or by all layers together."""
+    inner = [i for i, name in enumerate(layers) if name != OUTPUTS and evidence[:, i].any()][:2]
+    favoured = [evidence[:, i] for i in inner] if len(inner) == 2 else [combined]
+    return torch.cat([candidates.gather(1, values.argmax(1, keepdim=True)) for values in favoured], 1)

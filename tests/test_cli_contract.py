@@ -127,7 +127,9 @@ def calls(install) -> Calls:
     install("inspection", inspect_rows=calls.answer("inspect_rows", ([("examples", "100")], PARTS)))
     install(
         "mislabel",
-        find_mislabeled=calls.answer("find_mislabeled", rows_of(MISLABELED, flagged=2, score=range(100))),
+        find_mislabeled=calls.answer(
+            "find_mislabeled", rows_of(MISLABELED, flagged=2, score=range(100), noise_rate=0.03)
+        ),
     )
     install(
         "influence",
@@ -414,16 +416,16 @@ def test_find_mislabeled_csv(shell, calls):
     code, out, err = shell("find-mislabeled", "s.h5", "--top", "2")
     assert code == 0
     assert out == ("id,given_label,suggested_label,score,confidence,rank\n7,3,5,4.25,0.98,1\n2,'=8,1,0.1,,2\n")
-    assert err == "note: 2 of 100 labels are flagged (score above 0.5)\n"
+    assert err == ("note: 2 of 100 labels are flagged (score above 0.5)\nnote: estimated share of wrong labels: 3.0%\n")
     assert calls["load"] == ((Path("s.h5"),), {})
-    assert calls["find_mislabeled"][1] == {"top": 2, "everything": False}
+    assert calls["find_mislabeled"][1] == {"top": 2, "everything": False, "threshold": 0.5}
 
 
 def test_find_mislabeled_json(shell, calls):
     code, out, _ = shell("find-mislabeled", "s.h5", "--all", "--format", "json")
     assert code == 0
     assert json.loads(out) == [{key: row[key] for key in commands.MISLABELED_COLUMNS} for row in MISLABELED]
-    assert calls["find_mislabeled"][1] == {"top": None, "everything": True}
+    assert calls["find_mislabeled"][1] == {"top": None, "everything": True, "threshold": 0.5}
 
 
 def test_find_mislabeled_table(shell):
@@ -668,7 +670,7 @@ def rows():
 
 summary, mislabel = ModuleType("fsdtool.summary"), ModuleType("fsdtool.mislabel")
 summary.load = lambda path: None
-mislabel.find_mislabeled = lambda *a, **k: SimpleNamespace(rows=rows, flagged=5, score=range(200_000))
+mislabel.find_mislabeled = lambda *a, **k: SimpleNamespace(rows=rows, flagged=5, score=range(200_000), noise_rate=0.03)
 sys.modules.update({"fsdtool.summary": summary, "fsdtool.mislabel": mislabel})
 from fsdtool.cli import main
 sys.exit(main(["find-mislabeled", "s.h5", *sys.argv[1:]]))

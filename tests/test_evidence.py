@@ -51,11 +51,11 @@ def naive(x: np.ndarray, y: np.ndarray, classes: int) -> np.ndarray:
     return found
 
 
-def collect(layers: dict[str, np.ndarray], y: np.ndarray, logits: np.ndarray) -> module.LabelEvidence:
+def collect(layers: dict[str, np.ndarray], y: np.ndarray, logits: np.ndarray, fits: int = 1) -> module.LabelEvidence:
     with FeatureStore(len(y), seed=0) as store:
         for name, x in layers.items():
             store.put(name, slice(0, len(y)), torch.from_numpy(x.astype(np.float32)))
-        return evidence(store, torch.from_numpy(y), torch.from_numpy(logits))
+        return evidence(store, torch.from_numpy(y), torch.from_numpy(logits), fits=fits)
 
 
 def by_class(found: module.LabelEvidence, classes: int) -> np.ndarray:

@@ -14,8 +14,8 @@ errors device progress models weightfiles matching checkpoints preprocessing ima
 arrays imagefiles tables csvtables parquet items huggingface sources datasets fitting
 activations infer spellings graph nodes translate trace
 spectra moments components sums propagate simulate outputs gradients losses curvature
-records evidence hdf5 summary writer sweep summarize fsd penalty
-examples ranking screening matrix candidates krylov response influence mislabel inspection
+agreement records evidence hdf5 summary writer sweep summarize fsd penalty
+examples ranking screening matrix candidates krylov response influence noise mislabel inspection
 report options inputs markup charts page thumbnails review commands cli demo
 """
 ORDER = re.findall(r"\w+", ROOMS)

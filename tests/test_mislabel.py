@@ -9,8 +9,10 @@ import pytest
 import torch
 from conftest import gaussian_classes, perceptron
 
+from fsdtool.agreement import layer_weights
 from fsdtool.errors import FsdtoolError
-from fsdtool.mislabel import find_mislabeled, layer_weights
+from fsdtool.mislabel import find_mislabeled
+from fsdtool.noise import noise_matrix
 from fsdtool.summary import load
 
 
@@ -145,13 +147,33 @@ def test_labels_are_called_by_their_names(summarized, arrays):
     assert {row["given_label"], row["suggested_label"]} < set(names)
 
 
-def test_the_size_of_a_chunk_changes_nothing(mlp_summary, monkeypatch):
-    expected = find_mislabeled(mlp_summary, top=300)
-    monkeypatch.setattr("fsdtool.mislabel.CHUNK", 100)
-    found = find_mislabeled(mlp_summary, top=300)
-    torch.testing.assert_close(found.weights, expected.weights)
-    # The temperature is fitted on about a chunk of examples: the scores move a little, the order does not.
-    assert torch.equal(found.order, expected.order)
+def test_the_threshold_sets_what_is_flagged(mlp_summary):
+    found = find_mislabeled(mlp_summary, threshold=0.9)
+    assert found.flagged == int((found.score > 0.9).sum()) == len(found.order)
+    assert found.threshold == 0.9
+
+
+# How many are wrong
+
+
+@pytest.mark.parametrize("network", ["mlp", "convnet"])
+def test_the_noise_rate_is_within_a_quarter_of_the_truth(sample_paths, truth, network):
+    found = find_mislabeled(load(sample_paths[network]))
+    wrong = (truth["given_label"] != truth["true_label"]).mean()
+    assert found.noise_rate == pytest.approx(wrong, rel=0.25)
+    given = torch.bincount(torch.from_numpy(truth["given_label"]), minlength=10).double()
+    torch.testing.assert_close(found.noise_matrix.sum(1), given, rtol=1e-6, atol=1e-6)
+
+
+def test_the_noise_matrix_of_independent_views_is_recovered():
+    generator = np.random.default_rng(0)
+    true = generator.integers(0, 3, 20_000)
+    given = np.where((true == 0) & (generator.random(20_000) < 0.3), 2, true)
+    views = np.stack([np.where(generator.random(20_000) < 0.8, true, generator.integers(0, 3, 20_000)) for _ in "ab"])
+    expected = np.zeros((3, 3))
+    np.add.at(expected, (given, true), 1)
+    found = noise_matrix(torch.from_numpy(given), torch.from_numpy(views.T.copy()), 3)
+    np.testing.assert_allclose(found, expected, atol=0.02 * 20_000)
 
 
 @pytest.mark.parametrize("examples", [1, 2, 5])
