@@ -22,15 +22,19 @@ from torch import Tensor, nn
 
 from fsdtool import hdf5
 from fsdtool.curvature import BlockCurvature
-from fsdtool.datasets import Preprocessing
+from fsdtool.datasets import TASKS, Preprocessing
 from fsdtool.errors import FsdtoolError
 from fsdtool.gradients import WEIGHTED
 from fsdtool.graph import Graph
 from fsdtool.moments import GateStatistics, InputStatistics, OutputSample, Statistics
 from fsdtool.records import Factors
+from fsdtool.trace import FULL, LAST_LAYER
 
 FORMAT = "fsdtool summary"
 SCHEMA = 1
+INTEGERS, FLOATS = "iu", "f"
+# A graph may have this many units, or so many for each byte of the file: every gate takes bytes in it.
+FEW_UNITS, UNITS_PER_BYTE = 2**24, 64
 
 
 @dataclass(frozen=True)
@@ -124,8 +128,8 @@ class Records:
             if name != "gradients" and len(self._dataset(name)) != examples:
                 rows = len(self._dataset(name))
                 raise hdf5.unusable(group, f"'records/{name}' has {rows} rows for {examples} examples")
-        ids = self._dataset("id")
-        self.ids = hdf5.strings(ids) if ids.dtype.kind == "S" else hdf5.read(ids)
+        ids = self._dataset("id", (examples,), INTEGERS + hdf5.TEXT)
+        self.ids = hdf5.strings(ids) if ids.dtype.kind == hdf5.TEXT else hdf5.read(ids)
 
     def __len__(self) -> int:
         return self.examples
@@ -150,30 +154,33 @@ class Records:
         """Raise FsdtoolError unless every dataset has the shape that the rest of the file asks for."""
         n, outputs = self.examples, identity.graph.outputs
         if identity.task == "classification":
-            _, kept = self._dataset("candidates", (n, None)).shape
+            _, kept = self._dataset("candidates", (n, None), INTEGERS).shape
             layers = len(np.atleast_1d(self.attribute("evidence", "layers")))
-            self._dataset("evidence", (n, layers, kept))
-            self._dataset("prediction", (n,))
+            self._dataset("evidence", (n, layers, kept), FLOATS)
+            self._dataset("prediction", (n,), INTEGERS)
+            self._dataset("target", (n,), INTEGERS)
             self._check_classes("target", outputs)
             self._check_classes("candidates", outputs)
         else:
-            self._dataset("target", (n, outputs))
+            self._dataset("target", (n, outputs), FLOATS)
         if "logits" in self:
-            self._dataset("logits", (n, outputs))
-        self._dataset("loss", (n,))
+            self._dataset("logits", (n, outputs), FLOATS)
+        self._dataset("loss", (n,), FLOATS)
         for c in curvature:
             ks, ka = c.eigenvalues.shape
-            self._dataset(f"gradients/{c.weight}/output", (n, ks))
-            self._dataset(f"gradients/{c.weight}/input", (n, ka))
-            self._dataset(f"gradients/{c.weight}/scale", (n,))
+            self._dataset(f"gradients/{c.weight}/output", (n, ks), FLOATS)
+            self._dataset(f"gradients/{c.weight}/input", (n, ka), FLOATS)
+            self._dataset(f"gradients/{c.weight}/scale", (n,), FLOATS)
 
     def _check_classes(self, name: str, classes: int) -> None:
         values = self.read(name)
         if values.size and not 0 <= values.min() <= values.max() < classes:
             raise hdf5.unusable(self._group, f"'records/{name}' holds classes outside 0..{classes - 1}")
 
-    def _dataset(self, name: str, shape: tuple[int | None, ...] | None = None) -> h5py.Dataset:
-        found = hdf5.dataset(self._group, name, shape)
+    def _dataset(
+        self, name: str, shape: tuple[int | None, ...] | None = None, kinds: str = hdf5.NUMBERS + hdf5.TEXT
+    ) -> h5py.Dataset:
+        found = hdf5.dataset(self._group, name, shape, kinds)
         if not found.shape:
             raise hdf5.unusable(self._group, f"'records/{name}' has no rows")
         return found
@@ -184,27 +191,26 @@ def load(path: str | Path) -> Summary:
     path = Path(path)
     file = hdf5.open_file(path)
     try:
-        _check_schema(file)
-        identity = _read_identity(file)
-        statistics = _read_statistics(file, identity)
-        curvature = _read_curvature(file, identity) if "curvature" in file else []
-        parameters = _read_parameters(file, identity) if "parameters" in file["model"] else None
-        records = None
-        if "records" in file:
-            records = Records(hdf5.group(file, "records"), identity.examples)
-            records.check(identity, curvature)
+        with hdf5.damage_named(path):
+            _check_schema(file)
+            hdf5.check_size(file)
+            identity = _read_identity(file)
+            statistics = _read_statistics(file, identity)
+            curvature = _read_curvature(file, identity) if "curvature" in file else []
+            parameters = _read_parameters(file, identity) if "parameters" in file["model"] else None
+            records = None
+            if "records" in file:
+                records = Records(hdf5.group(file, "records"), identity.examples)
+                records.check(identity, curvature)
     except FsdtoolError:
         file.close()
         raise
-    except (OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError, MemoryError) as error:
-        file.close()
-        raise FsdtoolError(f"'{path}' is damaged ({hdf5.first_line(error)}); {hdf5.WRITE_AGAIN}") from error
     return Summary(path, identity, statistics, curvature, parameters, records)
 
 
 def part_sizes(path: str | Path) -> dict[str, tuple[int, str]]:
     """Stored bytes and description of every dataset, by its path in the file."""
-    with contextlib.closing(hdf5.open_file(Path(path))) as file:
+    with hdf5.damage_named(path), contextlib.closing(hdf5.open_file(Path(path))) as file:
         return {
             name.lstrip("/"): (dataset.id.get_storage_size(), str(dataset.attrs.get("description", "")))
             for name, dataset in hdf5.walk(file)
@@ -245,21 +251,29 @@ def _read_identity(file: h5py.File) -> Identity:
         command_line=str(root["command_line"]),
         created=str(root["created"]),
     )
-    _check_runs(identity)
+    if identity.task not in TASKS or identity.mode not in (FULL, LAST_LAYER) or identity.examples < 1:
+        raise hdf5.unusable(file, f"task '{identity.task}' or mode '{identity.mode}' is not known, or it has no examples")
+    _check_runs(identity, Path(file.filename).stat().st_size)
     return identity
 
 
-def _check_runs(identity: Identity) -> None:
-    """Run the graph on one input of zeros, with weights of zero that take no memory: do the shapes fit?"""
+def _check_runs(identity: Identity, file_size: int) -> None:
+    """Do the shapes fit, and are they of honest size?  Runs the graph on tensors that have shapes and no memory."""
     graph = identity.graph
-    parameters = {name: torch.zeros(()).expand(identity.shapes[name]) for name in graph.parameter_names()}
+    gates = [graph.steps[i].name for i in graph.indices("activation")]
+    if len(set(gates)) < len(gates):
+        raise ValueError("two activation steps have the same name")
+    units = sum(step.units for step in graph.steps)
+    if units > FEW_UNITS + UNITS_PER_BYTE * file_size:
+        raise ValueError(f"its network has {units:,} units, too many for a file of {file_size:,} bytes")
+    parameters = {name: torch.empty(identity.shapes[name], device="meta") for name in graph.parameter_names()}
 
     def observe(step: Any, inputs: list[Tensor], output: Tensor) -> None:
         if tuple(output.shape) != (1, *step.shape):
             raise ValueError(f"step '{step.name}' gives shape {tuple(output.shape[1:])}, not {step.shape}")
 
     with torch.no_grad():
-        graph.run(parameters, torch.zeros(1, *graph.input_shape), observe=observe)
+        graph.run(parameters, torch.empty(1, *graph.input_shape, device="meta"), observe=observe)
 
 
 def _read_statistics(file: h5py.File, identity: Identity) -> Statistics:
