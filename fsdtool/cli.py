@@ -12,6 +12,7 @@ import typer
 from fsdtool import report
 from fsdtool.commands import app
 from fsdtool.errors import ExitStatus, FsdtoolError, describe
+from fsdtool.memory import out_of_memory
 
 # typer exports BadParameter alone of the exceptions of click, which newer releases carry inside themselves;
 # its grandparent is the base of all that mean wrong usage.
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.abandon(sys.stdout)
         return ExitStatus.OK
     except Exception as error:
-        if _out_of_memory(error):
+        if out_of_memory(error):
             message = "out of memory; give a smaller --batch-size or use a machine with more memory"
             return _fail("error", message, ExitStatus.INTERNAL_ERROR)
         hint = "" if report.talk.debug else " (run again with --debug for the traceback)"
@@ -68,12 +69,3 @@ def _fail(kind: str, message: str, status: ExitStatus) -> ExitStatus:
         traceback.print_exc()
     report.say(kind, message)
     return status
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # torch raises its own type for CUDA and a plain RuntimeError for the CPU.
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-    )

@@ -26,6 +26,7 @@ from fsdtool.datasets import Batch, DataSource, check_labels, fit_layout
 from fsdtool.errors import FsdtoolError
 from fsdtool.gradients import blocks, capture, project
 from fsdtool.losses import loss_gradient
+from fsdtool.memory import BatchSize
 from fsdtool.progress import Track, silent
 from fsdtool.summary import Records, Summary
 from fsdtool.trace import FULL, LAST_LAYER, Network
@@ -117,8 +118,11 @@ def influence(
         _matrix_file(matrix, (len(ids), len(records))) as output,
         track("influence", len(records)) as advance,
     ):
-        for rows in _chunks(len(records)):
-            scores = _scores(summary, records, gradients, rows, device).cpu()  # (Q, n)
+
+        def score(rows: slice) -> tuple[slice, Tensor]:
+            return rows, _scores(summary, records, gradients, rows, device).cpu()
+
+        for rows, scores in BatchSize(CHUNK).parts(len(records), score):  # scores (Q, n)
             best.update(scores, rows.start)
             if output is not None:
                 output[:, rows] = scores.numpy()
@@ -204,16 +208,26 @@ def _query_gradients(
     curvatures = [c.to(device) for c in summary.curvature]
     parts: list[list[Tensor]] = [[] for _ in curvatures]
     ids: list[Any] = []
-    for batch in queries.batches(batch_size):
-        _check_queries(summary, network, queries, batch)
-        x, y = batch.x.to(device), batch.y.to(device)
+
+    def of(rows: slice) -> tuple[list[Any], list[Tensor]]:
+        x, y = batch.x[rows].to(device), batch.y[rows].to(device)
         logits, uses = capture(graph, network.parameters, network.signal(x), loss_gradient(summary.task, y))
         keep = (logits.argmax(1) != y).cpu() if misclassified else torch.ones(len(y), dtype=torch.bool)
-        ids += [queries.ids[i].item() for i in batch.index[keep].tolist()]
-        for part, c in zip(parts, curvatures, strict=True):
+        kept = [queries.ids[i].item() for i in batch.index[rows][keep].tolist()]
+        gradients = []
+        for c in curvatures:
             g = project(found[c.weight], uses, c.output_basis, c.input_basis)[keep.to(device)] / c.damped
-            _check_finite(g, ids, int(keep.sum()))
-            part.append(g.sum(0, keepdim=True) if mean else g)
+            _check_finite(g, kept)
+            gradients.append(g.sum(0, keepdim=True) if mean else g)
+        return kept, gradients
+
+    size = BatchSize(batch_size)
+    for batch in queries.batches(batch_size):
+        _check_queries(summary, network, queries, batch)
+        for kept, gradients in size.parts(len(batch.index), of):
+            ids += kept
+            for part, g in zip(parts, gradients, strict=True):
+                part.append(g)
     gradients = [torch.cat(part) for part in parts] if ids else []
     if mean and ids:
         return ["mean"], [g.sum(0, keepdim=True) / len(ids) for g in gradients]
@@ -230,12 +244,12 @@ def _check_queries(summary: Summary, network: Network, queries: DataSource, batc
         )
 
 
-def _check_finite(g: Tensor, ids: list[Any], kept: int) -> None:
-    """`ids` ends with those of the `kept` queries that g (kept, ks, ka) is of."""
+def _check_finite(g: Tensor, ids: list[Any]) -> None:
+    """`ids` are those of the queries that g (queries, ks, ka) is of."""
     broken = (~torch.isfinite(g).flatten(1).all(1)).nonzero()[:, 0].tolist()
     if broken:
         raise FsdtoolError(
-            f"the gradient of query {ids[len(ids) - kept + broken[0]]} is not finite: "
+            f"the gradient of query {ids[broken[0]]} is not finite: "
             "its inputs are far outside those of training; correct or remove it"
         )
 

@@ -252,7 +252,9 @@ def _read_identity(file: h5py.File) -> Identity:
         created=str(root["created"]),
     )
     if identity.task not in TASKS or identity.mode not in (FULL, LAST_LAYER) or identity.examples < 1:
-        raise hdf5.unusable(file, f"task '{identity.task}' or mode '{identity.mode}' is not known, or it has no examples")
+        raise hdf5.unusable(
+            file, f"task '{identity.task}' or mode '{identity.mode}' is not known, or it has no examples"
+        )
     _check_runs(identity, Path(file.filename).stat().st_size)
     return identity
 

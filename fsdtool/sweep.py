@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from fsdtool.evidence import FEATURES, INPUT, FeatureStore, choose_layers, layer
 from fsdtool.gradients import blocks, capture
 from fsdtool.graph import Observer, Step
 from fsdtool.losses import loss, loss_gradient
+from fsdtool.memory import BatchSize
 from fsdtool.moments import Statistics, principal_basis
 from fsdtool.progress import Track
 from fsdtool.records import factors
@@ -31,6 +33,7 @@ from fsdtool.trace import FULL, Network, Watch
 from fsdtool.writer import Writer
 
 log = logging.getLogger("fsdtool")
+T = TypeVar("T")
 
 FIRST_SAMPLE = 2048
 SAMPLE_UNITS = 2**26  # scalars of input held for the first sample
@@ -73,31 +76,49 @@ class Pass:
         track: Track,
     ):
         self.network, self.data, self.device, self.seed, self.track = network, data, device, seed, track
-        self.batch_size, self.workers = batch_size, workers
+        self.batch_size, self.workers = BatchSize(batch_size), workers
         self.graph, self.parameters = network.graph, network.parameters
         self.outputs = self.graph.outputs
         self.classification = data.task == "classification"
 
-    def batches(self, label: str, **options: Any) -> Iterator[tuple[Batch, Tensor, Tensor]]:
-        """Batches with x and y on the device, their labels checked."""
-        rows = options.get("indices")
-        with self.track(label, len(self.data) if rows is None else len(rows)) as advance:
-            for batch in self.data.batches(self.batch_size, workers=self.workers, **options):
+    def each(
+        self, label: str, compute: Callable[[Batch, Tensor, Tensor], T], rows: np.ndarray | None = None
+    ) -> Iterator[T]:
+        """compute(batch, x, y) for every batch, or those of `rows`: labels checked, x and y on the device.
+
+        A batch for which memory runs out comes again in halves, so compute must leave nothing behind when it fails.
+        """
+        rows = np.arange(len(self.data)) if rows is None else rows
+        with self.track(label, len(rows)) as advance:
+            for batch in self._read(rows):
                 self._check_targets(batch)
-                yield (
-                    batch,
-                    batch.x.to(self.device, non_blocking=True),
-                    batch.y.to(self.device, non_blocking=True),
-                )
+
+                def part(rows: slice, batch: Batch = batch) -> T:
+                    batch = Batch(batch.index[rows], batch.x[rows], batch.y[rows])
+                    x, y = (v.to(self.device, non_blocking=True) for v in (batch.x, batch.y))
+                    return compute(batch, x, y)
+
+                yield from self.batch_size.parts(len(batch.index), part)
                 advance(len(batch.index))
+
+    def _read(self, rows: np.ndarray) -> Iterator[Batch]:
+        """The examples `rows` in batches, smaller ones after memory ran out while reading."""
+        done = 0
+        while done < len(rows):
+            size = self.batch_size.now
+            try:
+                for batch in self.data.batches(size, workers=self.workers, indices=rows[done:]):
+                    yield batch
+                    done += len(batch.index)
+            except Exception as error:
+                if not self.batch_size.halved_after(error, min(size, len(rows) - done)):
+                    raise
 
     def first_sample(self) -> Sample:
         """Up to 2048 examples, evenly spaced over the data; fewer of large inputs."""
         most = min(FIRST_SAMPLE, max(SAMPLE_UNITS // self.graph.steps[0].units, 64), len(self.data))
         rows = torch.linspace(0, len(self.data) - 1, most).round().long().unique()
-        parts = [
-            (self.network.signal(x).flatten(1), y) for _, x, y in self.batches("first sample", indices=rows.numpy())
-        ]
+        parts = self.each("first sample", lambda _, x, y: (self.network.signal(x).flatten(1), y), rows.numpy())
         signals, targets = zip(*parts, strict=True)
         return Sample(rows, torch.cat(signals), torch.cat(targets))
 
@@ -110,8 +131,8 @@ class Pass:
         if kind == "all":
             return Assignment("all", ("all",)), bits
         pattern = GatePattern(self.graph, self.seed)
-        parts = [pattern.of(self.graph, self.parameters, part) for _, part, _ in self._parts(sample)]
-        centres = k_means(torch.cat(parts), count, self.seed)
+        parts = self._parts(sample, lambda rows, signal, _: pattern.of(self.graph, self.parameters, signal))
+        centres = k_means(torch.cat(list(parts)), count, self.seed)
         return Assignment(kind, tuple(f"cluster {i}" for i in range(len(centres))), pattern, centres), bits
 
     def choose_basis(self, sample: Sample, assignment: Assignment, rank: int | None) -> Tensor | None:
@@ -123,14 +144,18 @@ class Pass:
     def sample_statistics(self, sample: Sample, assignment: Assignment, basis: Tensor | None) -> Statistics:
         """Statistics of the first sample alone, for a curvature known before the pass."""
         sums = StatisticsSums(self.graph, assignment, basis, self.data.task, self.device)
-        for rows, signal, targets in self._parts(sample):
-            sums.start(targets)
-            with torch.no_grad():
+
+        def see(rows: Tensor, signal: Tensor, targets: Tensor) -> None:
+            with sums.whole_or_nothing(), torch.no_grad():
+                sums.start(targets)
                 logits = self.graph.run(
                     self.parameters, signal, observe=lambda step, inputs, output: sums.see(step, inputs)
                 )
-            self._check_outputs(logits, rows)
-            sums.finish(signal.flatten(1), logits)
+                self._check_outputs(logits, rows)
+                sums.finish(signal.flatten(1), logits)
+
+        for _ in self._parts(sample, see):
+            pass
         return sums.finalize()
 
     def whole(
@@ -148,21 +173,25 @@ class Pass:
         fingerprint = Fingerprint()
         logits = torch.empty(len(self.data), self.outputs)
         losses = torch.empty(len(self.data))
-        targets = None
-        for batch, x, y in self.batches("summarizing"):
+        targets: list[Tensor] = []
+
+        def see(batch: Batch, x: Tensor, y: Tensor) -> Batch:
             rows = slice(int(batch.index[0]), int(batch.index[-1]) + 1)
+            with sums.whole_or_nothing():
+                signal = self.network.signal(x, self._watch(store, rows, watched) if watched else None)
+                if self.classification:
+                    self._put_input(store, rows, signal.flatten(1), basis)
+                sums.start(y)
+                found = gradient_records.run(signal, y, rows, self._observer(sums, store, rows, watched))
+                self._check_outputs(found, batch.index)
+                sums.finish(signal.flatten(1), found)
+                logits[rows], losses[rows] = found.cpu(), loss(self.data.task, found, y).cpu()
+            return batch
+
+        for batch in self.each("summarizing", see):
             fingerprint.update(batch)
-            signal = self.network.signal(x, self._watch(store, rows, watched) if watched else None)
-            if self.classification:
-                self._put_input(store, rows, signal.flatten(1), basis)
-            sums.start(y)
-            found = gradient_records.run(signal, y, rows, self._observer(sums, store, rows, watched))
-            self._check_outputs(found, batch.index)
-            sums.finish(signal.flatten(1), found)
-            logits[rows], losses[rows] = found.cpu(), loss(self.data.task, found, y).cpu()
-            targets = torch.empty(len(self.data), *y.shape[1:], dtype=y.dtype) if targets is None else targets
-            targets[rows] = y.cpu()
-        return Seen(sums.finalize(), targets, logits, losses, fingerprint.hexdigest())
+            targets.append(batch.y)
+        return Seen(sums.finalize(), torch.cat(targets), logits, losses, fingerprint.hexdigest())
 
     def _observer(self, sums: StatisticsSums, store: FeatureStore, rows: slice, watched: dict[str, bool]) -> Observer:
         def observe(step: Step, inputs: list[Tensor], output: Tensor) -> None:
@@ -175,12 +204,14 @@ class Pass:
 
         return observe
 
-    def _parts(self, sample: Sample) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The first sample in batches: its rows, the signal in the graph's input shape, the targets."""
-        for start in range(0, len(sample.signal), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            signal = sample.signal[part].reshape(-1, *self.graph.input_shape)
-            yield sample.rows[part], signal, sample.targets[part]
+    def _parts(self, sample: Sample, compute: Callable[[Tensor, Tensor, Tensor], T]) -> Iterator[T]:
+        """compute(rows, signal in the graph's input shape, targets) for the first sample, batch by batch."""
+
+        def part(rows: slice) -> T:
+            signal = sample.signal[rows].reshape(-1, *self.graph.input_shape)
+            return compute(sample.rows[rows], signal, sample.targets[rows])
+
+        return self.batch_size.parts(len(sample.signal), part)
 
     def _watch(self, store: FeatureStore, rows: slice, watched: dict[str, bool]) -> Watch:
         """Evidence features of the hooked activation modules (last layer mode)."""
