@@ -11,7 +11,6 @@ with N.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from fsdtool.datasets import Batch, DataSource, check_labels, fit_layout
 from fsdtool.errors import FsdtoolError
+from fsdtool.files import Sibling, cannot_write, reserve
 from fsdtool.gradients import blocks, capture, project
 from fsdtool.losses import loss_gradient
 from fsdtool.memory import BatchSize
@@ -301,14 +301,19 @@ def _matrix_file(path: Path | None, shape: tuple[int, int]) -> Iterator[np.memma
     if path is None:
         yield None
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        matrix = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+        sibling = Sibling(path)
+    except OSError as error:
+        raise cannot_write("the matrix", path, error) from error
+    try:
+        # A float32 takes 4 bytes; the header of a .npy file of two dimensions takes 128.
+        reserve(sibling.file, 4 * shape[0] * shape[1] + 128)
+        matrix = np.lib.format.open_memmap(sibling.path, mode="w+", dtype=np.float32, shape=shape)
+        reserve(sibling.file, sibling.path.stat().st_size)
         yield matrix
         matrix.flush()
-        os.replace(temporary, path)
+        sibling.put_in_place()
     except OSError as error:
-        reason = error.strerror or error
-        raise FsdtoolError(f"the matrix '{path}' cannot be written ({reason}); give another path") from error
+        raise cannot_write("the matrix", path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        sibling.discard()

@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TextIO
 
+from fsdtool.errors import FsdtoolError
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -285,6 +287,14 @@ def _while_read(stream: TextIO) -> Iterator[None]:
         stream.flush()
     except BrokenPipeError:
         abandon(stream)
+    except OSError as error:
+        if stream not in (sys.stdout, sys.stderr):  # the rows' own source failed, or a file did
+            raise
+        abandon(stream)
+        if stream is sys.stdout:  # of stderr nobody can be told
+            raise FsdtoolError(
+                f"the output cannot be written ({error.strerror or error}); free some space or send it elsewhere"
+            ) from error
 
 
 def _in_colour(stream: TextIO) -> bool:

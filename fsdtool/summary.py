@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ SCHEMA = 1
 INTEGERS, FLOATS = "iu", "f"
 # A graph may have this many units, or so many for each byte of the file: every gate takes bytes in it.
 FEW_UNITS, UNITS_PER_BYTE = 2**24, 64
+FEW_WEIGHTS = 2**26
 
 
 @dataclass(frozen=True)
@@ -260,22 +262,28 @@ def _read_identity(file: h5py.File) -> Identity:
 
 
 def _check_runs(identity: Identity, file_size: int) -> None:
-    """Do the shapes fit, and are they of honest size?  Runs the graph on tensors that have shapes and no memory."""
-    graph = identity.graph
-    gates = [graph.steps[i].name for i in graph.indices("activation")]
-    if len(set(gates)) < len(gates):
-        raise ValueError("two activation steps have the same name")
-    units = sum(step.units for step in graph.steps)
+    """Do the steps fit together, and are they of honest size?  Shapes alone are run first, then one input of zeros."""
+    graph, steps = identity.graph, identity.graph.steps
+    if len({step.name for step in steps}) < len(steps):
+        raise ValueError("two steps have the same name")
+    read = {j for step in steps for j in step.inputs}
+    if read != set(range(len(steps) - 1)):
+        raise ValueError("the output of a step is never used")
+    units = sum(step.units for step in steps)
     if units > FEW_UNITS + UNITS_PER_BYTE * file_size:
         raise ValueError(f"its network has {units:,} units, too many for a file of {file_size:,} bytes")
-    parameters = {name: torch.empty(identity.shapes[name], device="meta") for name in graph.parameter_names()}
+    shapes = {name: identity.shapes[name] for name in graph.parameter_names()}
+    # Weights may be left out of a file, so their number is no fault; but then they are not made up either.
+    affordable = sum(math.prod(shape) for shape in shapes.values()) <= FEW_WEIGHTS
 
     def observe(step: Any, inputs: list[Tensor], output: Tensor) -> None:
         if tuple(output.shape) != (1, *step.shape):
             raise ValueError(f"step '{step.name}' gives shape {tuple(output.shape[1:])}, not {step.shape}")
 
     with torch.no_grad():
-        graph.run(parameters, torch.empty(1, *graph.input_shape, device="meta"), observe=observe)
+        for device in ("meta", "cpu") if affordable else ("meta",):
+            parameters = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
+            graph.run(parameters, torch.zeros(1, *graph.input_shape, device=device), observe=observe)
 
 
 def _read_statistics(file: h5py.File, identity: Identity) -> Statistics:

@@ -292,7 +292,7 @@ class _GradientRecords:
     """The gradient records of the pass, written batch by batch; without curvatures there are none."""
 
     def __init__(self, run: Pass, writer: Writer, curvatures: list[BlockCurvature]):
-        self.graph, self.parameters, self.task = run.graph, run.parameters, run.data.task
+        self.graph, self.parameters, self.task, self.writer = run.graph, run.parameters, run.data.task, writer
         found = {block.weight: block for block in blocks(run.graph, run.parameters)}
         self.kept = [
             (found[c.weight], c.to(run.device), _reserve_factors(writer, c, len(run.data))) for c in curvatures
@@ -309,6 +309,7 @@ class _GradientRecords:
             batch = factors(block, c, uses)
             for dataset, values in zip(datasets, (batch.output, batch.input, batch.scale), strict=True):
                 dataset[rows] = values.cpu().numpy()
+        self.writer.check()
         return logits
 
 

@@ -10,7 +10,7 @@ import fsdtool
 
 # One line for each layer of the house.
 ROOMS = """
-errors device progress memory models checkpoints readers arrays tables items datasets
+errors device progress memory files models checkpoints readers arrays tables items datasets
 activations spellings graph nodes translate trace
 spectra moments components sums propagate gradients losses curvature
 records evidence hdf5 summary writer sweep summarize fsd penalty influence mislabel inspection
