@@ -9,7 +9,7 @@ expected is one FsdtoolError that names it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,37 @@ def array(parent: h5py.Group, name: str, shape: Sequence[int | None], dtype: tor
 def strings(source: h5py.Dataset) -> np.ndarray:
     """The texts of a dataset of UTF-8 bytes."""
     return np.array([value.decode() for value in read(source).tolist()])
+
+
+class Attributes(Mapping[str, Any]):
+    """The attributes of a group or dataset: numbers, and text of fixed length as str.
+
+    Text of variable length is refused unread: it lies in a heap of the file, and HDF5 may never end on a damaged one.
+    A text too long for an attribute is a dataset of UTF-8 bytes with its name.
+    """
+
+    def __init__(self, holder: h5py.Group | h5py.Dataset):
+        self._holder = holder
+
+    def __getitem__(self, key: str) -> Any:
+        attributes = self._holder.attrs
+        if key not in attributes:
+            if isinstance(self._holder, h5py.Group) and key in self._holder:
+                return bytes(read(dataset(self._holder, key, (None,), "u"))).decode()
+            raise KeyError(f"'{self._holder.name}' has no attribute '{key}'")
+        dtype = attributes.get_id(key).dtype
+        if dtype.kind not in NUMBERS + TEXT + "b" or not dtype.isnative:
+            raise ValueError(f"the attribute '{key}' of '{self._holder.name}' is not plain")
+        value = attributes[key]
+        if dtype.kind == TEXT:
+            value = np.char.decode(value, "utf-8")
+        return value.item() if np.ndim(value) == 0 else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._holder.attrs)
+
+    def __len__(self) -> int:
+        return len(self._holder.attrs)
 
 
 @contextmanager

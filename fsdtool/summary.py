@@ -145,7 +145,7 @@ class Records:
 
     def attribute(self, name: str, key: str) -> Any:
         """An attribute of a record dataset."""
-        return self._dataset(name).attrs.get(key)
+        return hdf5.Attributes(self._dataset(name)).get(key)
 
     def factors(self, weight: str, rows: slice = slice(None)) -> Factors:
         """Gradient factors of some examples for one weight."""
@@ -214,13 +214,17 @@ def part_sizes(path: str | Path) -> dict[str, tuple[int, str]]:
     """Stored bytes and description of every dataset, by its path in the file."""
     with hdf5.damage_named(path), contextlib.closing(hdf5.open_file(Path(path))) as file:
         return {
-            name.lstrip("/"): (dataset.id.get_storage_size(), str(dataset.attrs.get("description", "")))
+            name.lstrip("/"): (dataset.id.get_storage_size(), str(hdf5.Attributes(dataset).get("description", "")))
             for name, dataset in hdf5.walk(file)
         }
 
 
 def _check_schema(file: h5py.File) -> None:
-    schema, kind = file.attrs.get("schema"), file.attrs.get("format")
+    attributes = hdf5.Attributes(file)
+    try:
+        schema, kind = attributes.get("schema"), attributes.get("format")
+    except ValueError:  # not of the types that the tool writes
+        schema = kind = None
     if str(kind) == FORMAT and str(schema) == str(SCHEMA):
         return
     found = f"a summary of schema {schema}" if str(kind) == FORMAT else "no fsdtool summary"
@@ -229,7 +233,7 @@ def _check_schema(file: h5py.File) -> None:
 
 def _read_identity(file: h5py.File) -> Identity:
     model_group, data_group = hdf5.group(file, "model"), hdf5.group(file, "data")
-    root, model, data = file.attrs, model_group.attrs, data_group.attrs
+    root, model, data = (hdf5.Attributes(holder) for holder in (file, model_group, data_group))
     named = "class_names" in data_group
     shapes = json.loads(bytes(hdf5.read(hdf5.dataset(model_group, "shapes"))))
     identity = Identity(
@@ -305,7 +309,7 @@ def _read_statistics(file: h5py.File, identity: Identity) -> Statistics:
     square = (components, graph.outputs, graph.outputs)
     hessian = hdf5.array(group, "output_hessian", square) if "output_hessian" in group else None
     outputs = _read_outputs(group, components, graph.outputs) if "outputs" in group else None
-    return Statistics(str(group.attrs["kind"]), names, count, gaussian, gates, hessian, outputs)
+    return Statistics(str(hdf5.Attributes(group)["kind"]), names, count, gaussian, gates, hessian, outputs)
 
 
 def _read_outputs(group: h5py.Group, components: int, outputs: int) -> OutputSample:
@@ -337,12 +341,13 @@ def _read_curvature(file: h5py.File, identity: Identity) -> list[BlockCurvature]
 
 
 def _read_block(group: h5py.Group, shapes: dict[str, tuple[int, ...]]) -> BlockCurvature:
-    weight, bias = str(group.attrs["weight"]), str(group.attrs["bias"]) or None
+    attributes = hdf5.Attributes(group)
+    weight, bias = str(attributes["weight"]), str(attributes["bias"]) or None
     rows, columns = shapes[weight][0], int(np.prod(shapes[weight][1:])) + (bias is not None)
     inputs = hdf5.array(group, "input_basis", (columns, None))
     outputs = hdf5.array(group, "output_basis", (rows, None))
     eigenvalues = hdf5.array(group, "eigenvalues", (outputs.shape[1], inputs.shape[1]))
-    mean = float(group.attrs["mean_eigenvalue"])
+    mean = float(attributes["mean_eigenvalue"])
     if not (mean >= 0 and eigenvalues.min() >= 0):
         raise hdf5.unusable(group, f"the curvature of '{weight}' has negative eigenvalues")
     return BlockCurvature(weight, bias, inputs, outputs, eigenvalues, mean)

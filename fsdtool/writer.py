@@ -23,6 +23,7 @@ from fsdtool.moments import Statistics
 from fsdtool.summary import FORMAT, SCHEMA, Identity
 
 CHUNK_BYTES = 2**18
+LARGEST_ATTRIBUTE = 2**15  # bytes; HDF5 ends at 64 KiB for all attributes of an object
 
 
 class Writer:
@@ -184,8 +185,16 @@ def encode_ids(ids: np.ndarray) -> np.ndarray:
 
 
 def _attributes(target: h5py.HLObject, **values: Any) -> None:
+    """Attributes of a group or dataset: text of fixed length, or where HDF5 has no room for it a dataset of bytes."""
     for key, value in values.items():
-        target.attrs[key] = _utf8(value).decode() if isinstance(value, str) else value
+        if isinstance(value, str):
+            value = np.bytes_(_utf8(value))
+        elif isinstance(value, list):
+            value = _fixed(value)
+        if getattr(value, "nbytes", 0) <= LARGEST_ATTRIBUTE:
+            target.attrs[key] = value
+        else:
+            target.create_dataset(key, data=np.frombuffer(value, np.uint8))
 
 
 def _json(value: Any) -> np.ndarray:

@@ -209,10 +209,11 @@ def figures(outcomes: list[Outcome]) -> str:
     refused = sum(2 in o.codes for o in outcomes)
     answered = sum(bool(o.codes) and set(o.codes) == {0} for o in outcomes)
     broken = sum(bool(o.broken) for o in outcomes)
+    slowest, largest = max(outcomes, key=lambda o: o.seconds), max(outcomes, key=lambda o: o.memory)
     return (
         f"{len(outcomes)} mutants: {refused} refused, {answered} answered, {broken} crashes; "
-        f"slowest {max(o.seconds for o in outcomes):.2f} s, "
-        f"largest memory {max(o.memory for o in outcomes) / 2**20:.0f} MiB"
+        f"slowest {slowest.seconds:.2f} s (mutant {slowest.index}), "
+        f"largest memory {largest.memory / 2**20:.0f} MiB (mutant {largest.index})"
     )
 
 

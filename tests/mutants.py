@@ -105,6 +105,13 @@ def _names(file: h5py.File, kind: type = h5py.Dataset) -> list[str]:
     return found
 
 
+def _content(dataset: h5py.Dataset) -> np.ndarray:
+    """Its values, unless an edit before this one made it huge."""
+    if np.prod([float(n) for n in dataset.shape]) * dataset.dtype.itemsize > BOMB:
+        raise ValueError("too large to be edited")
+    return dataset[()]
+
+
 def _put(file: h5py.File, name: str, **options: Any) -> h5py.Dataset:
     """The dataset `name` made anew, with the attributes it had."""
     attributes = dict(file[name].attrs) if name in file else {}
@@ -124,7 +131,7 @@ def remove(file: h5py.File, draw: random.Random) -> str:
 def another_dtype(file: h5py.File, draw: random.Random) -> str:
     name, dtype = draw.choice(_names(file)), draw.choice(DTYPES)
     shape = file[name].shape
-    values = file[name][()] if draw.random() < 0.5 else None
+    values = _content(file[name]) if draw.random() < 0.5 else None
     created = _put(file, name, shape=shape, dtype=dtype)
     if values is not None:
         with contextlib.suppress(*IMPOSSIBLE):
@@ -151,7 +158,7 @@ def another_shape(file: h5py.File, draw: random.Random) -> str:
 def values(file: h5py.File, draw: random.Random) -> str:
     name = draw.choice(_names(file))
     dataset = file[name]
-    content = dataset[()]
+    content = _content(dataset)
     if content.dtype.kind == "S":
         replaced = np.frombuffer(draw.randbytes(content.nbytes), content.dtype).reshape(content.shape)
     else:
@@ -222,7 +229,7 @@ def bomb(file: h5py.File, draw: random.Random) -> str:
 
 def filters(file: h5py.File, draw: random.Random) -> str:
     name = draw.choice(_names(file))
-    content = file[name][()]
+    content = _content(file[name])
     options = [{"compression": "lzf"}, {"fletcher32": True}, {"scaleoffset": 2}, {"compression": "szip"}, {}]
     _put(file, name, data=content, chunks=True, **draw.choice(options))
     return name
@@ -235,6 +242,7 @@ def attribute(file: h5py.File, draw: random.Random) -> str:
         del target.attrs[key]
         return f"{target.name} without {key}"
     choices: list[Any] = [leaf for leaf in LEAVES if isinstance(leaf, (int, float, str))]
+    choices += [np.bytes_(str(leaf).encode(errors="replace")) for leaf in LEAVES]
     choices += [np.arange(3), np.zeros((0,)), h5py.Empty("f4"), h5py.Empty("S4"), file.ref, np.bytes_(b"\xff\xfe")]
     choices += [np.zeros(7000), "x" * 60_000, np.array([b"a", b"\xff"]), np.array(["a", "b"], h5py.string_dtype())]
     choices += [np.array([file.ref], h5py.ref_dtype), np.void(b"\0\1"), np.zeros(1, [("a", "i4")]), "[" * 50_000]
@@ -248,7 +256,7 @@ def steps(file: h5py.File, draw: random.Random) -> str:
         group, key = draw.choice([("model", "reasons"), ("model", "arguments"), ("data", "preprocessing")])
         content = json.loads(file[group].attrs[key])
         done = _edit_json(content, draw)
-        file[group].attrs[key] = json.dumps(content)
+        file[group].attrs[key] = np.bytes_(json.dumps(content).encode())
         return f"{key}: {done}"
     name = draw.choice(["model/graph", "model/graph", "model/shapes"])
     content = json.loads(bytes(file[name][:]))

@@ -14,7 +14,7 @@ errors device progress memory files models checkpoints readers arrays tables ite
 activations spellings graph nodes translate trace
 spectra moments components sums propagate gradients losses curvature
 records evidence hdf5 summary writer sweep summarize fsd penalty influence mislabel inspection
-report options inputs commands cli demo
+checks report options inputs commands cli demo
 """
 ORDER = re.findall(r"\w+", ROOMS)
 # Imported inside a function: the demo runs commands, and is one; `load(path).penalty` is a method of what load returns.
