@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import traceback
@@ -17,6 +18,8 @@ from fsdtool.memory import out_of_memory
 # typer exports BadParameter alone of the exceptions of click, which newer releases carry inside themselves;
 # its grandparent is the base of all that mean wrong usage.
 _UsageError = typer.BadParameter.__mro__[2]
+
+COMPLETION = "_FSDTOOL_COMPLETE"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> None:
     # Not through `app()`: it has exit codes of its own for a closed pipe and for Ctrl-C.
     command = typer.main.get_command(app)
+    if os.environ.get(COMPLETION):  # asked by the shell in the middle of a line
+        command.main(args=[], prog_name="fsdtool", complete_var=COMPLETION)
     command_line = shlex.join(["fsdtool", *arguments])
     with command.make_context("fsdtool", arguments, obj=command_line) as context:
         command.invoke(context)

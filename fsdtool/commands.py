@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fsdtool import __version__, report
+from fsdtool.checks import Checks
 from fsdtool.errors import ExitStatus, FsdtoolError
-from fsdtool.inputs import check_output, key_values, load_like, model_of, numbers, read_checkpoint
+from fsdtool.inputs import check_output, key_values, load_like, model_of, numbers, read_checkpoint, rows_named
 from fsdtool.options import (
     DATA_HELP,
     MODEL_HELP,
@@ -27,6 +28,8 @@ from fsdtool.options import (
     DeviceChoice,
     Form,
     Gates,
+    Ids,
+    IdsOnly,
     Layout,
     Metric,
     ModelArguments,
@@ -40,7 +43,7 @@ from fsdtool.options import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from fsdtool.summary import Summary
 
 log = logging.getLogger("fsdtool")
 
@@ -68,7 +71,6 @@ def _exit_codes(findings: str | None = None) -> str:
 # Commands
 
 app = typer.Typer(
-    add_completion=False,
     # Plain help: boxes would break the examples when they are copied.
     rich_markup_mode=None,
     context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
@@ -228,29 +230,35 @@ def find_mislabeled_command(
     max_flagged: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Exit with 1 if more than N labels are flagged.")
     ] = None,
+    ids: Ids = None,
+    ids_only: IdsOnly = False,
     format: OutputFormat = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """List the training labels that are probably wrong, and what they should be, most suspicious first.
 
-    Without --top and --all, the flagged labels are listed. A higher score is more suspicious.
+    Without --top and --all, the flagged labels are listed. A higher score is more suspicious. With --ids only the
+    examples named are ranked and counted; the scores are the same.
 
     \b
     Example:
       fsdtool find-mislabeled summary.h5 --top 20
       fsdtool find-mislabeled summary.h5 --max-flagged 50 --format csv > suspects.csv
+      fsdtool find-mislabeled summary.h5 --ids-only | fsdtool influence summary.h5 --self --ids -
     """
     _talk(quiet, debug)
+    _check_ids_only(ids_only, format)
     if top is not None and everything:
         raise FsdtoolError(f"--top {top} and --all exclude each other; give one of them")
 
     from fsdtool.mislabel import find_mislabeled
     from fsdtool.summary import load
 
-    found = find_mislabeled(load(summary), top=top, everything=everything)
-    _write(found.rows(), MISLABELED_COLUMNS, format)
-    log.info(f"{found.flagged} of {len(found.score)} labels are flagged (score above 0.5)")
+    opened = load(summary)
+    found = find_mislabeled(opened, top=top, everything=everything, among=rows_named(opened, ids))
+    _write(found.rows(), MISLABELED_COLUMNS, format, ids_only, _mislabeled_checks(opened))
+    log.info(f"{found.flagged} of {found.judged} labels are flagged (score above 0.5)")
     if max_flagged is not None and found.flagged > max_flagged:
         log.warning(f"{found.flagged} labels are flagged, more than --max-flagged {max_flagged}")
         raise typer.Exit(ExitStatus.FINDINGS)
@@ -292,6 +300,8 @@ def influence_command(
     device: DeviceChoice = Device.auto,
     batch_size: BatchSize = 256,
     allow_pickle: AllowPickle = False,
+    ids: Ids = None,
+    ids_only: IdsOnly = False,
     format: OutputFormat = None,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -300,7 +310,8 @@ def influence_command(
 
     The column loss_change_if_removed is a first-order estimate, in nats for cross-entropy, of how much the
     loss on the query would rise if the training example were removed; positive: the example helps
-    (proponent), negative: it harms (opponent).
+    (proponent), negative: it harms (opponent). With --ids only the training examples named are ranked; the values
+    are the same.
 
     \b
     Example:
@@ -308,12 +319,13 @@ def influence_command(
       fsdtool influence summary.h5 --self --top 20
     """
     _talk(quiet, debug)
+    _check_ids_only(ids_only, format)
     if (queries is None) is not of_itself:
         found = "both are given" if of_itself else "neither is given"
         raise FsdtoolError(f"either --queries or --self is needed and {found}; give one of them")
     if of_itself:
         _refuse_with_self(mean=mean, misclassified=misclassified, matrix=matrix, model=model, checkpoint=checkpoint)
-        _self_influence(summary, top, format)
+        _self_influence(summary, top, ids, ids_only, format)
         return
     _check_model_options(model, model_arg, checkpoint)
     if matrix is not None:
@@ -339,9 +351,10 @@ def influence_command(
         model=network,
         device=chosen,
         batch_size=batch_size,
+        among=rows_named(opened, ids),
         track=report.track,
     )
-    _write(result.rows(), INFLUENCE_COLUMNS, format)
+    _write(result.rows(), INFLUENCE_COLUMNS, format, ids_only)
 
 
 def _check_model_options(model: str | None, arguments: list[str] | None, checkpoint: Path | None) -> None:
@@ -358,12 +371,15 @@ def _refuse_with_self(**options: object) -> None:
         raise FsdtoolError(f"{', '.join(given)} has no meaning with --self; leave it out or give --queries")
 
 
-def _self_influence(summary: Path, top: int | None, format: report.Format | None) -> None:
+def _self_influence(
+    summary: Path, top: int | None, ids: str | None, ids_only: bool, format: report.Format | None
+) -> None:
     from fsdtool.influence import self_influence
     from fsdtool.summary import load
 
-    result = self_influence(load(summary), track=report.track)
-    _write(islice(result.rows(), top), SELF_INFLUENCE_COLUMNS, format)
+    opened = load(summary)
+    result = self_influence(opened, among=rows_named(opened, ids), track=report.track)
+    _write(islice(result.rows(), top), SELF_INFLUENCE_COLUMNS, format, ids_only)
 
 
 @app.command(
@@ -447,7 +463,8 @@ def fsd_command(
     if by_component:
         _write(result.component_rows(), FSD_COMPONENT_COLUMNS, format)
     else:
-        _write(result.rows(), FSD_COLUMNS if data is None else (*FSD_COLUMNS, "exact"), format)
+        columns = FSD_COLUMNS if data is None else (*FSD_COLUMNS, "exact")
+        _write(result.rows(), columns, format, checks=_distance_checks(max_distance))
     # Written so that a distance that is not a number counts as over the threshold.
     over = [d for d in result.distances if max_distance is not None and not d <= max_distance]
     if over:
@@ -504,5 +521,44 @@ def _talk(quiet: bool, debug: bool) -> None:
     report.configure(quiet=quiet or report.talk.quiet, debug=debug or report.talk.debug)
 
 
-def _write(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], format: report.Format | None) -> None:
-    report.render(rows, columns, report.resolve_format(format, sys.stdout), sys.stdout)
+def _check_ids_only(ids_only: bool, format: report.Format | None) -> None:
+    if ids_only and format is not None:
+        raise FsdtoolError(f"--ids-only and --format {format.value} exclude each other; give one of them")
+
+
+def _write(
+    rows: Iterable[Mapping[str, Any]],
+    columns: Sequence[str],
+    format: report.Format | None,
+    ids_only: bool = False,
+    checks: Checks | None = None,
+) -> None:
+    if ids_only:
+        report.write_ids(rows, sys.stdout)
+    else:
+        report.render(rows, columns, report.resolve_format(format, sys.stdout), sys.stdout, checks=checks)
+
+
+def _mislabeled_checks(summary: Summary) -> Checks:
+    """A flagged label is a warning about its example, which is a file where ids are file names."""
+    files = summary.records is not None and summary.records.ids.dtype.kind == "U"
+    return Checks(
+        suite="fsdtool find-mislabeled",
+        name=lambda row: str(row["id"]),
+        file=lambda row: row["id"] if files else None,
+        message=lambda row: (
+            f"the label {row['given_label']} of {row['id']} is probably {row['suggested_label']} "
+            f"(score {row['score']:.3g}, confidence {row['confidence']:.3g})"
+        ),
+        level=lambda row: "warning" if row["score"] > 0.5 else "notice",
+    )
+
+
+def _distance_checks(limit: float | None) -> Checks:
+    """A distance over the limit is an error; written so that one that is not a number counts as over it."""
+    return Checks(
+        suite="fsdtool fsd",
+        file=lambda row: row["checkpoint"],
+        message=lambda row: f"distance {row['distance']:g} of {row['checkpoint']} ({row['metric']}, {row['form']})",
+        level=lambda row: "notice" if limit is None or row["distance"] <= limit else "error",
+    )

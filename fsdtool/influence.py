@@ -67,16 +67,20 @@ class Scored:
 
 @dataclass(frozen=True)
 class SelfInfluence:
-    """Influence of each training example on its own loss (N,), in record order."""
+    """Influence of each training example on its own loss (N,), in record order; among: the rows (N,) to be listed."""
 
     summary: Summary
     values: Tensor
+    among: np.ndarray | None = None
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row per example, strongest first."""
         records = self.summary.records
         labels = records.read("target")
-        for i in self.values.argsort(descending=True, stable=True).tolist():
+        order = self.values.argsort(descending=True, stable=True)
+        if self.among is not None:
+            order = order[torch.from_numpy(self.among)[order]]
+        for i in order.tolist():
             label = _label(self.summary, labels[i])
             yield {"id": records.ids[i].item(), "label": label, "self_influence": float(self.values[i])}
 
@@ -92,14 +96,15 @@ def influence(
     model: nn.Module | None = None,
     device: torch.device | None = None,
     batch_size: int = 256,
+    among: np.ndarray | None = None,
     track: Track = silent,
 ) -> Scored:
     """The `top` proponents and opponents of each query, or with `mean` of the queries' mean loss.
 
     misclassified: only queries whose prediction differs from their label.  matrix: where to write the whole
     float32 (queries, N) matrix in record order, as .npy.  model: the reference model, for summaries in last
-    layer mode.  Raises FsdtoolError for a summary without records or weights and for queries that do not fit
-    it.
+    layer mode.  among (N,) bool: only these training examples are ranked.  Raises FsdtoolError for a summary without
+    records or weights and for queries that do not fit it.
     """
     records = _records(summary)
     device = device or torch.device("cpu")
@@ -123,15 +128,17 @@ def influence(
             return rows, _scores(summary, records, gradients, rows, device).cpu()
 
         for rows, scores in BatchSize(CHUNK).parts(len(records), score):  # scores (Q, n)
-            best.update(scores, rows.start)
+            # A score of zero is neither a proponent's nor an opponent's.
+            ranked = scores if among is None else scores * torch.from_numpy(among[rows])
+            best.update(ranked, rows.start)
             if output is not None:
                 output[:, rows] = scores.numpy()
             advance(rows.stop - rows.start)
     return Scored(summary, ids, *best.finalize())
 
 
-def self_influence(summary: Summary, *, track: Track = silent) -> SelfInfluence:
-    """tau(i, i) of every training example, from its record.
+def self_influence(summary: Summary, *, among: np.ndarray | None = None, track: Track = silent) -> SelfInfluence:
+    """tau(i, i) of every training example, from its record; `among` (N,) bool are to be listed (None: all).
 
     Raises FsdtoolError for a summary without records.
     """
@@ -143,7 +150,7 @@ def self_influence(summary: Summary, *, track: Track = silent) -> SelfInfluence:
                 b, a = records.factors(c.weight, rows).part(slice(None))
                 values[rows] += (b.square() @ c.damped.reciprocal() * a.square()).sum(1)
             advance(rows.stop - rows.start)
-    return SelfInfluence(summary, values / len(records))
+    return SelfInfluence(summary, values / len(records), among)
 
 
 def network_of(summary: Summary, model: nn.Module | None = None) -> Network:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsdtool.errors import FsdtoolError
+from fsdtool.errors import FsdtoolError, describe
+from fsdtool.report import one_line
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
     from fsdtool.checkpoints import Checkpoint
@@ -59,6 +62,37 @@ def load_like(summary: Summary, spec: str, x_key: str | None, y_key: str | None)
     )
 
 
+def rows_named(summary: Summary, source: str | None) -> np.ndarray | None:
+    """Which records (N,) bool the file `source` (-: stdin) names, an id a line as --ids-only has it; None: all."""
+    if source is None:
+        return None
+    if summary.records is None:
+        raise FsdtoolError(f"'{summary.path}' was written with --no-records and knows no ids; leave --ids out")
+    import numpy as np
+
+    asked = set(_lines(source))
+    known = [one_line(identifier) for identifier in summary.records.ids.tolist()]
+    unknown = sorted(asked.difference(known))
+    if unknown:
+        raise FsdtoolError(
+            f"{len(unknown)} of the {len(asked)} ids in '{source}' are not in '{summary.path}', '{unknown[0]}' first; "
+            "give ids of its training examples, one a line"
+        )
+    return np.array([identifier in asked for identifier in known])
+
+
+def _lines(source: str) -> list[str]:
+    """The lines of a file or of stdin that are not empty."""
+    try:
+        content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        # A byte order mark is no part of an id, nor is the line end of another system.
+        return [line.rstrip("\r") for line in content.decode("utf-8-sig").split("\n") if line.rstrip("\r")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise FsdtoolError(
+            f"the ids in '{source}' cannot be read ({describe(error)}); give a UTF-8 file with one id a line"
+        ) from error
+
+
 def key_values(pairs: Sequence[str] | None) -> dict[str, str]:
     """The arguments given as `--model-arg key=value`."""
     arguments: dict[str, str] = {}
@@ -85,6 +119,8 @@ def numbers(text: str | None, flag: str) -> tuple[float, ...] | None:
 def check_output(path: Path, flag: str, inputs: Iterable[str | Path] = (), suffix: str = "") -> None:
     """Refuse, before anything is computed, a file that cannot be written or that is one of the inputs."""
     folder = path.parent
+    if str(path) == "-":
+        raise FsdtoolError(f"{flag} - asks for stdout, but only a file can hold it; give the name of a file")
     if not path.name.endswith(suffix):
         raise FsdtoolError(f"{flag} '{path}' does not end in {suffix}; give a name that does")
     if path.is_dir():

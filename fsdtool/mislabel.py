@@ -38,8 +38,8 @@ CHUNK = 65536
 class Mislabeled:
     """Scores of all examples (N,), their suggested labels, and the ranking.
 
-    order (M,) holds the rows that were asked for, most suspicious first; flagged is how many of all examples
-    have a score above one half; layers and weights (L,) say how much each layer counted.
+    order (M,) holds the rows that were asked for, most suspicious first; flagged is how many of the judged examples
+    (all, or those named) have a score above one half; layers and weights (L,) say how much each layer counted.
     """
 
     summary: Summary
@@ -48,6 +48,7 @@ class Mislabeled:
     suggested: Tensor
     order: Tensor
     flagged: int
+    judged: int
     layers: tuple[str, ...]
     weights: Tensor
 
@@ -66,11 +67,13 @@ class Mislabeled:
             }
 
 
-def find_mislabeled(summary: Summary, *, top: int | None = None, everything: bool = False) -> Mislabeled:
+def find_mislabeled(
+    summary: Summary, *, top: int | None = None, everything: bool = False, among: np.ndarray | None = None
+) -> Mislabeled:
     """Rank the training examples by how probably their label is wrong.
 
-    By default the flagged ones are listed; `top` lists that many, `everything` all.  Raises FsdtoolError for
-    a summary without records, of a regression, or with fewer than two classes.
+    By default the flagged ones are listed; `top` lists that many, `everything` all; `among` (N,) bool: of these
+    alone.  Raises FsdtoolError for a summary without records, of a regression, or with fewer than two classes.
     """
     records = summary.records
     if summary.task != "classification":
@@ -99,7 +102,9 @@ def find_mislabeled(summary: Summary, *, top: int | None = None, everything: boo
     best = combined[:, 1:].max(1)
     score = torch.sigmoid(best.values)
     order = best.values.argsort(descending=True, stable=True)
-    flagged = int((score > 0.5).sum())
+    if among is not None:
+        order = order[torch.from_numpy(among)[order]]
+    flagged = int((score[order] > 0.5).sum())
     return Mislabeled(
         summary=summary,
         score=score,
@@ -107,6 +112,7 @@ def find_mislabeled(summary: Summary, *, top: int | None = None, everything: boo
         suggested=candidates.gather(1, best.indices[:, None] + 1)[:, 0],
         order=order if everything else order[: flagged if top is None else top],
         flagged=flagged,
+        judged=len(order),
         layers=layers,
         weights=weights,
     )

@@ -27,11 +27,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import typer
 from mutants import mutate
 from torch import nn
 
 from fsdtool.checkpoints import read_checkpoint
 from fsdtool.cli import main
+from fsdtool.commands import app
 from fsdtool.datasets import load_dataset
 from fsdtool.summarize import summarize
 
@@ -225,6 +227,8 @@ def command_line() -> int:
     parser.add_argument("--only", type=int, help="one mutant, in this process, with tracebacks")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    command = typer.main.get_command(app)  # made once: half of the time of a refusal
+    typer.main.get_command = lambda app: command
     with tempfile.TemporaryDirectory(prefix="fsdtool-fuzz-") as name:
         folder = Path(name)
         cases = build_cases(folder)
