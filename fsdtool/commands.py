@@ -245,7 +245,7 @@ def find_mislabeled_command(
     Example:
       fsdtool find-mislabeled summary.h5 --top 20
       fsdtool find-mislabeled summary.h5 --max-flagged 50 --format csv > suspects.csv
-      fsdtool find-mislabeled summary.h5 --ids-only | fsdtool influence summary.h5 --self --ids -
+      fsdtool find-mislabeled summary.h5 --ids-only > suspects.txt
     """
     _talk(quiet, debug)
     _check_ids_only(ids_only, format)
@@ -316,7 +316,7 @@ def influence_command(
     \b
     Example:
       fsdtool influence summary.h5 --queries sample_data/test.npz --misclassified --top 5
-      fsdtool influence summary.h5 --self --top 20
+      fsdtool influence summary.h5 --self --ids suspects.txt
     """
     _talk(quiet, debug)
     _check_ids_only(ids_only, format)

@@ -325,7 +325,9 @@ def _while_read(stream: TextIO) -> Iterator[None]:
 
 
 def _in_colour(stream: TextIO) -> bool:
-    """NO_COLOR is stronger than FORCE_COLOR, which is stronger than what the stream is."""
+    """NO_COLOR is stronger than FORCE_COLOR, which is about the talk: data in a pipe stay plain."""
     if os.environ.get("NO_COLOR"):
         return False
-    return bool(os.environ.get("FORCE_COLOR")) or (stream.isatty() and os.environ.get("TERM") != "dumb")
+    if stream is sys.stderr and os.environ.get("FORCE_COLOR"):
+        return True
+    return stream.isatty() and os.environ.get("TERM") != "dumb"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fsdtool.components import Assignment
+from fsdtool.errors import FsdtoolError
 from fsdtool.graph import Graph, Step
 from fsdtool.moments import (
     CentredMoments,
@@ -108,7 +109,15 @@ class StatisticsSums:
             gates.merge(other.gates[name])
 
     def finalize(self) -> Statistics:
-        """The statistics of the components that have examples, on the CPU."""
+        """The statistics of the components that have examples, on the CPU.
+
+        Raises FsdtoolError naming the layer whose activations were too large to be added.
+        """
+        for name, gates in self.gates.items():
+            if not bool(torch.isfinite(gates.sums).all()):
+                raise FsdtoolError(
+                    f"the activations of layer '{name}' are not finite; check the weights and the preprocessing"
+                )
         count = self.inputs.count
         return Statistics(
             self.assignment.kind,

@@ -151,7 +151,7 @@ class Pass:
                 logits = self.graph.run(
                     self.parameters, signal, observe=lambda step, inputs, output: sums.see(step, inputs)
                 )
-                self._check_outputs(logits, rows)
+                self._check_outputs(logits, rows, signal)
                 sums.finish(signal.flatten(1), logits)
 
         for _ in self._parts(sample, see):
@@ -183,7 +183,7 @@ class Pass:
                     self._put_input(store, rows, signal.flatten(1), basis)
                 sums.start(y)
                 found = gradient_records.run(signal, y, rows, self._observer(sums, store, rows, watched))
-                self._check_outputs(found, batch.index)
+                self._check_outputs(found, batch.index, signal)
                 sums.finish(signal.flatten(1), found)
                 logits[rows], losses[rows] = found.cpu(), loss(self.data.task, found, y).cpu()
             return batch
@@ -200,7 +200,7 @@ class Pass:
             sums.see(step, inputs)
             if step.name in watched:
                 features = layer_features(step.activation(), inputs[0], output, watched[step.name])
-                store.put(step.name, rows, features)
+                self._keep(store, step.name, rows, features)
 
         return observe
 
@@ -220,9 +220,21 @@ class Pass:
             if name not in watched:
                 return lambda a: None
             slopes = pool(activation.gate(s)[0], channels_last)
-            return lambda a: store.put(name, rows, torch.cat([pool(a, channels_last), slopes], 1))
+            return lambda a: self._keep(store, name, rows, torch.cat([pool(a, channels_last), slopes], 1))
 
         return before
+
+    def _keep(self, store: FeatureStore, layer: str, rows: slice, features: Tensor) -> None:
+        """Features (batch, D) of a layer, known to be finite."""
+        broken = (~torch.isfinite(features).all(1)).nonzero()[:, 0].tolist()
+        if broken:
+            example = self.data.ids[rows.start + broken[0]]
+            raise FsdtoolError(
+                f"the activations of layer '{layer}' for example {example} are not finite "
+                f"({len(broken)} of {len(features)} in its batch); check the weights and the preprocessing, "
+                "or remove the example"
+            )
+        store.put(layer, rows, features)
 
     def _put_input(self, store: FeatureStore, rows: slice, flat: Tensor, basis: Tensor | None) -> None:
         features = flat if basis is None else flat @ basis.to(flat)
@@ -238,14 +250,25 @@ class Pass:
             self.graph.steps[i].name: self.graph.channels_last(i) for i in indices if self.graph.steps[i].name in chosen
         }
 
-    def _check_outputs(self, logits: Tensor, rows: Tensor) -> None:
+    def _check_outputs(self, logits: Tensor, rows: Tensor, signal: Tensor) -> None:
         broken = (~torch.isfinite(logits).all(1)).nonzero()[:, 0].tolist()
         if broken:
             raise FsdtoolError(
-                f"the model's outputs for example {self.data.ids[int(rows[broken[0]])]} are not finite "
-                f"({len(broken)} of {len(logits)} in its batch); check the weights and the preprocessing, "
-                "or remove the example"
+                f"the model's outputs for example {self.data.ids[int(rows[broken[0]])]} are not finite, "
+                f"from layer '{self._first_broken(signal[broken[:1]])}' on ({len(broken)} of {len(logits)} in its "
+                "batch); check the weights and the preprocessing, or remove the example"
             )
+
+    def _first_broken(self, signal: Tensor) -> str:
+        """The first step whose output for this signal is not finite."""
+        names: list[str] = []
+
+        def observe(step: Step, inputs: list[Tensor], output: Tensor) -> None:
+            names.extend([] if torch.isfinite(output).all() else [step.name])
+
+        with torch.no_grad():
+            self.graph.run(self.parameters, signal, observe=observe)
+        return names[0]
 
     def _check_targets(self, batch: Batch) -> None:
         if self.data.task == "classification":
