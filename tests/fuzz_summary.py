@@ -39,7 +39,8 @@ from fsdtool.summarize import summarize
 
 EXAMPLES = 40
 MEMORY = 2 * 2**30  # bytes that a mutant may add to the address space
-SECONDS = 20  # that a mutant may take
+SECONDS = 20  # of computing that a mutant may take
+WAIT = 600  # seconds by the clock, for one that waits instead: the machine may be busy
 LIFE = 500  # mutants for each child
 
 
@@ -53,7 +54,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one mutant: codes of its commands, the first that broke, seconds, bytes of memory added."""
+    """What became of one mutant: exit codes of its commands, what broke, processor seconds, bytes of memory added."""
 
     index: int
     mutation: str
@@ -133,7 +134,7 @@ def run_one(case: Case, index: int, seed: int, folder: Path) -> Outcome:
     draw = random.Random(f"{seed}/{index}")
     target = folder / f"mutant{case.source.suffix}"
     mutation = f"{case.source.stem}{case.source.suffix}: {mutate(case.source, target, draw)}"
-    before, started = _reset_peak(), time.perf_counter()
+    before, started = _reset_peak(), time.process_time()
     codes: list[int] = []
     broken = ""
     for command in case.commands:
@@ -144,7 +145,7 @@ def run_one(case: Case, index: int, seed: int, folder: Path) -> Outcome:
             broken = f"{command[0]}: exit {code}: {talk[-2000:]}"
         if code != 0 and command is case.commands[0]:
             break
-    return Outcome(index, mutation, codes, broken, time.perf_counter() - started, _peak() - before)
+    return Outcome(index, mutation, codes, broken, time.process_time() - started, _peak() - before)
 
 
 def _run_command(arguments: list[str]) -> tuple[int, str]:
@@ -192,12 +193,15 @@ def _work(cases: list[Case], indices: list[int], seed: int, folder: Path, pipe: 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, signal.SIG_DFL)
     try:
         with os.fdopen(pipe, "w") as lines:
             for index in indices:
-                signal.alarm(SECONDS)
+                signal.alarm(WAIT)
+                signal.setitimer(signal.ITIMER_PROF, SECONDS)
                 outcome = run_one(cases[index % len(cases)], index, seed, folder)
+                signal.setitimer(signal.ITIMER_PROF, 0)
                 signal.alarm(0)
                 print(json.dumps(asdict(outcome)), file=lines, flush=True)
     except BaseException as error:
