@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import traceback
@@ -12,10 +13,13 @@ import typer
 from fsdtool import report
 from fsdtool.commands import app
 from fsdtool.errors import ExitStatus, FsdtoolError, describe
+from fsdtool.memory import out_of_memory
 
 # typer exports BadParameter alone of the exceptions of click, which newer releases carry inside themselves;
 # its grandparent is the base of all that mean wrong usage.
 _UsageError = typer.BadParameter.__mro__[2]
+
+COMPLETION = "_FSDTOOL_COMPLETE"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.abandon(sys.stdout)
         return ExitStatus.OK
     except Exception as error:
-        if _out_of_memory(error):
+        if out_of_memory(error):
             message = "out of memory; give a smaller --batch-size or use a machine with more memory"
             return _fail("error", message, ExitStatus.INTERNAL_ERROR)
         hint = "" if report.talk.debug else " (run again with --debug for the traceback)"
@@ -51,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> None:
     # Not through `app()`: it has exit codes of its own for a closed pipe and for Ctrl-C.
     command = typer.main.get_command(app)
+    if os.environ.get(COMPLETION):  # asked by the shell in the middle of a line
+        command.main(args=[], prog_name="fsdtool", complete_var=COMPLETION)
     command_line = shlex.join(["fsdtool", *arguments])
     with command.make_context("fsdtool", arguments, obj=command_line) as context:
         command.invoke(context)
@@ -68,12 +74,3 @@ def _fail(kind: str, message: str, status: ExitStatus) -> ExitStatus:
         traceback.print_exc()
     report.say(kind, message)
     return status
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # torch raises its own type for CUDA and a plain RuntimeError for the CPU.
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-    )

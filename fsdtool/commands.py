@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fsdtool import __version__, report
+from fsdtool.checks import Checks
 from fsdtool.errors import ExitStatus, FsdtoolError
 from fsdtool.inputs import (
     build_model,
@@ -25,6 +26,7 @@ from fsdtool.inputs import (
     numbers,
     read_checkpoint,
     read_ids,
+    rows_named,
 )
 from fsdtool.options import (
     DATA_HELP,
@@ -39,6 +41,8 @@ from fsdtool.options import (
     Form,
     Gates,
     IdKey,
+    Ids,
+    IdsOnly,
     Labels,
     Layout,
     Metric,
@@ -59,6 +63,7 @@ from fsdtool.options import (
 
 if TYPE_CHECKING:
     from fsdtool.mislabel import Mislabeled
+    from fsdtool.summary import Summary
 
 log = logging.getLogger("fsdtool")
 
@@ -89,7 +94,6 @@ def _exit_codes(findings: str | None = None) -> str:
 # Commands
 
 app = typer.Typer(
-    add_completion=False,
     # Plain help: boxes would break the examples when they are copied.
     rich_markup_mode=None,
     context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
@@ -316,21 +320,26 @@ def find_mislabeled_command(
     ] = None,
     x_key: XKey = None,
     y_key: YKey = None,
+    ids: Ids = None,
+    ids_only: IdsOnly = False,
     format: OutputFormat = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """List the training labels that are probably wrong, and what they should be, most suspicious first.
 
-    Without --top and --all, the flagged labels are listed. A higher score is more suspicious.
+    Without --top and --all, the flagged labels are listed. A higher score is more suspicious. With --ids only the
+    examples named are ranked and counted; the scores are the same.
 
     \b
     Example:
       fsdtool find-mislabeled summary.h5 --top 20
       fsdtool find-mislabeled summary.h5 --max-flagged 50 --format csv > suspects.csv
       fsdtool find-mislabeled summary.h5 --report suspects.html
+      fsdtool find-mislabeled summary.h5 --ids-only > suspects.txt
     """
     _talk(quiet, debug)
+    _check_ids_only(ids_only, format)
     if top is not None and everything:
         raise FsdtoolError(f"--top {top} and --all exclude each other; give one of them")
     if page is not None:
@@ -341,17 +350,18 @@ def find_mislabeled_command(
     from fsdtool.mislabel import find_mislabeled
     from fsdtool.summary import load
 
-    found = find_mislabeled(load(summary), top=top, everything=everything, threshold=threshold)
+    opened = load(summary)
+    found = find_mislabeled(opened, top=top, everything=everything, threshold=threshold, among=rows_named(opened, ids))
     if page is not None:
         _write_page(found, page, page_data, x_key, y_key)
-    _write(found.rows(), MISLABELED_COLUMNS, format)
-    log.info(f"{found.flagged} of {len(found.score)} labels are flagged (score above {threshold:g})")
+    _write(found.rows(), MISLABELED_COLUMNS, format, ids_only, _mislabeled_checks(opened, threshold))
+    log.info(f"{found.flagged} of {found.judged} labels are flagged (score above {threshold:g})")
     log.info(f"estimated share of wrong labels: {found.noise_rate:.1%}")
     if max_flagged is not None and found.flagged > max_flagged:
         log.warning(f"{found.flagged} labels are flagged, more than --max-flagged {max_flagged}")
         raise typer.Exit(ExitStatus.FINDINGS)
-    if max_rate is not None and found.flagged > max_rate * len(found.score):
-        share = found.flagged / len(found.score)
+    if max_rate is not None and found.flagged > max_rate * found.judged:
+        share = found.flagged / found.judged
         log.warning(f"{share:.2%} of the labels are flagged, more than --max-rate {max_rate:g}")
         raise typer.Exit(ExitStatus.FINDINGS)
 
@@ -422,6 +432,8 @@ def influence_command(
     batch_size: BatchSize = 256,
     ema: Ema = False,
     allow_pickle: AllowPickle = False,
+    ids: Ids = None,
+    ids_only: IdsOnly = False,
     format: OutputFormat = None,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -430,15 +442,18 @@ def influence_command(
 
     The column loss_change_if_removed is a first-order estimate, in nats for cross-entropy, of how much the
     loss on the query would rise if the training example were removed; positive: the example helps
-    (proponent), negative: it harms (opponent).
+    (proponent), negative: it harms (opponent). With --ids only the training examples named are ranked; the values
+    are the same.
 
     \b
     Example:
       fsdtool influence summary.h5 --queries sample_data/test.npz --misclassified --top 5
       fsdtool influence summary.h5 --self --top 20
       fsdtool influence summary.h5 --queries sample_data/test.npz --mean --data sample_data/train.npz
+      fsdtool influence summary.h5 --self --ids suspects.txt
     """
     _talk(quiet, debug)
+    _check_ids_only(ids_only, format)
     if (queries is None) is not of_itself:
         found = "both are given" if of_itself else "neither is given"
         raise FsdtoolError(f"either --queries or --self is needed and {found}; give one of them")
@@ -463,8 +478,10 @@ def influence_command(
     if checkpoint is not None:
         weights = read_checkpoint(checkpoint, allow_pickle, ema)
         network = model_of(opened, model, key_values(model_arg), weights)
+    candidates = None if data is None else load_like(opened, data, transform, **reading)
     options = {
-        "data": None if data is None else load_like(opened, data, transform, **reading),
+        "data": candidates,
+        "among": rows_named(opened, ids, candidates),
         "model": network,
         "device": chosen,
         "batch_size": batch_size,
@@ -472,7 +489,7 @@ def influence_command(
     }
     if of_itself:
         result = self_influence(opened, **options)
-        _write(islice(result.rows(), top), SELF_INFLUENCE_COLUMNS, format)
+        _write(islice(result.rows(), top), SELF_INFLUENCE_COLUMNS, format, ids_only)
         return
     result = influence(
         opened,
@@ -484,7 +501,7 @@ def influence_command(
         solver=solver.value,
         **options,
     )
-    _write(result.rows(), INFLUENCE_COLUMNS, format)
+    _write(result.rows(), INFLUENCE_COLUMNS, format, ids_only)
 
 
 def _check_model_options(model: str | None, arguments: list[str] | None, checkpoint: Path | None) -> None:
@@ -596,7 +613,8 @@ def fsd_command(
     if by_component:
         _write(result.component_rows(), FSD_COMPONENT_COLUMNS, format)
     else:
-        _write(result.rows(), FSD_COLUMNS if data is None else (*FSD_COLUMNS, "exact"), format)
+        columns = FSD_COLUMNS if data is None else (*FSD_COLUMNS, "exact")
+        _write(result.rows(), columns, format, checks=_distance_checks(max_distance))
     # Written so that a distance that is not a number counts as over the threshold.
     over = [d for d in result.distances if max_distance is not None and not d <= max_distance]
     if over:
@@ -653,5 +671,44 @@ def _talk(quiet: bool, debug: bool) -> None:
     report.configure(quiet=quiet or report.talk.quiet, debug=debug or report.talk.debug)
 
 
-def _write(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], format: report.Format | None) -> None:
-    report.render(rows, columns, report.resolve_format(format, sys.stdout), sys.stdout)
+def _check_ids_only(ids_only: bool, format: report.Format | None) -> None:
+    if ids_only and format is not None:
+        raise FsdtoolError(f"--ids-only and --format {format.value} exclude each other; give one of them")
+
+
+def _write(
+    rows: Iterable[Mapping[str, Any]],
+    columns: Sequence[str],
+    format: report.Format | None,
+    ids_only: bool = False,
+    checks: Checks | None = None,
+) -> None:
+    if ids_only:
+        report.write_ids(rows, sys.stdout)
+    else:
+        report.render(rows, columns, report.resolve_format(format, sys.stdout), sys.stdout, checks=checks)
+
+
+def _mislabeled_checks(summary: Summary, threshold: float) -> Checks:
+    """A flagged label is a warning about its example, which is a file where ids are file names."""
+    files = summary.records is not None and summary.records.ids.dtype.kind == "U"
+    return Checks(
+        suite="fsdtool find-mislabeled",
+        name=lambda row: str(row["id"]),
+        file=lambda row: row["id"] if files else None,
+        message=lambda row: (
+            f"the label {row['given_label']} of {row['id']} is probably {row['suggested_label']} "
+            f"(score {row['score']:.3g}, confidence {row['confidence']:.3g})"
+        ),
+        level=lambda row: "warning" if row["score"] > threshold else "notice",
+    )
+
+
+def _distance_checks(limit: float | None) -> Checks:
+    """A distance over the limit is an error; written so that one that is not a number counts as over it."""
+    return Checks(
+        suite="fsdtool fsd",
+        file=lambda row: row["checkpoint"],
+        message=lambda row: f"distance {row['distance']:g} of {row['checkpoint']} ({row['metric']}, {row['form']})",
+        level=lambda row: "notice" if limit is None or row["distance"] <= limit else "error",
+    )

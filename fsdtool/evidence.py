@@ -31,6 +31,8 @@ from torch import Tensor
 
 from fsdtool.activations import Activation
 from fsdtool.agreement import combine
+from fsdtool.errors import FsdtoolError
+from fsdtool.files import reserve
 
 INPUT, FEATURES, OUTPUTS = "(input)", "(features)", "(outputs)"  # no module can have these names
 MOST_LAYERS = 12
@@ -90,10 +92,21 @@ class FeatureStore:
                 self._projections[layer] = ((signs * 2 - 1).float() / width**0.5).to(features.device)
             features = features @ self._projections[layer]
         if layer not in self._arrays:
-            path = Path(self._folder.name) / f"{len(self._arrays)}.f32"
-            shape = (self._examples, features.shape[1])
-            self._arrays[layer] = np.memmap(path, dtype=np.float32, mode="w+", shape=shape)
+            self._arrays[layer] = self._array(features.shape[1])
         self._arrays[layer][rows] = features.cpu().numpy()
+
+    def _array(self, width: int) -> np.memmap:
+        path, shape = Path(self._folder.name) / f"{len(self._arrays)}.f32", (self._examples, width)
+        size = 4 * self._examples * width
+        try:
+            with open(path, "w+b") as file:
+                reserve(file, size)
+                return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
+        except OSError as error:
+            raise FsdtoolError(
+                f"the temporary folder '{path.parent.parent}' has no room for {size:,} bytes ({error.strerror}); "
+                "free some, or set TMPDIR to another folder"
+            ) from error
 
     def get(self, layer: str) -> np.ndarray:
         """Features (N, D) float32 of one layer."""

@@ -25,6 +25,7 @@ from fsdtool.checkpoints import Checkpoint
 from fsdtool.errors import FsdtoolError
 from fsdtool.graph import Graph, Parameters
 from fsdtool.matching import match_state
+from fsdtool.memory import BatchSize
 from fsdtool.moments import Statistics
 from fsdtool.outputs import OutputCoupling
 from fsdtool.progress import Track, silent
@@ -349,11 +350,16 @@ def _exact(
     """Mean distance of each checkpoint over the data."""
     graph, totals = summary.identity.graph, [0.0] * len(others)
     with track("exact distance", len(data)) as advance, torch.no_grad():
-        for batch in data.batches(batch_size):
-            x = batch.x.to(device)
+
+        def of(rows: slice) -> list[float]:
+            x = batch.x[rows].to(device)
             f0 = graph.run(theta0, x)
-            for i, other in enumerate(others):
-                totals[i] += float(measure(metric, f0, graph.run(other, x)).sum())
+            return [float(measure(metric, f0, graph.run(other, x)).sum()) for other in others]
+
+        size = BatchSize(batch_size)
+        for batch in data.batches(batch_size):
+            for sums in size.parts(len(batch.index), of):
+                totals = [total + part for total, part in zip(totals, sums, strict=True)]
             advance(len(batch.index))
     means = [total / len(data) for total in totals]
     if not all(math.isfinite(mean) for mean in means):

@@ -256,7 +256,7 @@ OPERATIONS: dict[str, tuple[str, Callable[[Sequence[Tensor], Parameters, Options
     "adaptive_avg_pool3d": ("linear", _pool("adaptive_avg_pool3d")),
     "mean": ("linear", lambda inputs, roles, options: inputs[0].mean(options["dim"], options["keepdim"])),
     "sum": ("linear", lambda inputs, roles, options: inputs[0].sum(options["dim"], options["keepdim"])),
-    "reshape": ("linear", lambda inputs, roles, options: inputs[0].reshape(-1, *options["shape"])),
+    "reshape": ("linear", lambda inputs, roles, options: inputs[0].reshape(len(inputs[0]), *options["shape"])),
     "permute": ("linear", lambda inputs, roles, options: inputs[0].permute(options["dims"])),
     "pad": ("linear", lambda inputs, roles, options: F.pad(inputs[0], options["pad"], options["mode"])),
     "slice": ("linear", _slice),

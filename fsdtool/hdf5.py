@@ -1,12 +1,16 @@
 """Reading an HDF5 file that nobody vouches for: plain datasets of numbers or text, no way out of the file.
 
 Links, virtual and external datasets are refused, so a file can show nothing but its own bytes; object types,
-which could name code, are refused as well.  Whatever is not as expected is one FsdtoolError that names it.
+which could name code, are refused as well.  A small file may claim to hold a lot (compressed zeros, chunks that
+were never written): what it claims is weighed against its size before anything is read.  Whatever is not as
+expected is one FsdtoolError that names it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,12 @@ from torch import Tensor
 from fsdtool.errors import FsdtoolError
 
 WRITE_AGAIN = "write the summary again with 'fsdtool summarize'"
+NUMBERS, TEXT = "iuf", "S"
+FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
+# A file may claim this many bytes, or so many times its size: far more than compression saves on real summaries.
+SMALL, LARGEST_RATIO = 2**28, 64
+# What h5py, numpy, torch and json raise on content that is not as it should be.
+DAMAGE = (OSError, LookupError, ValueError, TypeError, ArithmeticError, RuntimeError, AttributeError, MemoryError)
 
 
 def open_file(path: Path) -> h5py.File:
@@ -51,12 +61,16 @@ def group(parent: h5py.Group, name: str) -> h5py.Group:
     return found
 
 
-def dataset(parent: h5py.Group, name: str, shape: Sequence[int | None] | None = None) -> h5py.Dataset:
-    """The plain dataset `name` (a path) below `parent`, of the given shape (None: any length)."""
+def dataset(
+    parent: h5py.Group, name: str, shape: Sequence[int | None] | None = None, kinds: str = NUMBERS + TEXT
+) -> h5py.Dataset:
+    """The plain dataset `name` (a path) below `parent`, of the given shape (None: any length) and kinds of dtype."""
     found = _member(parent, name)
-    plain = isinstance(found, h5py.Dataset) and not (found.is_virtual or found.external)
-    if not plain or found.dtype.kind not in "iufS" or found.shape is None:
+    if not isinstance(found, h5py.Dataset) or not _plain(found):
         raise unusable(parent, f"'{_path(parent, name)}' is not a plain dataset of numbers or text")
+    if found.dtype.kind not in kinds:
+        expected = "text" if kinds == TEXT else "numbers" if found.dtype.kind == TEXT else "other numbers"
+        raise unusable(parent, f"'{_path(parent, name)}' holds {_held(found)}, expected {expected}")
     if shape is not None and not _fits(found.shape, shape):
         expected = f"({', '.join('any' if n is None else str(n) for n in shape)})"
         raise unusable(parent, f"'{_path(parent, name)}' has shape {found.shape}, expected {expected}")
@@ -67,7 +81,7 @@ def read(source: h5py.Dataset, rows: slice | tuple[()] = ()) -> np.ndarray:
     """The values of a dataset, or some rows.  Raises FsdtoolError when they are damaged or not finite."""
     try:
         values = source[rows]
-    except OSError as error:
+    except DAMAGE as error:
         raise unusable(source.parent, f"'{source.name}' is damaged ({first_line(error)})") from error
     if source.dtype.kind == "f" and not np.isfinite(values).all():
         raise unusable(source.parent, f"'{source.name}' holds values that are not finite")
@@ -76,10 +90,11 @@ def read(source: h5py.Dataset, rows: slice | tuple[()] = ()) -> np.ndarray:
 
 def array(parent: h5py.Group, name: str, shape: Sequence[int | None], dtype: torch.dtype = torch.float32) -> Tensor:
     """A finite dataset of numbers of the given shape (None: any length) as a tensor."""
-    source = dataset(parent, name, shape)
-    if source.dtype.kind == "S":
-        raise unusable(parent, f"'{_path(parent, name)}' holds text, expected numbers")
-    return torch.from_numpy(np.ascontiguousarray(read(source))).reshape(source.shape).to(dtype)
+    source = dataset(parent, name, shape, NUMBERS)
+    values = torch.from_numpy(np.ascontiguousarray(read(source))).reshape(source.shape).to(dtype)
+    if dtype.is_floating_point and not torch.isfinite(values).all():
+        raise unusable(parent, f"'{_path(parent, name)}' holds values too large for {dtype}")
+    return values
 
 
 def strings(source: h5py.Dataset) -> np.ndarray:
@@ -87,15 +102,95 @@ def strings(source: h5py.Dataset) -> np.ndarray:
     return np.array([value.decode() for value in read(source).tolist()])
 
 
-def walk(parent: h5py.Group, name: str = "") -> Iterator[tuple[str, h5py.Dataset]]:
-    """Path and dataset of everything below `parent` that is no link, in the order of the names."""
-    for child in parent:
-        if isinstance(parent.get(child, getlink=True), h5py.HardLink):
-            found = parent[child]
-            if isinstance(found, h5py.Group):
-                yield from walk(found, f"{name}/{child}")
-            elif isinstance(found, h5py.Dataset):
-                yield f"{name}/{child}", found
+class Attributes(Mapping[str, Any]):
+    """The attributes of a group or dataset: numbers, and text of fixed length as str.
+
+    Text of variable length is refused unread: it lies in a heap of the file, and HDF5 may never end on a damaged one.
+    A text too long for an attribute is a dataset of UTF-8 bytes with its name.
+    """
+
+    def __init__(self, holder: h5py.Group | h5py.Dataset):
+        self._holder = holder
+
+    def __getitem__(self, key: str) -> Any:
+        attributes = self._holder.attrs
+        if key not in attributes:
+            if isinstance(self._holder, h5py.Group) and key in self._holder:
+                return bytes(read(dataset(self._holder, key, (None,), "u"))).decode()
+            raise KeyError(f"'{self._holder.name}' has no attribute '{key}'")
+        dtype = attributes.get_id(key).dtype
+        if dtype.kind not in NUMBERS + TEXT + "b" or not dtype.isnative:
+            raise ValueError(f"the attribute '{key}' of '{self._holder.name}' is not plain")
+        value = attributes[key]
+        if dtype.kind == TEXT:
+            value = np.char.decode(value, "utf-8")
+        return value.item() if np.ndim(value) == 0 else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._holder.attrs)
+
+    def __len__(self) -> int:
+        return len(self._holder.attrs)
+
+
+@contextmanager
+def damage_named(path: Path | str) -> Iterator[None]:
+    """Turns whatever damaged content raises into one FsdtoolError for the file."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise FsdtoolError(f"'{path}' is damaged ({first_line(error)}); {WRITE_AGAIN}") from error
+
+
+def walk(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
+    """Path and dataset of everything in the file that is no link, in the order of the names.
+
+    Raises FsdtoolError where an object is found a second time: the tool writes trees.
+    """
+    seen = {h5py.h5o.get_info(file.id).addr}
+    left: list[tuple[str, h5py.Group, str]] = [("", file, name) for name in reversed(list(file))]
+    while left:
+        path, parent, child = left.pop()
+        if not isinstance(parent.get(child, getlink=True), h5py.HardLink):
+            continue
+        found, path = parent[child], f"{path}/{child}"
+        if not isinstance(found, (h5py.Group, h5py.Dataset)):
+            continue
+        address = h5py.h5o.get_info(found.id).addr
+        if address in seen:
+            raise unusable(file, f"'{path}' is in the file under another name too")
+        seen.add(address)
+        if isinstance(found, h5py.Group):
+            left += [(path, found, name) for name in reversed(list(found))]
+        else:
+            yield path, found
+
+
+def check_size(file: h5py.File) -> None:
+    """Raise FsdtoolError for a file that claims to hold far more than its bytes can."""
+    size = Path(file.filename).stat().st_size
+    most = max(SMALL, LARGEST_RATIO * size)
+    claimed = 0
+    for path, found in walk(file):
+        claimed += math.prod(found.shape or ()) * found.dtype.itemsize
+        if claimed > most:
+            raise unusable(file, f"'{path}' brings it to {claimed:,} bytes, too many for a file of {size:,}")
+
+
+def _plain(found: h5py.Dataset) -> bool:
+    """Numbers of at most 8 bytes or text, in this machine's byte order, in the file itself, simply compressed."""
+    dtype = found.dtype
+    if found.shape is None or found.is_virtual or found.external:
+        return False
+    if not dtype.isnative or not (dtype.kind == TEXT or (dtype.kind in NUMBERS and dtype.itemsize <= 8)):
+        return False
+    creation = found.id.get_create_plist()
+    used = [creation.get_filter(i)[0] for i in range(creation.get_nfilters())]
+    return len(set(used)) == len(used) and set(used) <= set(FILTERS)
+
+
+def _held(found: h5py.Dataset) -> str:
+    return "text" if found.dtype.kind == TEXT else str(found.dtype)
 
 
 def _member(parent: h5py.Group, name: str) -> Any:

@@ -90,10 +90,14 @@ class SelfInfluence:
     values: Tensor
     ids: np.ndarray
     targets: np.ndarray
+    among: np.ndarray | None = None
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row per example, strongest first."""
-        for i in self.values.argsort(descending=True, stable=True).tolist():
+        """One row per example, or per one of `among` (N,), strongest first."""
+        order = self.values.argsort(descending=True, stable=True)
+        if self.among is not None:
+            order = order[torch.from_numpy(self.among)[order]]
+        for i in order.tolist():
             value = float(self.values[i])
             yield {"id": self.ids[i].item(), "label": label(self.summary, self.targets[i]), "self_influence": value}
 
@@ -134,6 +138,7 @@ def influence(
     misclassified: bool = False,
     matrix: Path | None = None,
     data: DataSource | None = None,
+    among: np.ndarray | None = None,
     solver: str = KRONECKER,
     model: nn.Module | None = None,
     device: torch.device | None = None,
@@ -146,9 +151,11 @@ def influence(
     float32 (queries, N) matrix in the order of the examples, as .npy or .h5.  data: score these examples, with exact
     gradients, instead of the records; they are read once per block of queries.  solver: 'kronecker'; 'cg' for the
     whole matrix with the layers' cross terms; 'pbo' measures the `top` of each kind again by the proximal Bregman
-    response (fsdtool.response), which needs `data` and solves one problem per example listed.  model: the reference
-    model, for summaries in last layer mode.  Raises FsdtoolError for a summary without weights, or without records
-    where no data is given, and for queries or data that do not fit it.
+    response (fsdtool.response), which needs `data` and solves one problem per example listed.  among (N,) bool:
+    only these training examples are ranked.  model: the reference model, for summaries in last layer mode.
+
+    Raises FsdtoolError for a summary without weights, or without records where no data is given, and for queries or
+    data that do not fit it.
     """
     device = device or torch.device("cpu")
     if misclassified and summary.task != "classification":
@@ -163,7 +170,7 @@ def influence(
     explained = Examples(summary, queries, model=model, device=device, noun="query")
     asked = _ask(summary, explained, misclassified, batch_size)
     gradients = ConjugateGradients(_gauss_newton(summary, explained), used) if solver == CG else None
-    plain = data is None and solver == KRONECKER and matrix is None and not mean
+    plain = data is None and among is None and solver == KRONECKER and matrix is None and not mean
     screened = plain and len(candidates) >= SCREENED_FROM and explained.rank_one
     solve = _factors_of(used) if screened else _preparation(explained, used, in_basis=data is None, whole=gradients)
     _say_coverage(explained, used)
@@ -176,7 +183,8 @@ def influence(
         for block, solved in _solved_blocks(explained, asked.rows, used, solve, mean, batch_size):
             best = Best(block.stop - block.start, min(top, len(candidates)))
             for rows, scores in candidates.screened(solved, best) if screened else candidates.scores(solved):
-                best.update(scores, rows.start)
+                # A score of zero is neither a proponent's nor an opponent's.
+                best.update(scores if among is None else scores * torch.from_numpy(among[rows]), rows.start)
                 put(block, rows, scores.numpy())
                 advance(rows.stop - rows.start)
             parts.append(best.finalize())
@@ -199,6 +207,7 @@ def self_influence(
     summary: Summary,
     *,
     data: DataSource | None = None,
+    among: np.ndarray | None = None,
     model: nn.Module | None = None,
     device: torch.device | None = None,
     batch_size: int = 256,
@@ -214,7 +223,7 @@ def self_influence(
         for rows, found in candidates.selves():
             values.append(found)
             advance(rows.stop - rows.start)
-    return SelfInfluence(summary, torch.cat(values), candidates.ids, candidates.targets())
+    return SelfInfluence(summary, torch.cat(values), candidates.ids, candidates.targets(), among)
 
 
 def whole_curvature(summary: Summary, device: torch.device | None = None) -> list[BlockCurvature]:

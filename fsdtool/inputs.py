@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fsdtool.errors import FsdtoolError
+from fsdtool.errors import FsdtoolError, describe
+from fsdtool.report import one_line
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
     from fsdtool.checkpoints import Checkpoint
@@ -89,19 +91,41 @@ def load_like(summary: Summary, spec: str, transform: str | None = None, **readi
     return load_dataset(spec, task=summary.task, preprocessing=asked, class_names=summary.class_names, **reading)
 
 
-def read_ids(path: Path) -> set[str]:
+def read_ids(source: str | Path) -> set[str]:
     """The ids in a file, or on stdin for '-': a column `id` of a CSV file with a header, else one id a line."""
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8-sig")
-        rows = [cells for cells in csv.reader(io.StringIO(text, newline=""), strict=True) if cells]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        first = (str(error).splitlines() or ["unreadable"])[0]
-        raise FsdtoolError(f"--ids '{path}' cannot be read ({first}); give a file of ids, or - for stdin") from error
-    header = [name.strip() for name in rows[0]] if rows else []
-    if "id" in header:
+        content = sys.stdin.buffer.read() if str(source) == "-" else Path(source).read_bytes()
+        # A byte order mark is no part of an id, nor is the line end of another system.
+        lines = [line.rstrip("\r") for line in content.decode("utf-8-sig").split("\n") if line.rstrip("\r")]
+        header = next(csv.reader(lines[:1]), [])
+        if "id" not in header:
+            return set(lines)
         column = header.index("id")
-        return {cells[column] for cells in rows[1:] if len(cells) > column}
-    return {line.strip() for line in text.splitlines() if line.strip()}
+        rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+        return {cells[column] for cells in list(rows)[1:] if len(cells) > column}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise FsdtoolError(
+            f"the ids in '{source}' cannot be read ({describe(error)}); give a UTF-8 file with one id a line"
+        ) from error
+
+
+def rows_named(summary: Summary, source: str | None, data: DataSource | None = None) -> np.ndarray | None:
+    """Which records, or examples of `data`, the file `source` (-: stdin) names: (N,) bool; None without a source."""
+    if source is None:
+        return None
+    if summary.records is None and data is None:
+        raise FsdtoolError(f"'{summary.path}' was written with --no-records and knows no ids; leave --ids out")
+    import numpy as np
+
+    asked = read_ids(source)
+    known = [one_line(identifier) for identifier in (summary.records if data is None else data).ids.tolist()]
+    unknown = sorted(asked.difference(known))
+    if unknown:
+        raise FsdtoolError(
+            f"{len(unknown)} of the {len(asked)} ids in '{source}' are not in '{summary.path if data is None else data.spec}', '{unknown[0]}' first; "
+            "give ids of its training examples, one a line"
+        )
+    return np.array([identifier in asked for identifier in known])
 
 
 def key_values(pairs: Sequence[str] | None) -> dict[str, str]:
@@ -130,6 +154,8 @@ def numbers(text: str | None, flag: str) -> tuple[float, ...] | None:
 def check_output(path: Path, flag: str, inputs: Iterable[str | Path] = (), suffix: str | tuple[str, ...] = "") -> None:
     """Refuse, before anything is computed, a file that cannot be written or that is one of the inputs."""
     folder = path.parent
+    if str(path) == "-":
+        raise FsdtoolError(f"{flag} - asks for stdout, but only a file can hold it; give the name of a file")
     if not path.name.endswith(suffix):
         wanted = suffix if isinstance(suffix, str) else " or ".join(suffix)
         raise FsdtoolError(f"{flag} '{path}' does not end in {wanted}; give a name that does")

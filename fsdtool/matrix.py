@@ -5,7 +5,6 @@ It is written block by block under a temporary name and appears under its own wh
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from fsdtool.errors import FsdtoolError
+from fsdtool.files import Sibling, Sink, cannot_write, reserve
 from fsdtool.writer import encode_ids
 
 SUFFIXES = (".npy", ".h5")
@@ -32,33 +31,40 @@ def matrix_file(path: Path | None, queries: Sequence[Any], ids: np.ndarray, unit
     if path is None:
         yield lambda queries, examples, values: None
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     open_matrix = _npy if path.suffix == ".npy" else _hdf5
     try:
-        with open_matrix(temporary, queries, ids, units) as matrix:
+        sibling = Sibling(path)
+    except OSError as error:
+        raise cannot_write("the matrix", path, error) from error
+    try:
+        with open_matrix(sibling, queries, ids, units) as matrix:
 
             def put(rows: slice, columns: slice, values: np.ndarray) -> None:
                 matrix[rows, columns] = values
 
             yield put
-        os.replace(temporary, path)
+        sibling.put_in_place()
     except OSError as error:
-        reason = error.strerror or error
-        raise FsdtoolError(f"the matrix '{path}' cannot be written ({reason}); give another path") from error
+        raise cannot_write("the matrix", path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        sibling.discard()
 
 
 @contextmanager
-def _npy(path: Path, queries: Sequence[Any], ids: np.ndarray, units: str) -> Iterator[np.memmap]:
-    matrix = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(queries), len(ids)))
+def _npy(sibling: Sibling, queries: Sequence[Any], ids: np.ndarray, units: str) -> Iterator[np.memmap]:
+    shape = len(queries), len(ids)
+    # A float32 takes 4 bytes; the header of a .npy file of two dimensions takes 128.
+    reserve(sibling.file, 4 * shape[0] * shape[1] + 128)
+    matrix = np.lib.format.open_memmap(sibling.path, mode="w+", dtype=np.float32, shape=shape)
+    reserve(sibling.file, sibling.path.stat().st_size)
     yield matrix
     matrix.flush()
 
 
 @contextmanager
-def _hdf5(path: Path, queries: Sequence[Any], ids: np.ndarray, units: str) -> Iterator[h5py.Dataset]:
-    with h5py.File(path, "w") as file:
+def _hdf5(sibling: Sibling, queries: Sequence[Any], ids: np.ndarray, units: str) -> Iterator[h5py.Dataset]:
+    sink = Sink(sibling.file)
+    with h5py.File(sink, "w") as file:
         asked = file.create_dataset("query_id", data=encode_ids(np.asarray(queries)))
         asked.attrs.update(description="ids of the queries (Q,)", units="")
         examples = file.create_dataset("id", data=encode_ids(np.asarray(ids)))
@@ -71,3 +77,5 @@ def _hdf5(path: Path, queries: Sequence[Any], ids: np.ndarray, units: str) -> It
             units=units,
         )
         yield matrix
+    if sink.error is not None:
+        raise sink.error

@@ -36,9 +36,9 @@ CHUNK = 65536
 class Mislabeled:
     """Scores of all examples (N,), their suggested labels, and the ranking.
 
-    order (M,) holds the rows that were asked for, most suspicious first; flagged is how many of all examples
-    have a score above `threshold`; layers and weights (L,) say how much each layer counted.  noise_matrix
-    (classes, classes) float64: estimated examples by given label (rows) and true class (columns);
+    order (M,) holds the rows that were asked for, most suspicious first; flagged is how many of the judged examples
+    (all, or those named) have a score above `threshold`; layers and weights (L,) say how much each layer counted.
+    noise_matrix (classes, classes) float64: estimated examples by given label (rows) and true class (columns);
     noise_rate: the share of them off the diagonal.
     """
 
@@ -48,6 +48,7 @@ class Mislabeled:
     suggested: Tensor
     order: Tensor
     flagged: int
+    judged: int
     layers: tuple[str, ...]
     weights: Tensor
     threshold: float
@@ -70,13 +71,18 @@ class Mislabeled:
 
 
 def find_mislabeled(
-    summary: Summary, *, top: int | None = None, everything: bool = False, threshold: float = THRESHOLD
+    summary: Summary,
+    *,
+    top: int | None = None,
+    everything: bool = False,
+    threshold: float = THRESHOLD,
+    among: np.ndarray | None = None,
 ) -> Mislabeled:
     """Rank the training examples by how probably their label is wrong.
 
-    By default the flagged ones, with a score above `threshold`, are listed; `top` lists that many, `everything`
-    all.  Raises FsdtoolError for
-    a summary without records, of a regression, or with fewer than two classes.
+    By default the flagged ones, with a score above `threshold`, are listed; `top` lists that many, `everything` all;
+    `among` (N,) bool: of these alone.  Raises FsdtoolError for a summary without records, of a regression, or with
+    fewer than two classes.
     """
     records = summary.records
     if summary.task != "classification":
@@ -102,7 +108,9 @@ def find_mislabeled(
     best = combined[:, 1:].max(1)
     score = torch.sigmoid(best.values)
     order = best.values.argsort(descending=True, stable=True)
-    flagged = int((score > threshold).sum())
+    if among is not None:
+        order = order[torch.from_numpy(among)[order]]
+    flagged = int((score[order] > threshold).sum())
     views = _views(evidence, candidates, layers, combined)
     noise = noise_matrix(candidates[:, 0], views, summary.identity.graph.outputs)
     return Mislabeled(
@@ -112,6 +120,7 @@ def find_mislabeled(
         suggested=candidates.gather(1, best.indices[:, None] + 1)[:, 0],
         order=order if everything else order[: flagged if top is None else top],
         flagged=flagged,
+        judged=len(order),
         layers=layers,
         weights=weights,
         threshold=threshold,

@@ -270,6 +270,14 @@ class OutputReservoir:
             self.stride[k], self.seen[k] = stride, self.seen[k] + other.seen[k]
             self._thin(k)
 
+    def state(self) -> tuple[list[Tensor], list[int], list[int]]:
+        """What `restore` takes to undo the updates since."""
+        return list(self.kept), list(self.stride), list(self.seen)
+
+    def restore(self, state: tuple[list[Tensor], list[int], list[int]]) -> None:
+        """Be again as when `state` was called."""
+        self.kept, self.stride, self.seen = state
+
     def _thin(self, k: int) -> None:
         while len(self.kept[k]) > self.most:
             self.kept[k] = self.kept[k][::2]

@@ -64,6 +64,13 @@ OutputFormat = Annotated[
     report.Format | None,
     typer.Option("--format", help="How to write the rows. [default: table on a terminal, csv in a pipe]"),
 ]
+Ids = Annotated[
+    str | None,
+    typer.Option(
+        "--ids", metavar="FILE", help="Only the training examples whose ids the file lists, one a line (-: stdin)."
+    ),
+]
+IdsOnly = Annotated[bool, typer.Option("--ids-only", help="Write only the ids of training examples, one a line.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress; warnings stay.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 ModelArguments = Annotated[

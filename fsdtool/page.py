@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fsdtool import charts
-from fsdtool.errors import FsdtoolError
+from fsdtool.files import Sibling, cannot_write, reserve
 from fsdtool.markup import count, escape, isolated, shorten
 
 LARGEST_LIST = 40  # bars in one picture
@@ -67,18 +66,18 @@ def write_page(page: Page, path: Path) -> int:
     Raises FsdtoolError where the file cannot be written.
     """
     content = render_page(page).encode("utf-8", "xmlcharrefreplace")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        sibling = Sibling(path)
     except OSError as error:
-        reason = error.strerror or error
-        raise FsdtoolError(f"the report '{path}' cannot be written ({reason}); give another path") from error
+        raise cannot_write("the report", path, error) from error
+    try:
+        reserve(sibling.file, len(content))
+        sibling.file.write(content)
+        sibling.put_in_place()
+    except OSError as error:
+        raise cannot_write("the report", path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        sibling.discard()
     return len(content)
 
 

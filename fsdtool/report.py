@@ -1,11 +1,12 @@
 """The one place that writes: rows to stdout, everything else to stderr.
 
 An estimator returns rows (mappings from a column name to a number, a string or None) and never prints:
-`render` turns rows into one of four formats:
+`render` turns rows into one of six formats:
 
 - `table`, for people: aligned columns, fitted to the terminal when there is one;
 - `csv` (RFC 4180, but lines end in "\\n"), `json` (one array) and `jsonl` (an object per line), for programs:
-  one row after the other as they come, never wrapped, never coloured.
+  one row after the other as they come, never wrapped, never coloured;
+- `github` and `junit`, for CI: rows as checks (fsdtool.checks).
 
 In csv, text that a spreadsheet would run as a formula (it begins with = + - @, a tab or a line break, and is no
 number) gets an apostrophe in front; numbers, also those that stand in text such as a class "-1", stay as they are.
@@ -31,6 +32,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TextIO
 
+from fsdtool.checks import Checks, write_github, write_junit
+from fsdtool.errors import FsdtoolError
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -51,6 +55,8 @@ class Format(str, Enum):
     csv = "csv"
     json = "json"
     jsonl = "jsonl"
+    github = "github"
+    junit = "junit"
 
 
 @dataclass
@@ -78,10 +84,12 @@ def render(
     format: Format,
     stream: TextIO,
     title: str | None = None,
+    checks: Checks | None = None,
 ) -> None:
     """Write `columns` of every row to `stream`; a column that a row lacks is None.
 
-    NumPy and torch scalars count as the numbers they hold. `title` stands above a table and nowhere else.
+    NumPy and torch scalars count as the numbers they hold. `title` stands above a table and nowhere else; `checks`
+    says how rows read in the formats for CI.
     A reader who has seen enough (`| head`) ends the rows without an error; the exit code stays the caller's.
     """
     values = ([_plain(row.get(column)) for column in columns] for row in rows)
@@ -92,8 +100,11 @@ def render(
             _write_csv(values, columns, stream)
         elif format is Format.json:
             _write_json(values, columns, stream)
+        elif format is Format.jsonl:
+            stream.writelines(f"{_json_object(columns, row, stream)}\n" for row in values)
         else:
-            stream.writelines(f"{_json_object(columns, row)}\n" for row in values)
+            write = write_github if format is Format.github else write_junit
+            write((dict(zip(columns, row, strict=True)) for row in values), checks or Checks("fsdtool"), stream)
 
 
 def _plain(value: Any) -> str | int | float | bool | None:
@@ -140,14 +151,27 @@ def _csv_cell(value: str | int | float | bool | None) -> str:
 def _write_json(values: Iterable[list], columns: Sequence[str], stream: TextIO) -> None:
     separator = "[\n"
     for row in values:
-        stream.write(separator + _json_object(columns, row))
+        stream.write(separator + _json_object(columns, row, stream))
         separator = ",\n"
     stream.write("[]\n" if separator == "[\n" else "\n]\n")
 
 
-def _json_object(columns: Sequence[str], row: list) -> str:
+def _json_object(columns: Sequence[str], row: list, stream: TextIO) -> str:
     finite = [None if isinstance(v, float) and not math.isfinite(v) else v for v in row]
-    return json.dumps(dict(zip(columns, finite, strict=True)), ensure_ascii=False)
+    # What another encoding lacks must be escaped in JSON's own way.
+    unicode = (getattr(stream, "encoding", None) or "utf-8").lower().startswith("utf")
+    return json.dumps(dict(zip(columns, finite, strict=True)), ensure_ascii=not unicode)
+
+
+def write_ids(rows: Iterable[Mapping[str, Any]], stream: TextIO) -> None:
+    """The `id` of every row, each once, one a line as `one_line` gives it."""
+    seen: set[str] = set()
+    with _while_read(stream):
+        for row in rows:
+            text = one_line(row["id"])
+            if text not in seen:
+                seen.add(text)
+                stream.write(f"{text}\n")
 
 
 def _write_table(values: list[list], columns: Sequence[str], stream: TextIO, title: str | None) -> None:
@@ -271,6 +295,11 @@ def printable(text: str) -> str:
     return _CONTROL.sub(" ", text)
 
 
+def one_line(identifier: Any) -> str:
+    """An id as text in one line: control characters are escaped as in Python, all else is as it is."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], str(identifier))
+
+
 def abandon(stream: TextIO) -> None:
     """Send what is still written to `stream` nowhere: whoever read it has gone.
 
@@ -288,7 +317,20 @@ def _while_read(stream: TextIO) -> Iterator[None]:
         stream.flush()
     except BrokenPipeError:
         abandon(stream)
+    except OSError as error:
+        if stream not in (sys.stdout, sys.stderr):  # the rows' own source failed, or a file did
+            raise
+        abandon(stream)
+        if stream is sys.stdout:  # of stderr nobody can be told
+            raise FsdtoolError(
+                f"the output cannot be written ({error.strerror or error}); free some space or send it elsewhere"
+            ) from error
 
 
 def _in_colour(stream: TextIO) -> bool:
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    """NO_COLOR is stronger than FORCE_COLOR, which is about the talk: data in a pipe stay plain."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if stream is sys.stderr and os.environ.get("FORCE_COLOR"):
+        return True
+    return stream.isatty() and os.environ.get("TERM") != "dumb"

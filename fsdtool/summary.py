@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,15 @@ from fsdtool.graph import Graph
 from fsdtool.moments import GateStatistics, InputStatistics, OutputSample, Statistics
 from fsdtool.preprocessing import Preprocessing
 from fsdtool.records import Factors
+from fsdtool.targets import TASKS
+from fsdtool.trace import FULL, LAST_LAYER
 
 FORMAT = "fsdtool summary"
 SCHEMA = 1
+INTEGERS, FLOATS = "iu", "f"
+# A graph may have this many units, or so many for each byte of the file: every gate takes bytes in it.
+FEW_UNITS, UNITS_PER_BYTE = 2**24, 64
+FEW_WEIGHTS = 2**26
 
 
 @dataclass(frozen=True)
@@ -125,8 +132,8 @@ class Records:
             if name != "gradients" and len(self._dataset(name)) != examples:
                 rows = len(self._dataset(name))
                 raise hdf5.unusable(group, f"'records/{name}' has {rows} rows for {examples} examples")
-        ids = self._dataset("id")
-        self.ids = hdf5.strings(ids) if ids.dtype.kind == "S" else hdf5.read(ids)
+        ids = self._dataset("id", (examples,), INTEGERS + hdf5.TEXT)
+        self.ids = hdf5.strings(ids) if ids.dtype.kind == hdf5.TEXT else hdf5.read(ids)
 
     def __len__(self) -> int:
         return self.examples
@@ -140,7 +147,7 @@ class Records:
 
     def attribute(self, name: str, key: str) -> Any:
         """An attribute of a record dataset."""
-        return self._dataset(name).attrs.get(key)
+        return hdf5.Attributes(self._dataset(name)).get(key)
 
     def factors(self, weight: str, rows: slice = slice(None)) -> Factors:
         """Gradient factors of some examples for one weight."""
@@ -151,30 +158,33 @@ class Records:
         """Raise FsdtoolError unless every dataset has the shape that the rest of the file asks for."""
         n, outputs = self.examples, identity.graph.outputs
         if identity.task == "classification":
-            _, kept = self._dataset("candidates", (n, None)).shape
+            _, kept = self._dataset("candidates", (n, None), INTEGERS).shape
             layers = len(np.atleast_1d(self.attribute("evidence", "layers")))
-            self._dataset("evidence", (n, layers, kept))
-            self._dataset("prediction", (n,))
+            self._dataset("evidence", (n, layers, kept), FLOATS)
+            self._dataset("prediction", (n,), INTEGERS)
+            self._dataset("target", (n,), INTEGERS)
             self._check_classes("target", outputs)
             self._check_classes("candidates", outputs)
         else:
-            self._dataset("target", (n, outputs))
+            self._dataset("target", (n, outputs), FLOATS)
         if "logits" in self:
-            self._dataset("logits", (n, outputs))
-        self._dataset("loss", (n,))
+            self._dataset("logits", (n, outputs), FLOATS)
+        self._dataset("loss", (n,), FLOATS)
         for c in curvature:
             ks, ka = c.eigenvalues.shape
-            self._dataset(f"gradients/{c.weight}/output", (n, ks))
-            self._dataset(f"gradients/{c.weight}/input", (n, ka))
-            self._dataset(f"gradients/{c.weight}/scale", (n,))
+            self._dataset(f"gradients/{c.weight}/output", (n, ks), FLOATS)
+            self._dataset(f"gradients/{c.weight}/input", (n, ka), FLOATS)
+            self._dataset(f"gradients/{c.weight}/scale", (n,), FLOATS)
 
     def _check_classes(self, name: str, classes: int) -> None:
         values = self.read(name)
         if values.size and not 0 <= values.min() <= values.max() < classes:
             raise hdf5.unusable(self._group, f"'records/{name}' holds classes outside 0..{classes - 1}")
 
-    def _dataset(self, name: str, shape: tuple[int | None, ...] | None = None) -> h5py.Dataset:
-        found = hdf5.dataset(self._group, name, shape)
+    def _dataset(
+        self, name: str, shape: tuple[int | None, ...] | None = None, kinds: str = hdf5.NUMBERS + hdf5.TEXT
+    ) -> h5py.Dataset:
+        found = hdf5.dataset(self._group, name, shape, kinds)
         if not found.shape:
             raise hdf5.unusable(self._group, f"'records/{name}' has no rows")
         return found
@@ -185,35 +195,38 @@ def load(path: str | Path) -> Summary:
     path = Path(path)
     file = hdf5.open_file(path)
     try:
-        _check_schema(file)
-        identity = _read_identity(file)
-        statistics = _read_statistics(file, identity)
-        curvature = _read_curvature(file, identity) if "curvature" in file else []
-        parameters = _read_parameters(file, identity) if "parameters" in file["model"] else None
-        records = None
-        if "records" in file:
-            records = Records(hdf5.group(file, "records"), identity.examples)
-            records.check(identity, curvature)
+        with hdf5.damage_named(path):
+            _check_schema(file)
+            hdf5.check_size(file)
+            identity = _read_identity(file)
+            statistics = _read_statistics(file, identity)
+            curvature = _read_curvature(file, identity) if "curvature" in file else []
+            parameters = _read_parameters(file, identity) if "parameters" in file["model"] else None
+            records = None
+            if "records" in file:
+                records = Records(hdf5.group(file, "records"), identity.examples)
+                records.check(identity, curvature)
     except FsdtoolError:
         file.close()
         raise
-    except (OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError, MemoryError) as error:
-        file.close()
-        raise FsdtoolError(f"'{path}' is damaged ({hdf5.first_line(error)}); {hdf5.WRITE_AGAIN}") from error
     return Summary(path, identity, statistics, curvature, parameters, records)
 
 
 def part_sizes(path: str | Path) -> dict[str, tuple[int, str]]:
     """Stored bytes and description of every dataset, by its path in the file."""
-    with contextlib.closing(hdf5.open_file(Path(path))) as file:
+    with hdf5.damage_named(path), contextlib.closing(hdf5.open_file(Path(path))) as file:
         return {
-            name.lstrip("/"): (dataset.id.get_storage_size(), str(dataset.attrs.get("description", "")))
+            name.lstrip("/"): (dataset.id.get_storage_size(), str(hdf5.Attributes(dataset).get("description", "")))
             for name, dataset in hdf5.walk(file)
         }
 
 
 def _check_schema(file: h5py.File) -> None:
-    schema, kind = file.attrs.get("schema"), file.attrs.get("format")
+    attributes = hdf5.Attributes(file)
+    try:
+        schema, kind = attributes.get("schema"), attributes.get("format")
+    except ValueError:  # not of the types that the tool writes
+        schema = kind = None
     if str(kind) == FORMAT and str(schema) == str(SCHEMA):
         return
     found = f"a summary of schema {schema}" if str(kind) == FORMAT else "no fsdtool summary"
@@ -222,7 +235,7 @@ def _check_schema(file: h5py.File) -> None:
 
 def _read_identity(file: h5py.File) -> Identity:
     model_group, data_group = hdf5.group(file, "model"), hdf5.group(file, "data")
-    root, model, data = file.attrs, model_group.attrs, data_group.attrs
+    root, model, data = (hdf5.Attributes(holder) for holder in (file, model_group, data_group))
     named = "class_names" in data_group
     shapes = json.loads(bytes(hdf5.read(hdf5.dataset(model_group, "shapes"))))
     identity = Identity(
@@ -247,21 +260,40 @@ def _read_identity(file: h5py.File) -> Identity:
         command_line=str(root["command_line"]),
         created=str(root["created"]),
     )
-    _check_runs(identity)
+    if identity.task not in TASKS or identity.mode not in (FULL, LAST_LAYER) or identity.examples < 1:
+        raise hdf5.unusable(
+            file, f"task '{identity.task}' or mode '{identity.mode}' is not known, or it has no examples"
+        )
+    _check_runs(identity, Path(file.filename).stat().st_size)
     return identity
 
 
-def _check_runs(identity: Identity) -> None:
-    """Run the graph on one input of zeros, with weights of zero that take no memory: do the shapes fit?"""
-    graph = identity.graph
-    parameters = {name: torch.zeros(()).expand(identity.shapes[name]) for name in graph.parameter_names()}
+def _check_runs(identity: Identity, file_size: int) -> None:
+    """Do the steps fit together, and are they of honest size?
+
+    A batch of no examples is run first, which has every shape and takes no memory, then an input of zeros.
+    """
+    graph, steps = identity.graph, identity.graph.steps
+    if len({step.name for step in steps}) < len(steps):
+        raise ValueError("two steps have the same name")
+    read = {j for step in steps for j in step.inputs}
+    if read != set(range(len(steps) - 1)):
+        raise ValueError("the output of a step is never used")
+    units = sum(step.units for step in steps)
+    if units > FEW_UNITS + UNITS_PER_BYTE * file_size:
+        raise ValueError(f"its network has {units:,} units, too many for a file of {file_size:,} bytes")
+    shapes = {name: identity.shapes[name] for name in graph.parameter_names()}
+    # Weights may be left out of a file, so their number is no fault; but then they are not made up either.
+    affordable = sum(math.prod(shape) for shape in shapes.values()) <= FEW_WEIGHTS
 
     def observe(step: Any, inputs: list[Tensor], output: Tensor) -> None:
-        if tuple(output.shape) != (1, *step.shape):
+        if tuple(output.shape[1:]) != step.shape:
             raise ValueError(f"step '{step.name}' gives shape {tuple(output.shape[1:])}, not {step.shape}")
 
     with torch.no_grad():
-        graph.run(parameters, torch.zeros(1, *graph.input_shape), observe=observe)
+        parameters = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+        for examples in (0, 1) if affordable else (0,):
+            graph.run(parameters, torch.zeros(examples, *graph.input_shape), observe=observe)
 
 
 def _read_statistics(file: h5py.File, identity: Identity) -> Statistics:
@@ -283,7 +315,7 @@ def _read_statistics(file: h5py.File, identity: Identity) -> Statistics:
     square = (components, graph.outputs, graph.outputs)
     hessian = hdf5.array(group, "output_hessian", square) if "output_hessian" in group else None
     outputs = _read_outputs(group, components, graph.outputs) if "outputs" in group else None
-    return Statistics(str(group.attrs["kind"]), names, count, gaussian, gates, hessian, outputs)
+    return Statistics(str(hdf5.Attributes(group)["kind"]), names, count, gaussian, gates, hessian, outputs)
 
 
 def _read_outputs(group: h5py.Group, components: int, outputs: int) -> OutputSample:
@@ -315,15 +347,16 @@ def _read_curvature(file: h5py.File, identity: Identity) -> list[BlockCurvature]
 
 
 def _read_block(group: h5py.Group, shapes: dict[str, tuple[int, ...]]) -> BlockCurvature:
-    weight, bias = str(group.attrs["weight"]), str(group.attrs["bias"]) or None
+    attributes = hdf5.Attributes(group)
+    weight, bias = str(attributes["weight"]), str(attributes["bias"]) or None
     rows, columns = shapes[weight][0], int(np.prod(shapes[weight][1:])) + (bias is not None)
     inputs = hdf5.array(group, "input_basis", (columns, None))
     outputs = hdf5.array(group, "output_basis", (rows, None))
     eigenvalues = hdf5.array(group, "eigenvalues", (outputs.shape[1], inputs.shape[1]))
-    mean = float(group.attrs["mean_eigenvalue"])
+    mean = float(attributes["mean_eigenvalue"])
     if not (mean >= 0 and eigenvalues.min() >= 0):
         raise hdf5.unusable(group, f"the curvature of '{weight}' has negative eigenvalues")
-    source = str(group.attrs.get("source", SIMULATED))
+    source = str(attributes.get("source", SIMULATED))
     return BlockCurvature(weight, bias, inputs, outputs, eigenvalues, mean, source)
 
 

@@ -5,10 +5,14 @@ Per batch: `start` with the labels, `see` at each activation step as the graph r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from fsdtool.components import Assignment
+from fsdtool.errors import FsdtoolError
 from fsdtool.graph import Graph, Step
 from fsdtool.moments import (
     CentredMoments,
@@ -42,6 +46,27 @@ class StatisticsSums:
         self._component: Tensor | None = None
         self._patterns: list[Tensor] = []
         self._pending: list[tuple[str, Tensor]] = []
+        self._saved: list[Tensor] = []
+
+    @contextmanager
+    def whole_or_nothing(self) -> Iterator[None]:
+        """Around a batch: when it fails on the way, the sums are as they were before it.
+
+        The copy is kept from batch to batch, so putting it back needs no memory.
+        """
+        sums = self._tensors()
+        self._saved = self._saved or [torch.empty_like(value) for value in sums]
+        for copy, value in zip(self._saved, sums, strict=True):
+            copy.copy_(value)
+        sample = self.sample and self.sample.state()
+        try:
+            yield
+        except BaseException:
+            for copy, value in zip(self._saved, sums, strict=True):
+                value.copy_(copy)
+            if self.sample is not None:
+                self.sample.restore(sample)
+            raise
 
     def start(self, labels: Tensor) -> None:
         """Begin a batch of examples with these labels (batch,) or targets (batch, O)."""
@@ -84,7 +109,15 @@ class StatisticsSums:
             gates.merge(other.gates[name])
 
     def finalize(self) -> Statistics:
-        """The statistics of the components that have examples, on the CPU."""
+        """The statistics of the components that have examples, on the CPU.
+
+        Raises FsdtoolError naming the layer whose activations were too large to be added.
+        """
+        for name, gates in self.gates.items():
+            if not bool(torch.isfinite(gates.sums).all()):
+                raise FsdtoolError(
+                    f"the activations of layer '{name}' are not finite; check the weights and the preprocessing"
+                )
         count = self.inputs.count
         return Statistics(
             self.assignment.kind,
@@ -95,6 +128,12 @@ class StatisticsSums:
             self.outputs.finalize(),
             None if self.sample is None else self.sample.finalize(),
         ).to(torch.device("cpu"))
+
+    def _tensors(self) -> list[Tensor]:
+        """Every sum, all changed in place."""
+        inputs, outputs = self.inputs, self.outputs
+        gates = [value for gates in self.gates.values() for value in (gates.count, gates.sums)]
+        return [inputs.count, inputs.mean, inputs.core, inputs.squares, outputs.count, outputs.sums, *gates]
 
     def _update(self, name: str, s: Tensor) -> None:
         with torch.no_grad():

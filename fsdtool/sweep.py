@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from fsdtool.evidence import FEATURES, INPUT, FeatureStore, choose_layers, layer
 from fsdtool.gradients import Use, blocks, capture
 from fsdtool.graph import Observer, Step
 from fsdtool.losses import curvature_draw, loss, loss_gradient
+from fsdtool.memory import BatchSize
 from fsdtool.moments import Statistics, principal_basis
 from fsdtool.progress import Track
 from fsdtool.records import factors
@@ -31,6 +33,7 @@ from fsdtool.trace import FULL, Network, Watch
 from fsdtool.writer import Writer
 
 log = logging.getLogger("fsdtool")
+T = TypeVar("T")
 
 FIRST_SAMPLE = 2048
 SAMPLE_UNITS = 2**26  # scalars of input held for the first sample
@@ -73,32 +76,50 @@ class Pass:
         track: Track,
     ):
         self.network, self.data, self.device, self.seed, self.track = network, data, device, seed, track
-        self.batch_size, self.workers = batch_size, workers
+        self.batch_size, self.workers = BatchSize(batch_size), workers
         self.graph, self.parameters = network.graph, network.parameters
         self.outputs = self.graph.outputs
         self.classification = data.task == "classification"
         self._generator = torch.Generator(device).manual_seed(seed)
 
-    def batches(self, label: str, **options: Any) -> Iterator[tuple[Batch, Tensor, Tensor]]:
-        """Batches with x and y on the device, their labels checked."""
-        rows = options.get("indices")
-        with self.track(label, len(self.data) if rows is None else len(rows)) as advance:
-            for batch in self.data.batches(self.batch_size, workers=self.workers, **options):
+    def each(
+        self, label: str, compute: Callable[[Batch, Tensor, Tensor], T], rows: np.ndarray | None = None
+    ) -> Iterator[T]:
+        """compute(batch, x, y) for every batch, or those of `rows`: labels checked, x and y on the device.
+
+        A batch for which memory runs out comes again in halves, so compute must leave nothing behind when it fails.
+        """
+        rows = np.arange(len(self.data)) if rows is None else rows
+        with self.track(label, len(rows)) as advance:
+            for batch in self._read(rows):
                 self._check_targets(batch)
-                yield (
-                    batch,
-                    batch.x.to(self.device, non_blocking=True),
-                    batch.y.to(self.device, non_blocking=True),
-                )
+
+                def part(rows: slice, batch: Batch = batch) -> T:
+                    batch = Batch(batch.index[rows], batch.x[rows], batch.y[rows])
+                    x, y = (v.to(self.device, non_blocking=True) for v in (batch.x, batch.y))
+                    return compute(batch, x, y)
+
+                yield from self.batch_size.parts(len(batch.index), part)
                 advance(len(batch.index))
+
+    def _read(self, rows: np.ndarray) -> Iterator[Batch]:
+        """The examples `rows` in batches, smaller ones after memory ran out while reading."""
+        done = 0
+        while done < len(rows):
+            size = self.batch_size.now
+            try:
+                for batch in self.data.batches(size, workers=self.workers, indices=rows[done:]):
+                    yield batch
+                    done += len(batch.index)
+            except Exception as error:
+                if not self.batch_size.halved_after(error, min(size, len(rows) - done)):
+                    raise
 
     def first_sample(self) -> Sample:
         """Up to 2048 examples, evenly spaced over the data; fewer of large inputs."""
         most = min(FIRST_SAMPLE, max(SAMPLE_UNITS // self.graph.steps[0].units, 64), len(self.data))
         rows = torch.linspace(0, len(self.data) - 1, most).round().long().unique()
-        parts = [
-            (self.network.signal(x).flatten(1), y) for _, x, y in self.batches("first sample", indices=rows.numpy())
-        ]
+        parts = self.each("first sample", lambda _, x, y: (self.network.signal(x).flatten(1), y), rows.numpy())
         signals, targets = zip(*parts, strict=True)
         return Sample(rows, torch.cat(signals), torch.cat(targets))
 
@@ -111,8 +132,8 @@ class Pass:
         if kind == "all":
             return Assignment("all", ("all",)), bits
         pattern = GatePattern(self.graph, self.seed)
-        parts = [pattern.of(self.graph, self.parameters, part) for _, part, _ in self._parts(sample)]
-        centres = k_means(torch.cat(parts), count, self.seed)
+        parts = self._parts(sample, lambda rows, signal, _: pattern.of(self.graph, self.parameters, signal))
+        centres = k_means(torch.cat(list(parts)), count, self.seed)
         return Assignment(kind, tuple(f"cluster {i}" for i in range(len(centres))), pattern, centres), bits
 
     def choose_basis(self, sample: Sample, assignment: Assignment, rank: int | None) -> Tensor | None:
@@ -124,14 +145,18 @@ class Pass:
     def sample_statistics(self, sample: Sample, assignment: Assignment, basis: Tensor | None) -> Statistics:
         """Statistics of the first sample alone, for a curvature known before the pass."""
         sums = StatisticsSums(self.graph, assignment, basis, self.data.task, self.device)
-        for rows, signal, targets in self._parts(sample):
-            sums.start(targets)
-            with torch.no_grad():
+
+        def see(rows: Tensor, signal: Tensor, targets: Tensor) -> None:
+            with sums.whole_or_nothing(), torch.no_grad():
+                sums.start(targets)
                 logits = self.graph.run(
                     self.parameters, signal, observe=lambda step, inputs, output: sums.see(step, inputs)
                 )
-            self._check_outputs(logits, rows)
-            sums.finish(signal.flatten(1), logits)
+                self._check_outputs(logits, rows, signal)
+                sums.finish(signal.flatten(1), logits)
+
+        for _ in self._parts(sample, see):
+            pass
         return sums.finalize()
 
     def measured_bases(self, sample: Sample, numbers: int) -> list[EigenvalueSums]:
@@ -171,24 +196,28 @@ class Pass:
         fingerprint = Fingerprint(self.data.ids)
         logits = torch.empty(len(self.data), self.outputs)
         losses = torch.empty(len(self.data))
-        targets = None
-        for batch, x, y in self.batches("summarizing"):
+        targets: list[Tensor] = []
+
+        def see(batch: Batch, x: Tensor, y: Tensor) -> Batch:
             rows = slice(int(batch.index[0]), int(batch.index[-1]) + 1)
+            with sums.whole_or_nothing():
+                signal = self.network.signal(x, self._watch(store, rows, watched) if watched else None)
+                if self.classification:
+                    self._put_input(store, rows, signal.flatten(1), basis)
+                sums.start(y)
+                found = gradient_records.run(signal, y, rows, self._observer(sums, store, rows, watched))
+                self._check_outputs(found, batch.index, signal)
+                uses = self.drawn_gradients(signal) if measured else {}
+                sums.finish(signal.flatten(1), found)
+                for block_sums in measured or ():
+                    block_sums.update(uses)
+                logits[rows], losses[rows] = found.cpu(), loss(self.data.task, found, y).cpu()
+            return batch
+
+        for batch in self.each("summarizing", see):
             fingerprint.update(batch)
-            signal = self.network.signal(x, self._watch(store, rows, watched) if watched else None)
-            if self.classification:
-                self._put_input(store, rows, signal.flatten(1), basis)
-            sums.start(y)
-            found = gradient_records.run(signal, y, rows, self._observer(sums, store, rows, watched))
-            self._check_outputs(found, batch.index)
-            uses = self.drawn_gradients(signal) if measured else {}
-            for block_sums in measured or ():
-                block_sums.update(uses)
-            sums.finish(signal.flatten(1), found)
-            logits[rows], losses[rows] = found.cpu(), loss(self.data.task, found, y).cpu()
-            targets = torch.empty(len(self.data), *y.shape[1:], dtype=y.dtype) if targets is None else targets
-            targets[rows] = y.cpu()
-        return Seen(sums.finalize(), targets, logits, losses, fingerprint.hexdigest())
+            targets.append(batch.y)
+        return Seen(sums.finalize(), torch.cat(targets), logits, losses, fingerprint.hexdigest())
 
     def _observer(self, sums: StatisticsSums, store: FeatureStore, rows: slice, watched: dict[str, bool]) -> Observer:
         def observe(step: Step, inputs: list[Tensor], output: Tensor) -> None:
@@ -197,16 +226,18 @@ class Pass:
             sums.see(step, inputs)
             if step.name in watched:
                 features = layer_features(step.activation(), inputs[0], output, watched[step.name])
-                store.put(step.name, rows, features)
+                self._keep(store, step.name, rows, features)
 
         return observe
 
-    def _parts(self, sample: Sample) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The first sample in batches: its rows, the signal in the graph's input shape, the targets."""
-        for start in range(0, len(sample.signal), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            signal = sample.signal[part].reshape(-1, *self.graph.input_shape)
-            yield sample.rows[part], signal, sample.targets[part]
+    def _parts(self, sample: Sample, compute: Callable[[Tensor, Tensor, Tensor], T]) -> Iterator[T]:
+        """compute(rows, signal in the graph's input shape, targets) for the first sample, batch by batch."""
+
+        def part(rows: slice) -> T:
+            signal = sample.signal[rows].reshape(-1, *self.graph.input_shape)
+            return compute(sample.rows[rows], signal, sample.targets[rows])
+
+        return self.batch_size.parts(len(sample.signal), part)
 
     def _watch(self, store: FeatureStore, rows: slice, watched: dict[str, bool]) -> Watch:
         """Evidence features of the hooked activation modules (last layer mode)."""
@@ -215,9 +246,21 @@ class Pass:
             if name not in watched:
                 return lambda a: None
             slopes = pool(activation.gate(s)[0], channels_last)
-            return lambda a: store.put(name, rows, torch.cat([pool(a, channels_last), slopes], 1))
+            return lambda a: self._keep(store, name, rows, torch.cat([pool(a, channels_last), slopes], 1))
 
         return before
+
+    def _keep(self, store: FeatureStore, layer: str, rows: slice, features: Tensor) -> None:
+        """Features (batch, D) of a layer, known to be finite."""
+        broken = (~torch.isfinite(features).all(1)).nonzero()[:, 0].tolist()
+        if broken:
+            example = self.data.ids[rows.start + broken[0]]
+            raise FsdtoolError(
+                f"the activations of layer '{layer}' for example {example} are not finite "
+                f"({len(broken)} of {len(features)} in its batch); check the weights and the preprocessing, "
+                "or remove the example"
+            )
+        store.put(layer, rows, features)
 
     def _put_input(self, store: FeatureStore, rows: slice, flat: Tensor, basis: Tensor | None) -> None:
         features = flat if basis is None else flat @ basis.to(flat)
@@ -233,14 +276,25 @@ class Pass:
             self.graph.steps[i].name: self.graph.channels_last(i) for i in indices if self.graph.steps[i].name in chosen
         }
 
-    def _check_outputs(self, logits: Tensor, rows: Tensor) -> None:
+    def _check_outputs(self, logits: Tensor, rows: Tensor, signal: Tensor) -> None:
         broken = (~torch.isfinite(logits).all(1)).nonzero()[:, 0].tolist()
         if broken:
             raise FsdtoolError(
-                f"the model's outputs for example {self.data.ids[int(rows[broken[0]])]} are not finite "
-                f"({len(broken)} of {len(logits)} in its batch); check the weights and the preprocessing, "
-                "or remove the example"
+                f"the model's outputs for example {self.data.ids[int(rows[broken[0]])]} are not finite, "
+                f"from layer '{self._first_broken(signal[broken[:1]])}' on ({len(broken)} of {len(logits)} in its "
+                "batch); check the weights and the preprocessing, or remove the example"
             )
+
+    def _first_broken(self, signal: Tensor) -> str:
+        """The first step whose output for this signal is not finite."""
+        names: list[str] = []
+
+        def observe(step: Step, inputs: list[Tensor], output: Tensor) -> None:
+            names.extend([] if torch.isfinite(output).all() else [step.name])
+
+        with torch.no_grad():
+            self.graph.run(self.parameters, signal, observe=observe)
+        return names[0]
 
     def _check_targets(self, batch: Batch) -> None:
         if self.data.task == "classification":
@@ -287,7 +341,7 @@ class _GradientRecords:
     """The gradient records of the pass, written batch by batch; without curvatures there are none."""
 
     def __init__(self, run: Pass, writer: Writer, curvatures: list[BlockCurvature]):
-        self.graph, self.parameters, self.task = run.graph, run.parameters, run.data.task
+        self.graph, self.parameters, self.task, self.writer = run.graph, run.parameters, run.data.task, writer
         found = {block.weight: block for block in blocks(run.graph, run.parameters)}
         self.kept = [
             (found[c.weight], c.to(run.device), _reserve_factors(writer, c, len(run.data))) for c in curvatures
@@ -304,6 +358,7 @@ class _GradientRecords:
             batch = factors(block, c, uses)
             for dataset, values in zip(datasets, (batch.output, batch.input, batch.scale), strict=True):
                 dataset[rows] = values.cpu().numpy()
+        self.writer.check()
         return logits
 
 

@@ -8,7 +8,6 @@ chunked and compressed.  The same content gives the same bytes.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,13 @@ import numpy as np
 from torch import Tensor
 
 from fsdtool.curvature import BlockCurvature
+from fsdtool.files import Sibling, Sink, cannot_write
 from fsdtool.graph import Graph
 from fsdtool.moments import Statistics
 from fsdtool.summary import FORMAT, SCHEMA, Identity
 
 CHUNK_BYTES = 2**18
+LARGEST_ATTRIBUTE = 2**15  # bytes; HDF5 ends at 64 KiB for all attributes of an object
 
 
 class Writer:
@@ -30,8 +31,12 @@ class Writer:
 
     def __init__(self, path: Path):
         self.path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self.file = h5py.File(self._temporary, "w")
+        try:
+            self._sibling = Sibling(path)
+        except OSError as error:
+            raise cannot_write("the summary", path, error) from error
+        self._sink = Sink(self._sibling.file)
+        self.file = h5py.File(self._sink, "w")
 
     def __enter__(self) -> Writer:
         return self
@@ -40,16 +45,23 @@ class Writer:
         try:
             self.file.close()
         finally:
-            self._temporary.unlink(missing_ok=True)
+            self._sibling.discard()
 
     def commit(self) -> int:
-        """Put the file in place; its size in bytes."""
+        """Put the file in place; its size in bytes.  Raises FsdtoolError when it could not be written wholly."""
         self.file.close()
-        with open(self._temporary, "rb") as written:
-            os.fsync(written.fileno())
-        size = self._temporary.stat().st_size
-        os.replace(self._temporary, self.path)
+        self.check()
+        try:
+            size = self._sibling.path.stat().st_size
+            self._sibling.put_in_place()
+        except OSError as error:
+            raise cannot_write("the summary", self.path, error) from error
         return size
+
+    def check(self) -> None:
+        """Raise FsdtoolError when something could not be written: a full disk, a limit on file sizes."""
+        if self._sink.error is not None:
+            raise cannot_write("the summary", self.path, self._sink.error)
 
     def put(self, name: str, values: np.ndarray | Tensor, description: str, units: str = "", **attributes: Any) -> None:
         """One dataset, compressed, with its description and units."""
@@ -68,6 +80,7 @@ class Writer:
         **attributes: Any,
     ) -> h5py.Dataset:
         """An empty dataset to be filled in row ranges."""
+        self.check()
         options: dict[str, Any] = {}
         if len(shape) and 0 not in shape:
             row = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
@@ -174,8 +187,16 @@ def encode_ids(ids: np.ndarray) -> np.ndarray:
 
 
 def _attributes(target: h5py.HLObject, **values: Any) -> None:
+    """Attributes of a group or dataset: text of fixed length, or where HDF5 has no room for it a dataset of bytes."""
     for key, value in values.items():
-        target.attrs[key] = _utf8(value).decode() if isinstance(value, str) else value
+        if isinstance(value, str):
+            value = np.bytes_(_utf8(value))
+        elif isinstance(value, list):
+            value = _fixed(value)
+        if getattr(value, "nbytes", 0) <= LARGEST_ATTRIBUTE:
+            target.attrs[key] = value
+        else:
+            target.create_dataset(key, data=np.frombuffer(value, np.uint8))
 
 
 def _json(value: Any) -> np.ndarray:

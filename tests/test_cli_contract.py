@@ -108,6 +108,7 @@ def calls(install) -> Calls:
         path="s.h5",
         preprocessing=SimpleNamespace(transform=None, runs_code=False),
         class_names=["3", "5"],
+        records=None,
         identity=SimpleNamespace(checkpoint_sha256="5e", checkpoint_name="c.pt", checkpoint_averaged=False),
     )
     install("models", load_model=calls.answer("load_model", "network"))
@@ -127,9 +128,7 @@ def calls(install) -> Calls:
     install("inspection", inspect_rows=calls.answer("inspect_rows", ([("examples", "100")], PARTS)))
     install(
         "mislabel",
-        find_mislabeled=calls.answer(
-            "find_mislabeled", rows_of(MISLABELED, flagged=2, score=range(100), noise_rate=0.03)
-        ),
+        find_mislabeled=calls.answer("find_mislabeled", rows_of(MISLABELED, flagged=2, judged=100, noise_rate=0.03)),
     )
     install(
         "influence",
@@ -418,14 +417,14 @@ def test_find_mislabeled_csv(shell, calls):
     assert out == ("id,given_label,suggested_label,score,confidence,rank\n7,3,5,4.25,0.98,1\n2,'=8,1,0.1,,2\n")
     assert err == ("note: 2 of 100 labels are flagged (score above 0.5)\nnote: estimated share of wrong labels: 3.0%\n")
     assert calls["load"] == ((Path("s.h5"),), {})
-    assert calls["find_mislabeled"][1] == {"top": 2, "everything": False, "threshold": 0.5}
+    assert calls["find_mislabeled"][1] == {"top": 2, "everything": False, "threshold": 0.5, "among": None}
 
 
 def test_find_mislabeled_json(shell, calls):
     code, out, _ = shell("find-mislabeled", "s.h5", "--all", "--format", "json")
     assert code == 0
     assert json.loads(out) == [{key: row[key] for key in commands.MISLABELED_COLUMNS} for row in MISLABELED]
-    assert calls["find_mislabeled"][1] == {"top": None, "everything": True, "threshold": 0.5}
+    assert calls["find_mislabeled"][1] == {"top": None, "everything": True, "threshold": 0.5, "among": None}
 
 
 def test_find_mislabeled_table(shell):
@@ -476,6 +475,7 @@ def test_influence_csv(shell, calls):
         "model": None,
         "device": "cpu device",
         "batch_size": 256,
+        "among": None,
         "track": report.track,
     }
 
@@ -525,6 +525,7 @@ def test_self_influence_of_all_and_of_the_largest(shell, calls):
     assert shell("influence", "s.h5", "--self", "--top", "2") == (0, header + "0,a,2\n1,a,1\n", "")
     assert calls["self_influence"][1] == {
         "data": None,
+        "among": None,
         "model": None,
         "device": "cpu device",
         "batch_size": 256,
@@ -669,8 +670,8 @@ def rows():
         yield {"id": number, "given_label": "a"}
 
 summary, mislabel = ModuleType("fsdtool.summary"), ModuleType("fsdtool.mislabel")
-summary.load = lambda path: None
-mislabel.find_mislabeled = lambda *a, **k: SimpleNamespace(rows=rows, flagged=5, score=range(200_000), noise_rate=0.03)
+summary.load = lambda path: SimpleNamespace(records=None)
+mislabel.find_mislabeled = lambda *a, **k: SimpleNamespace(rows=rows, flagged=5, judged=200_000, noise_rate=0.03)
 sys.modules.update({"fsdtool.summary": summary, "fsdtool.mislabel": mislabel})
 from fsdtool.cli import main
 sys.exit(main(["find-mislabeled", "s.h5", *sys.argv[1:]]))

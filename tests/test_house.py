@@ -10,13 +10,13 @@ import fsdtool
 
 # One line for each layer of the house.
 ROOMS = """
-errors device progress models weightfiles matching checkpoints preprocessing images readers targets npyfiles h5files
-arrays imagefiles tables csvtables parquet items huggingface sources datasets fitting
+errors device progress memory files models weightfiles matching checkpoints preprocessing images readers targets npyfiles
+h5files arrays imagefiles tables csvtables parquet items huggingface sources datasets fitting
 activations infer spellings graph nodes translate trace
 spectra moments components sums propagate simulate outputs gradients losses curvature
 agreement records evidence hdf5 summary writer sweep summarize fsd penalty
 examples ranking screening matrix candidates krylov response influence noise mislabel inspection
-report options inputs markup charts page thumbnails review commands cli demo
+checks report options inputs markup charts page thumbnails review commands cli demo
 """
 ORDER = re.findall(r"\w+", ROOMS)
 # Imported inside a function: the demo runs commands, and is one; `load(path).penalty` is a method of what load returns.

@@ -150,6 +150,12 @@ def test_names_and_ids_may_be_any_text(summarized, arrays):
     assert [summary.label_name(c) for c in (0, 1, 2)] == ["Käse", "日本", 2]
 
 
+def test_a_text_too_long_for_an_attribute_comes_back(summarized):
+    reason = "日本" * 20_000
+    summary = summarized(perceptron(4, 8, 2), *gaussian_classes(40, 4, 2), model_arguments={"note": reason})
+    assert summary.identity.model_arguments == {"note": reason}
+
+
 def test_ids_are_kept_as_numbers_or_as_text():
     assert encode_ids(np.arange(3)).dtype == np.int64
     assert encode_ids(np.array(["a", "bcd"])).tolist() == [b"a", b"bcd"]
@@ -169,7 +175,7 @@ def test_every_dataset_says_what_it_holds_and_is_chunked_and_compressed(sample_p
             if not name.startswith("model/parameters") and dataset.shape:
                 assert dataset.chunks, name
                 assert dataset.compression == "gzip", name
-        assert file.attrs["format"] == "fsdtool summary"
+        assert file.attrs["format"] == b"fsdtool summary"
         assert file.attrs["schema"] == 1
         assert json.loads(file["model"].attrs["reasons"]) == []
 
@@ -177,7 +183,9 @@ def test_every_dataset_says_what_it_holds_and_is_chunked_and_compressed(sample_p
 def test_part_sizes_are_those_of_the_datasets(sample_paths):
     sizes = part_sizes(sample_paths["mlp"])
     with h5py.File(sample_paths["mlp"]) as file:
-        assert sizes == {name: (d.id.get_storage_size(), d.attrs["description"]) for name, d in datasets(file).items()}
+        assert sizes == {
+            name: (d.id.get_storage_size(), d.attrs["description"].decode()) for name, d in datasets(file).items()
+        }
 
 
 def test_the_same_inputs_give_the_same_bytes(summarized, monkeypatch):
@@ -245,6 +253,12 @@ def objects(file: h5py.File) -> None:
     file.create_dataset("records/id", data=["a"] * 1437, dtype=h5py.string_dtype())
 
 
+def refiltered(file: h5py.File) -> None:
+    content = file[GATES][:]
+    del file[GATES]
+    file.create_dataset(GATES, data=content, compression="lzf")
+
+
 def attribute(group: str, name: str, value) -> object:
     return lambda file: file[group].attrs.__setitem__(name, value)
 
@@ -267,8 +281,13 @@ DAMAGE = {
         attribute("/", "schema", 99),
         "holds a summary of schema 99, this version reads schema 1",
     ),
+    "text in a heap": (attribute("model", "spec", "text of variable length"), "'spec' of '/model' is not plain"),
+    "an object in an attribute": (
+        lambda file: file["statistics"].attrs.__setitem__("kind", file.ref),
+        "'kind' of '/statistics' is not plain",
+    ),
     "an array for a schema": (attribute("/", "schema", np.arange(3)), "this version reads schema 1"),
-    "no summary": (attribute("/", "format", "photographs"), "holds no fsdtool summary"),
+    "no summary": (attribute("/", "format", np.bytes_("photographs")), "holds no fsdtool summary"),
     "a missing attribute": (lambda file: file.attrs.__delitem__("task"), "is damaged"),
     "a missing group": (removed("statistics"), "'/statistics' is missing"),
     "a missing dataset": (removed("statistics/input/core"), "'/statistics/input/core' is missing"),
@@ -319,6 +338,49 @@ DAMAGE = {
         steps(lambda content: content[3]["options"].update(settings={"k": 1})),
         "is damaged",
     ),
+    "two steps of one name": (
+        steps(lambda content: content[2].update(name=content[1]["name"])),
+        "two steps have the same name",
+    ),
+    "a step that is not used": (steps(lambda content: content[-1].update(inputs=[2])), "is never used"),
+    "a network too large for the file": (
+        steps(lambda content: content[0].update(shape=[2**40])),
+        "units, too many for a file of",
+    ),
+    "an object under two names": (
+        lambda file: file.__setitem__("records/again", file["records/loss"]),
+        "'/records/loss' is in the file under another name too",
+    ),
+    "a group within itself": (
+        lambda file: file.__setitem__("statistics/gates/again", file["statistics"]),
+        "under another name too",
+    ),
+    "a shape that nothing was written for": (
+        lambda file: file.create_dataset("records/huge", (1437, 2**30), "f4", chunks=(1, 1024)),
+        r"'/records/huge' brings it to [\d,]+ bytes, too many for a file of",
+    ),
+    "compressed zeros": (
+        lambda file: file.create_dataset("more", (2**29,), "u1", chunks=(2**24,), compression="gzip"),
+        "'/more' brings it to",
+    ),
+    "a filter that the tool does not use": (
+        refiltered,
+        "not a plain dataset",
+    ),
+    "the byte order of another machine": (
+        replaced("records/loss", np.zeros(1437, ">f4")),
+        "'/records/loss' is not a plain dataset",
+    ),
+    "floats for classes": (replaced("records/target", np.zeros(1437, "f4")), "holds float32, expected other numbers"),
+    "complex numbers": (replaced("statistics/count", np.ones(10, "c8")), "not a plain dataset"),
+    "long doubles": (replaced("statistics/count", np.ones(10, np.longdouble)), "not a plain dataset"),
+    "values that float32 cannot hold": (
+        replaced(DIAGONAL, np.full((10, 64), 1e300)),
+        "holds values too large for torch.float32",
+    ),
+    "an unknown task": (attribute("/", "task", np.bytes_("ranking")), "task 'ranking'"),
+    "no examples": (attribute("data", "examples", 0), "no examples"),
+    "deeply nested JSON": (attribute("model", "reasons", np.bytes_("[" * 30_000)), "is damaged"),
     "a weight that is not there": (
         steps(lambda content: content[-1]["parameters"].update(weight="9.weight")),
         "is damaged",

@@ -1,0 +1,209 @@
+"""Memory that runs out: the batch is halved, said, and the answer is that of the smaller batch."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from conftest import gaussian_classes, perceptron
+from test_summarize import assert_same_statistics, images, small_convnet
+from torch import nn
+
+from fsdtool import cli, fsd, influence, moments, sweep
+from fsdtool.checkpoints import read_checkpoint
+from fsdtool.datasets import DataSource, load_dataset
+from fsdtool.memory import BatchSize, out_of_memory
+
+ERRORS = {
+    "python": MemoryError(),
+    "cpu": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+}
+
+
+def failing(monkeypatch, owner, name: str, *, above: int, error: Exception, rows, first: int = 0) -> list[int]:
+    """`owner.name` works, but from its call `first` on fails with `error` after its work on more than `above` rows."""
+    original, sizes = getattr(owner, name), []
+
+    def method(*arguments, **options):
+        result = original(*arguments, **options)
+        sizes.append(rows(*arguments))
+        if len(sizes) > first and sizes[-1] > above:
+            raise error
+        return result
+
+    monkeypatch.setattr(owner, name, method)
+    return sizes
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_memory_that_runs_out_is_told_from_other_errors(kind):
+    assert out_of_memory(ERRORS[kind])
+    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not out_of_memory(ValueError("out of memory"))
+
+
+def test_parts_cover_every_row_once_and_in_order():
+    seen: list[int] = []
+
+    def compute(rows: slice) -> int:
+        if rows.stop - rows.start > 3:
+            raise MemoryError
+        seen.extend(range(rows.start, rows.stop))
+        return rows.stop - rows.start
+
+    size = BatchSize(16)
+    assert sum(size.parts(21, compute)) == 21
+    assert seen == list(range(21))
+    assert size.now == 2
+
+
+def test_one_row_that_is_too_much_and_other_errors_are_raised():
+    def compute(rows: slice) -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        list(BatchSize(8).parts(10, compute))
+    with pytest.raises(ZeroDivisionError):
+        list(BatchSize(8).parts(10, lambda rows: 1 // 0))
+
+
+# Each place in which a batch of the pass can stop: after the gates, the inputs or the outputs of it were added.
+PLACES = {
+    "gates": (moments.GateMoments, "update", lambda self, s, component: len(s)),
+    "inputs": (moments.CentredMoments, "update", lambda self, x, component: len(x)),
+    "outputs": (moments.OutputReservoir, "update", lambda self, logits, component: len(logits)),
+    "records": (sweep._GradientRecords, "run", lambda self, signal, *rest: len(signal)),
+    "loss": (sweep, "loss", lambda task, logits, y: len(y)),
+}
+
+
+@pytest.mark.parametrize("components", [None, 3])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_pass_that_ran_out_of_memory_gives_what_the_smaller_batch_gives(
+    summarized, monkeypatch, caplog, place, components
+):
+    x, y = images(150)
+    expected = summarized(small_convnet(), x, y, components=components, batch_size=10, name="small.h5")
+    owner, name, rows = PLACES[place]
+    sizes = failing(monkeypatch, owner, name, above=12, error=ERRORS["cpu"], rows=rows, first=2)
+    with caplog.at_level(logging.WARNING, "fsdtool"):
+        found = summarized(small_convnet(), x, y, components=components, batch_size=40)
+    assert "out of memory with 40 examples at once; going on with 20" in caplog.text
+    assert max(sizes) == 40
+    assert_same_statistics(found, expected)
+    assert found.identity.fingerprint == expected.identity.fingerprint
+    assert torch.equal(found.statistics.outputs.component, expected.statistics.outputs.component)
+    for record in ("target", "logits", "loss", "evidence"):
+        a, b = found.records.read(record), expected.records.read(record)
+        np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-2)
+
+
+def test_the_pass_goes_on_from_the_batch_that_failed(summarized, monkeypatch):
+    seen = []
+    original = sweep._GradientRecords.run
+
+    def run(self, signal, y, rows, observe):
+        seen.append((rows.start, rows.stop))
+        if rows.start >= 40 and len(signal) > 5:
+            raise ERRORS["cuda"]
+        return original(self, signal, y, rows, observe)
+
+    monkeypatch.setattr(sweep._GradientRecords, "run", run)
+    summarized(perceptron(4, 8, 3), *gaussian_classes(60, 4, 3), batch_size=20)
+    assert seen == [(0, 20), (20, 40), (40, 60), (40, 50), (40, 45), (45, 50), (50, 55), (55, 60)]
+
+
+def test_memory_that_runs_out_while_reading_halves_what_is_read(summarized, monkeypatch, caplog):
+    original = DataSource._batch
+
+    def read(self, rows):
+        if len(rows) > 8 and rows[0] >= 20:
+            raise MemoryError
+        return original(self, rows)
+
+    data = gaussian_classes(60, 4, 3)
+    expected = summarized(perceptron(4, 8, 3), *data, batch_size=5, name="small.h5")
+    monkeypatch.setattr(DataSource, "_batch", read)
+    with caplog.at_level(logging.WARNING, "fsdtool"):
+        found = summarized(perceptron(4, 8, 3), *data, batch_size=20)
+    assert "out of memory with 20 examples at once; going on with 10" in caplog.text
+    assert_same_statistics(found, expected)
+    assert found.identity.fingerprint == expected.identity.fingerprint
+
+
+def test_a_network_that_not_even_one_example_fits_into_leaves_the_old_file(tmp_path, arrays, monkeypatch, capsys):
+    def run(*arguments):
+        raise ERRORS["cpu"]
+
+    monkeypatch.setattr(sweep._GradientRecords, "run", run)
+    torch.save(perceptron(4, 8, 3).state_dict(), tmp_path / "n.pt")
+    (tmp_path / "n.py").write_text(
+        "from torch import nn\ndef f(): return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))\n"
+    )
+    (tmp_path / "s.h5").write_bytes(b"the old one")
+    data = arrays(*gaussian_classes(60, 4, 3))
+    command = f"summarize --model {tmp_path}/n.py:f --checkpoint {tmp_path}/n.pt --data {data} -o {tmp_path}/s.h5 -q"
+    # state_dict names of the perceptron and of f agree
+    assert cli.main([*command.split(), "--batch-size", "4"]) == 3
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == [
+        "warning: out of memory with 4 examples at once; going on with 2",
+        "warning: out of memory with 2 examples at once; going on with 1",
+    ]
+    assert lines[2:] == ["error: out of memory; give a smaller --batch-size or use a machine with more memory"]
+    assert (tmp_path / "s.h5").read_bytes() == b"the old one"
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_influence_that_ran_out_of_memory_gives_the_same_values(summarized, tmp_path, monkeypatch, caplog, mean):
+    x, y = images(90)
+    summary = summarized(small_convnet(), x, y)
+    queries = load_dataset(summary.identity.data_spec)
+
+    def matrix() -> np.ndarray:
+        influence.influence(summary, queries, mean=mean, matrix=tmp_path / "m.npy", batch_size=32)
+        return np.load(tmp_path / "m.npy")
+
+    expected = matrix()
+    failing(monkeypatch, influence, "capture", above=10, error=ERRORS["cuda"], rows=lambda g, p, x, *rest: len(x))
+    failing(
+        monkeypatch,
+        influence,
+        "_scores",
+        above=20,
+        error=ERRORS["python"],
+        rows=lambda s, r, g, rows, d: rows.stop - rows.start,
+    )
+    with caplog.at_level(logging.WARNING, "fsdtool"):
+        found = matrix()
+    assert "out of memory with 32 examples at once; going on with 16" in caplog.text
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-9)
+
+
+def test_the_exact_distance_that_ran_out_of_memory_is_the_same(summarized, tmp_path, monkeypatch, caplog):
+    network = perceptron(4, 8, 3)
+    summary = summarized(network, *gaussian_classes(90, 4, 3))
+    data = load_dataset(summary.identity.data_spec)
+    with torch.no_grad():
+        nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(network.parameters()) * 1.1, network.parameters())
+    torch.save(network.state_dict(), tmp_path / "other.pt")
+    others = [read_checkpoint(tmp_path / "other.pt")] * 2
+
+    def exact() -> list[float | None]:
+        return [
+            d.exact
+            for d in fsd.distances(
+                summary, others, data=data, metric="squared_error", form="closed", batch_size=32
+            ).found
+        ]
+
+    expected = exact()
+    failing(monkeypatch, fsd, "measure", above=10, error=ERRORS["cuda"], rows=lambda metric, f0, f1: len(f0))
+    with caplog.at_level(logging.WARNING, "fsdtool"):
+        assert exact() == pytest.approx(expected)
+    assert "going on with 16" in caplog.text
