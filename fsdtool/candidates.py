@@ -17,6 +17,7 @@ from torch import Tensor
 from fsdtool.curvature import BlockCurvature
 from fsdtool.examples import Examples
 from fsdtool.gradients import Use, gradient, vectors
+from fsdtool.memory import BatchSize
 from fsdtool.ranking import Best
 from fsdtool.screening import Pairs, Screen
 from fsdtool.sources import Fingerprint
@@ -49,12 +50,15 @@ class Recorded:
     def scores(self, queries: list[Tensor]) -> Scores:
         """Rows of the examples, and their scores (Q, n) on the CPU, for queries (Q, ks, ka) per weight."""
         forms = [Bilinear(q) for q in queries]
-        for rows in chunks(len(self), min(CHUNK, max(SCORES // len(queries[0]), 256))):
+
+        def of(rows: slice) -> tuple[slice, Tensor]:
             total = 0
             for c, form in zip(self._curvature, forms, strict=True):
                 b, a = self._records.factors(c.weight, rows).part(slice(None))
                 total = total + form(b.to(self._device), a.to(self._device))
-            yield rows, (total / len(self)).T.cpu()
+            return rows, (total / len(self)).T.cpu()
+
+        return BatchSize(min(CHUNK, max(SCORES // len(queries[0]), 256))).parts(len(self), of)
 
     def screened(self, queries: Pairs, best: Best) -> Scores:
         """As `scores`, for queries as factors (Q, ks), (Q, ka) per weight; in full only what may be among the best."""

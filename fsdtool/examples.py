@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,9 +14,12 @@ from fsdtool.errors import FsdtoolError
 from fsdtool.fitting import fit_layout
 from fsdtool.gradients import Block, Use, blocks, capture, has_rank_one
 from fsdtool.losses import loss_gradient
+from fsdtool.memory import BatchSize
 from fsdtool.sources import Batch, DataSource, check_labels
 from fsdtool.summary import Summary
 from fsdtool.trace import FULL, LAST_LAYER, Network
+
+T = TypeVar("T")
 
 GRADIENT_NUMBERS = 2**26  # held by the gradients of a batch where a weight's are formed whole
 
@@ -59,19 +62,33 @@ class Examples:
 
     def batches(self, batch_size: int, rows: Sequence[int] | np.ndarray | None = None) -> Iterator[Seen]:
         """All examples, or those of `rows` in the order given."""
-        for batch in self.source.batches(batch_size, indices=rows):
-            self._check(batch)
-            x, y = batch.x.to(self.device), batch.y.to(self.device)
-            gradient_of = loss_gradient(self.task, y)
-            outputs, uses = capture(self.graph, self.parameters, self.network.signal(x), gradient_of)
-            yield Seen(batch, outputs, uses)
+        return self._parts(batch_size, rows, self._seen)
+
+    def _seen(self, batch: Batch) -> Seen:
+        x, y = batch.x.to(self.device), batch.y.to(self.device)
+        outputs, uses = capture(self.graph, self.parameters, self.network.signal(x), loss_gradient(self.task, y))
+        return Seen(batch, outputs, uses)
 
     def outputs(self, batch_size: int) -> Iterator[tuple[Batch, Tensor]]:
         """Batches and the network's outputs (n, O) on the CPU, without gradients."""
-        for batch in self.source.batches(batch_size):
+        return self._parts(batch_size, None, self._outputs)
+
+    def _outputs(self, batch: Batch) -> tuple[Batch, Tensor]:
+        with torch.no_grad():
+            return batch, self.graph.run(self.parameters, self.network.signal(batch.x.to(self.device))).cpu()
+
+    def _parts(
+        self, batch_size: int, rows: Sequence[int] | np.ndarray | None, compute: Callable[[Batch], T]
+    ) -> Iterator[T]:
+        """compute(batch) of every batch; one for which memory runs out comes again in halves."""
+        size = BatchSize(batch_size)
+        for batch in self.source.batches(batch_size, indices=rows):
             self._check(batch)
-            with torch.no_grad():
-                yield batch, self.graph.run(self.parameters, self.network.signal(batch.x.to(self.device))).cpu()
+
+            def part(rows: slice, batch: Batch = batch) -> T:
+                return compute(Batch(batch.index[rows], batch.x[rows], batch.y[rows]))
+
+            yield from size.parts(len(batch.index), part)
 
     def largest_batch(self, batch_size: int) -> int:
         """No more than `batch_size`, and so many that the gradients formed whole fit into memory."""

@@ -118,11 +118,12 @@ def rows_named(summary: Summary, source: str | None, data: DataSource | None = N
     import numpy as np
 
     asked = read_ids(source)
-    known = [one_line(identifier) for identifier in (summary.records if data is None else data).ids.tolist()]
+    ids, where = (summary.records.ids, summary.path) if data is None else (data.ids, data.spec)
+    known = [one_line(identifier) for identifier in ids.tolist()]
     unknown = sorted(asked.difference(known))
     if unknown:
         raise FsdtoolError(
-            f"{len(unknown)} of the {len(asked)} ids in '{source}' are not in '{summary.path if data is None else data.spec}', '{unknown[0]}' first; "
+            f"{len(unknown)} of the {len(asked)} ids in '{source}' are not in '{where}', '{unknown[0]}' first; "
             "give ids of its training examples, one a line"
         )
     return np.array([identifier in asked for identifier in known])

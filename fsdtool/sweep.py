@@ -169,8 +169,7 @@ class Pass:
         return sums
 
     def _drawn(self, sample: Sample) -> Iterator[dict[int, Use]]:
-        for _, signal, _ in self._parts(sample):
-            yield self.drawn_gradients(signal)
+        return self._parts(sample, lambda rows, signal, targets: self.drawn_gradients(signal))
 
     def drawn_gradients(self, signal: Tensor) -> dict[int, Use]:
         """What each weight sees for a gradient drawn from the loss's Hessian at each example's own outputs."""

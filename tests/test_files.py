@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from conftest import SAMPLE
 
-from fsdtool import cli, evidence, files, influence
+from fsdtool import cli, evidence, files
 from fsdtool.errors import FsdtoolError
 from fsdtool.files import Sibling, Sink
+from fsdtool.matrix import matrix_file
 from fsdtool.writer import Writer
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, locks and limits of POSIX")
@@ -154,8 +155,8 @@ def test_the_next_write_removes_what_a_killed_process_left(tmp_path, write):
         with Writer(path) as writer:
             writer.commit()
     else:
-        with influence._matrix_file(path, (2, 3)) as matrix:
-            matrix[:] = 1
+        with matrix_file(path, ["a", "b"], np.arange(3), "nats") as put:
+            put(slice(0, 2), slice(0, 3), np.ones((2, 3)))
     assert not left.exists()
     assert all(file.exists() for file in kept)
     assert path.exists()

@@ -10,8 +10,8 @@ import fsdtool
 
 # One line for each layer of the house.
 ROOMS = """
-errors device progress memory files models weightfiles matching checkpoints preprocessing images readers targets npyfiles
-h5files arrays imagefiles tables csvtables parquet items huggingface sources datasets fitting
+errors device progress memory files models weightfiles matching checkpoints preprocessing images readers targets
+npyfiles h5files arrays imagefiles tables csvtables parquet items huggingface sources datasets fitting
 activations infer spellings graph nodes translate trace
 spectra moments components sums propagate simulate outputs gradients losses curvature
 agreement records evidence hdf5 summary writer sweep summarize fsd penalty

@@ -11,7 +11,7 @@ from conftest import gaussian_classes, perceptron
 from test_summarize import assert_same_statistics, images, small_convnet
 from torch import nn
 
-from fsdtool import cli, fsd, influence, moments, sweep
+from fsdtool import candidates, cli, examples, fsd, influence, moments, sweep
 from fsdtool.checkpoints import read_checkpoint
 from fsdtool.datasets import DataSource, load_dataset
 from fsdtool.memory import BatchSize, out_of_memory
@@ -118,7 +118,7 @@ def test_the_pass_goes_on_from_the_batch_that_failed(summarized, monkeypatch):
 
 
 def test_memory_that_runs_out_while_reading_halves_what_is_read(summarized, monkeypatch, caplog):
-    original = DataSource._batch
+    original = DataSource._result
 
     def read(self, rows):
         if len(rows) > 8 and rows[0] >= 20:
@@ -127,7 +127,7 @@ def test_memory_that_runs_out_while_reading_halves_what_is_read(summarized, monk
 
     data = gaussian_classes(60, 4, 3)
     expected = summarized(perceptron(4, 8, 3), *data, batch_size=5, name="small.h5")
-    monkeypatch.setattr(DataSource, "_batch", read)
+    monkeypatch.setattr(DataSource, "_result", read)
     with caplog.at_level(logging.WARNING, "fsdtool"):
         found = summarized(perceptron(4, 8, 3), *data, batch_size=20)
     assert "out of memory with 20 examples at once; going on with 10" in caplog.text
@@ -170,14 +170,9 @@ def test_influence_that_ran_out_of_memory_gives_the_same_values(summarized, tmp_
         return np.load(tmp_path / "m.npy")
 
     expected = matrix()
-    failing(monkeypatch, influence, "capture", above=10, error=ERRORS["cuda"], rows=lambda g, p, x, *rest: len(x))
+    failing(monkeypatch, examples, "capture", above=10, error=ERRORS["cuda"], rows=lambda g, p, x, *rest: len(x))
     failing(
-        monkeypatch,
-        influence,
-        "_scores",
-        above=20,
-        error=ERRORS["python"],
-        rows=lambda s, r, g, rows, d: rows.stop - rows.start,
+        monkeypatch, candidates.Bilinear, "__call__", above=20, error=ERRORS["python"], rows=lambda form, b, a: len(b)
     )
     with caplog.at_level(logging.WARNING, "fsdtool"):
         found = matrix()

@@ -411,7 +411,7 @@ def test_data_that_has_changed_since_is_not_shown(here, tmp_path):
 def test_a_summary_never_makes_the_report_run_code(here, edited, monkeypatch, tmp_path, spec):
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
     monkeypatch.chdir(tmp_path)
-    edited(here / "mlp.h5", lambda file: file["data"].attrs.__setitem__("spec", spec), "mlp.h5")
+    edited(here / "mlp.h5", lambda file: file["data"].attrs.__setitem__("spec", np.bytes_(spec)), "mlp.h5")
     assert "is opened by code or with arguments; name the data by --report-data" in no_pictures(tmp_path)
 
 
