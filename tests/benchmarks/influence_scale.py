@@ -2,9 +2,9 @@
 
     python tests/benchmarks/influence_scale.py [--examples 1000000] [--folder FOLDER] [--csv FILE]
 
-The summary is that of an MLP 784-256-128-10 trained on 1,000 synthetic images, whose records the tool's own writer repeats, in
-random order, up to `--examples`.  What is measured is the command
-`fsdtool influence` as a process: seconds and peak memory.
+The summary is that of an MLP 784-256-128-10 trained on 1,000 synthetic images, whose records the tool's own writer
+repeats, in random order, up to `--examples`.  What is measured is the command `fsdtool influence` as a process: seconds
+and peak memory.
 """
 
 from __future__ import annotations
