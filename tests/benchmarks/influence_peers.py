@@ -171,7 +171,7 @@ PEERS: dict[str, Callable[[Problem], np.ndarray]] = {
     "kronfluence EKFAC": kronfluence,
     "kronfluence EKFAC, damping by its rule": lambda problem: kronfluence(problem, damping=None),
     "TRAK, one checkpoint": trak,
-    "dattri Arnoldi": lambda problem: dattri(problem, "IFAttributorArnoldi", proj_dim=100, max_iter=100),
-    "dattri DataInf": lambda problem: dattri(problem, "IFAttributorDataInf", regularization=1e-2),
+    # It takes roots of the Hessian's eigenvalues: negative ones that regularization does not outweigh give NaN.
+    "dattri Arnoldi": lambda problem: dattri(problem, "IFAttributorArnoldi", regularization=1.0),
     "captum TracInCP": captum,
 }

@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets, see the README")
     parser.add_argument("--cache", type=Path, help="folder that keeps trained networks (default: none kept)")
     parser.add_argument("--only", default=",".join(CASES), help="cases, separated by commas: uci, mnist")
-    parser.add_argument("--damping", default="1,0.01", help="delta, in mean eigenvalues (default 1,0.01)")
+    parser.add_argument("--damping", default="1,0.1", help="delta, in mean eigenvalues (default 1,0.1)")
     parser.add_argument("--mixtures", default="K = 1,per class,K = 16,K = 64", help="of LAFTR, separated by commas")
     parser.add_argument("--csv", type=Path, help="write the table to this file as well")
     parser.add_argument("--threads", type=int, default=1, help="of the processor (default 1)")

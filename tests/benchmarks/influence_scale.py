@@ -2,9 +2,9 @@
 
     python tests/benchmarks/influence_scale.py [--examples 1000000] [--folder FOLDER] [--csv FILE]
 
-The summary is that of an MLP 784-256-128-10 on 1,000 random images, whose records the tool's own writer repeats, in
-random order, up to `--examples`.  What is measured is the command
-`fsdtool influence` as a process: seconds and peak memory.
+The summary is that of an MLP 784-256-128-10 trained on 1,000 synthetic images, whose records the tool's own writer
+repeats, in random order, up to `--examples`.  What is measured is the command `fsdtool influence` as a process: seconds
+and peak memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from common import print_table
+from common import print_table, train
 from influence_methods import Problem, source, summarized
 from influence_nets import digits_mlp
 from process import run
@@ -31,12 +31,15 @@ QUERIES = 100
 
 
 def small_problem() -> Problem:
-    """Random images and labels."""
+    """A network trained on synthetic images: ten prototypes, and noise in 32 directions."""
     generator = torch.Generator().manual_seed(0)
+    y = torch.randint(10, (1000 + QUERIES,), generator=generator)
+    prototypes, directions = torch.randn(10, 784, generator=generator), torch.randn(32, 784, generator=generator)
+    x = 0.3 * prototypes[y] + 0.5 * torch.randn(len(y), 32, generator=generator) @ directions
+    x = x + 0.1 * torch.randn(x.shape, generator=generator)
     torch.manual_seed(0)
-    x = torch.randn(1000 + QUERIES, 784, generator=generator)
-    y = torch.randint(10, (len(x),), generator=generator)
-    return Problem(digits_mlp, digits_mlp().state_dict(), x[:1000], y[:1000], x[1000:], y[1000:])
+    state = train(digits_mlp(), x[:1000], y[:1000], epochs=5, rate=0.02)
+    return Problem(digits_mlp, state, x[:1000], y[:1000], x[1000:], y[1000:])
 
 
 def widen(summary: Summary, path: Path, examples: int) -> int:
