@@ -32,19 +32,33 @@ def cached(folder: Path, recipe: dict[str, object], make: Callable[[], State]) -
 
 
 def train(
-    model: nn.Module, x: Tensor, y: Tensor, *, epochs: int, rate: float, decay: float = 1e-4, seed: int = 0
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    epochs: int,
+    rate: float,
+    decay: float = 1e-4,
+    batch: int = 64,
+    adam: bool = False,
+    seed: int = 0,
 ) -> State:
-    """The state of `model` after SGD with momentum 0.9 and batches of 64.
+    """The state of `model` after SGD with momentum 0.9, the rate falling to zero along a cosine.
 
-    x (n, ...), y (n,) int64 for cross-entropy or (n, O) for half the squared error; the rate falls to zero along
-    a cosine.
+    x (n, ...), y (n,) int64 for cross-entropy or (n, O) for half the squared error.  With `adam` it is Adam
+    without decay at a constant rate.
     """
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(x) // 64))
+    steps = epochs * -(-len(x) // batch)
+    if adam:
+        optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+        schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=decay)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     model.train()
     for _ in range(epochs):
-        for rows in torch.randperm(len(x), generator=generator).split(64):
+        for rows in torch.randperm(len(x), generator=generator).split(batch):
             f = model(_fast(x[rows]))
             target = y[rows]
             half_square = 0.5 * (f - target).square().sum(1).mean() if y.is_floating_point() else None
