@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,22 +41,29 @@ def train(
     rate: float,
     decay: float = 1e-4,
     batch: int = 64,
+    warmup: float = 0.0,
     adam: bool = False,
     seed: int = 0,
 ) -> State:
-    """The state of `model` after SGD with momentum 0.9, the rate falling to zero along a cosine.
+    """The state of `model` after SGD with momentum 0.9; the rate rises for a fraction `warmup`, then falls to zero.
 
-    x (n, ...), y (n,) int64 for cross-entropy or (n, O) for half the squared error.  With `adam` it is Adam
-    without decay at a constant rate.
+    x (n, ...), y (n,) int64 for cross-entropy or (n, O) for half the squared error.  The rate rises along a line
+    and falls along a cosine.  With `adam` it is Adam without decay at a constant rate.
     """
     generator = torch.Generator().manual_seed(seed)
     steps = epochs * -(-len(x) // batch)
+    rising = int(warmup * steps)
+
+    def factor(step: int) -> float:
+        falling = (step - rising) / (steps - rising)
+        return (step + 1) / (rising + 1) if step < rising else 0.5 + 0.5 * math.cos(math.pi * falling)
+
     if adam:
         optimizer = torch.optim.Adam(model.parameters(), lr=rate)
         schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
     else:
         optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=decay)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     model.train()
     for _ in range(epochs):
         for rows in torch.randperm(len(x), generator=generator).split(batch):

@@ -118,7 +118,7 @@ def compare(case: Case, methods: list[str]) -> Iterator[dict[str, object]]:
     """The rows of one case, after each stage of its training."""
     other = OF_NUMBERS if case.classification else OF_CLASSES
     epochs = 0
-    for stages, (more, _) in enumerate(case.recipe.stages, 1):
+    for stages, (more, *_) in enumerate(case.recipe.stages, 1):
         epochs += more
         if stages not in case.stages:
             continue

@@ -23,17 +23,17 @@ UNIFORM_SEED = 1
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a case is trained: (epochs, rate) of each stage, and what `common.train` takes besides."""
+    """How a case is trained: (epochs, rate, warmup) of each stage, and what `common.train` takes besides."""
 
-    stages: tuple[tuple[int, float], ...]
+    stages: tuple[tuple[int, float, float], ...]
     batch: int
     adam: bool
     decay: float = 0.0
 
 
-MLP = Recipe(((5, 1e-3), (10, 1e-3), (45, 1e-3)), batch=64, adam=True)
-CNN = Recipe(((20, 0.01), (30, 0.005)), batch=128, adam=False, decay=5e-4)
-REGRESSION = Recipe(((100, 0.02),), batch=64, adam=False, decay=1e-4)
+MLP = Recipe(((5, 1e-3, 0.0), (10, 1e-3, 0.0), (45, 1e-3, 0.0)), batch=64, adam=True)
+CNN = Recipe(((20, 0.05, 0.3), (30, 0.005, 0.0)), batch=128, adam=False, decay=5e-4)
+REGRESSION = Recipe(((100, 0.02, 0.0),), batch=64, adam=False, decay=1e-4)
 
 
 @dataclass(frozen=True)
@@ -95,17 +95,18 @@ class Case:
         recipe |= {
             "sums": [float(x.double().sum()), float((y * (rows + 1).view(-1, *[1] * (y.dim() - 1))).double().sum())]
         }
-        recipe |= {"batch": self.recipe.batch, "adam": self.recipe.adam, "decay": self.recipe.decay}
+        settings = {"batch": self.recipe.batch, "adam": self.recipe.adam, "decay": self.recipe.decay}
+        recipe |= settings
         states: list[State] = []
-        for stage, (epochs, rate) in enumerate(self.recipe.stages[:stages]):
+        for stage, (epochs, rate, warmup) in enumerate(self.recipe.stages[:stages]):
 
-            def make(stage: int = stage, epochs: int = epochs, rate: float = rate) -> State:
+            def make(stage: int = stage, epochs: int = epochs, rate: float = rate, warmup: float = warmup) -> State:
                 torch.manual_seed(SEED)
                 model = self.build()
                 if states:
                     model.load_state_dict(states[-1])
-                settings = {"batch": self.recipe.batch, "adam": self.recipe.adam, "decay": self.recipe.decay}
-                return train(model, x, y, epochs=epochs, rate=rate, seed=SEED + stage, **settings)
+                schedule = {"epochs": epochs, "rate": rate, "warmup": warmup, "seed": SEED + stage}
+                return train(model, x, y, **schedule, **settings)
 
             states.append(cached(self.cache, recipe | {"stages": self.recipe.stages[: stage + 1]}, make))
         return states
