@@ -133,7 +133,8 @@ def tracin(case: Case, stages: int) -> Iterator[Verdict]:
         found = TracInCPFast(
             model, model[-1], data, paths, restore, nn.CrossEntropyLoss(reduction="sum"), batch_size=500
         )
-        yield Verdict(f"TracIn, {len(states)} checkpoints", found.self_influence(show_progress=False).detach())
+        name = f"TracIn, {len(states)} checkpoint{'s' if len(states) > 1 else ''}"
+        yield Verdict(name, found.self_influence(show_progress=False).detach())
 
 
 def kronfluence(case: Case, stages: int) -> Iterator[Verdict]:
