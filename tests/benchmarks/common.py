@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -32,19 +33,40 @@ def cached(folder: Path, recipe: dict[str, object], make: Callable[[], State]) -
 
 
 def train(
-    model: nn.Module, x: Tensor, y: Tensor, *, epochs: int, rate: float, decay: float = 1e-4, seed: int = 0
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    epochs: int,
+    rate: float,
+    decay: float = 1e-4,
+    batch: int = 64,
+    warmup: float = 0.0,
+    adam: bool = False,
+    seed: int = 0,
 ) -> State:
-    """The state of `model` after SGD with momentum 0.9 and batches of 64.
+    """The state of `model` after SGD with momentum 0.9; the rate rises for a fraction `warmup`, then falls to zero.
 
-    x (n, ...), y (n,) int64 for cross-entropy or (n, O) for half the squared error; the rate falls to zero along
-    a cosine.
+    x (n, ...), y (n,) int64 for cross-entropy or (n, O) for half the squared error.  The rate rises along a line
+    and falls along a cosine.  With `adam` it is Adam without decay at a constant rate.
     """
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(x) // 64))
+    steps = epochs * -(-len(x) // batch)
+    rising = int(warmup * steps)
+
+    def factor(step: int) -> float:
+        falling = (step - rising) / (steps - rising)
+        return (step + 1) / (rising + 1) if step < rising else 0.5 + 0.5 * math.cos(math.pi * falling)
+
+    if adam:
+        optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+        schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     model.train()
     for _ in range(epochs):
-        for rows in torch.randperm(len(x), generator=generator).split(64):
+        for rows in torch.randperm(len(x), generator=generator).split(batch):
             f = model(_fast(x[rows]))
             target = y[rows]
             half_square = 0.5 * (f - target).square().sum(1).mean() if y.is_floating_point() else None

@@ -1,0 +1,203 @@
+"""The cases of mislabel_accuracy.py: data with wrong labels, and the networks trained on it.
+
+A network is trained in stages, one after another on the same labels, and judged after each: more of the wrong labels
+are memorised from stage to stage.  All that was trained is kept by its recipe.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import State, cached, train
+from torch import Tensor, nn
+
+SEED = 0
+FOLDS = 5
+UNIFORM_SEED = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a case is trained: (epochs, rate, warmup) of each stage, and what `common.train` takes besides."""
+
+    stages: tuple[tuple[int, float, float], ...]
+    batch: int
+    adam: bool
+    decay: float = 0.0
+
+
+MLP = Recipe(((5, 1e-3, 0.0), (10, 1e-3, 0.0), (45, 1e-3, 0.0)), batch=64, adam=True)
+CNN = Recipe(((20, 0.05, 0.3), (30, 0.005, 0.0)), batch=128, adam=False, decay=5e-4)
+REGRESSION = Recipe(((100, 0.02, 0.0),), batch=64, adam=False, decay=1e-4)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A data set with given and true labels, and how its network is trained.
+
+    inputs (n, ...) float32; given and truth (n,) int64, or (n, 1) float32 of a regression.  stages: after which
+    stages of the recipe it is judged; folds: at which of them cross-validation is compared.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    inputs: Tensor
+    given: Tensor
+    truth: Tensor
+    recipe: Recipe
+    cache: Path
+    stages: tuple[int, ...]
+    folds: tuple[int, ...]
+
+    @property
+    def classification(self) -> bool:
+        return not self.given.is_floating_point()
+
+    @property
+    def wrong(self) -> Tensor:
+        """Which labels differ from the truth (n,) bool."""
+        return (self.given != self.truth).view(len(self.given), -1).any(1)
+
+    def trajectory(self, stages: int) -> list[State]:
+        """The states after each of the first stages."""
+        return self._train("all", torch.arange(len(self.inputs)), stages)
+
+    def out_of_sample(self, stages: int) -> Tensor:
+        """Outputs (n, O) for each example of a network that was trained on the other folds."""
+        fold = np.random.default_rng(SEED).permutation(len(self.inputs)) % FOLDS
+        outputs: Tensor | None = None
+        for k in range(FOLDS):
+            rest, own = (torch.from_numpy(np.flatnonzero(part)) for part in (fold != k, fold == k))
+            found = self.outputs(self._train(f"without fold {k}", rest, stages)[-1], own)
+            outputs = found.new_empty(len(self.inputs), found.shape[1]) if outputs is None else outputs
+            outputs[own] = found
+        return outputs
+
+    def outputs(self, state: State, rows: Tensor | None = None) -> Tensor:
+        """Outputs (n, O) of a state in eval mode."""
+        model, x = self.model(state), self.inputs if rows is None else self.inputs[rows]
+        with torch.no_grad():
+            return torch.cat([model(part) for part in x.split(500)])
+
+    def model(self, state: State) -> nn.Module:
+        model = self.build()
+        model.load_state_dict(state)
+        return model.eval()
+
+    def _train(self, what: str, rows: Tensor, stages: int) -> list[State]:
+        x, y = self.inputs[rows], self.given[rows]
+        recipe: dict[str, object] = {"case": self.name, "what": what, "model": str(self.build()), "seed": SEED}
+        recipe |= {
+            "sums": [float(x.double().sum()), float((y * (rows + 1).view(-1, *[1] * (y.dim() - 1))).double().sum())]
+        }
+        settings = {"batch": self.recipe.batch, "adam": self.recipe.adam, "decay": self.recipe.decay}
+        recipe |= settings
+        states: list[State] = []
+        for stage, (epochs, rate, warmup) in enumerate(self.recipe.stages[:stages]):
+
+            def make(stage: int = stage, epochs: int = epochs, rate: float = rate, warmup: float = warmup) -> State:
+                torch.manual_seed(SEED)
+                model = self.build()
+                if states:
+                    model.load_state_dict(states[-1])
+                schedule = {"epochs": epochs, "rate": rate, "warmup": warmup, "seed": SEED + stage}
+                return train(model, x, y, **schedule, **settings)
+
+            states.append(cached(self.cache, recipe | {"stages": self.recipe.stages[: stage + 1]}, make))
+        return states
+
+
+# Networks
+
+
+def mlp(*widths: int) -> nn.Module:
+    """Fully connected layers with ReLU between them."""
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def convnet() -> nn.Module:
+    """Six 3 x 3 convolutions with batch norm, pooled after each pair, and a linear layer."""
+    layers: list[nn.Module] = []
+    before = 3
+    for block, after in enumerate((32, 32, 64, 64, 128, 128)):
+        layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)] if block % 2 else []
+        before = after
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * 4 * 4, 10))
+    return net.to(memory_format=torch.channels_last)
+
+
+# Data
+
+
+def mnist_images(data: Path, count: int) -> tuple[Tensor, Tensor]:
+    """The first images of MNIST (count, 784) in [0, 1] and their labels (count,)."""
+    with np.load(data / "mnist_train.npz") as file:
+        x = torch.from_numpy(file["x"][:count]).float().flatten(1) / 255
+        return x, torch.from_numpy(file["y"][:count]).long()
+
+
+def uniform(truth: Tensor, rate: float) -> Tensor:
+    """Labels of which a fraction is replaced by any other class."""
+    generator = torch.Generator().manual_seed(UNIFORM_SEED)
+    flip = torch.rand(len(truth), generator=generator) < rate
+    return torch.where(flip, (truth + torch.randint(1, 10, truth.shape, generator=generator)) % 10, truth)
+
+
+def pairs(truth: Tensor, rate: float) -> Tensor:
+    """Labels of which a fraction is confused: 4 becomes 9, 3 becomes 5, 7 becomes 1."""
+    flip = torch.rand(len(truth), generator=torch.Generator().manual_seed(UNIFORM_SEED)) < rate
+    given = truth.clone()
+    for before, after in ((4, 9), (3, 5), (7, 1)):
+        given[(truth == before) & flip] = after
+    return given
+
+
+def long_tailed(truth: Tensor, factor: float) -> Tensor:
+    """Rows such that class 9 keeps one in `factor` of its examples, class 0 all, the others in between."""
+    keep = factor ** (-truth.double() / 9)
+    return (torch.rand(len(truth), generator=torch.Generator().manual_seed(SEED)) < keep).nonzero()[:, 0]
+
+
+def mnist(data: Path, cache: Path, name: str, noise: Callable[[Tensor], Tensor], stages: tuple[int, ...]) -> Case:
+    x, y = mnist_images(data, 10000)
+    return Case(name, lambda: mlp(784, 256, 128, 10), x, noise(y), y, MLP, cache, stages, folds=stages)
+
+
+def unequal(data: Path, cache: Path) -> Case:
+    x, y = mnist_images(data, 20000)
+    rows = long_tailed(y, 10)
+    x, y = x[rows], y[rows]
+    given, name = uniform(y, 0.1), "MNIST unequal classes, 10 % uniform"
+    return Case(name, lambda: mlp(784, 256, 128, 10), x, given, y, MLP, cache, stages=(2, 3), folds=(2, 3))
+
+
+def cifar(data: Path, cache: Path, labels: str, folds: tuple[int, ...] = ()) -> Case:
+    """10,000 images with human labels: `labels` is random1, aggregate or worst."""
+    with np.load(data / "cifar10n_train.npz") as file:
+        x = (torch.from_numpy(file["x"]).float().movedim(3, 1) / 255 - 0.473) / 0.251
+        given, truth = (torch.from_numpy(file[f"y_{name}"]).long() for name in (labels, "clean"))
+    return Case(f"CIFAR-10N {labels}", convnet, x.contiguous(), given, truth, CNN, cache, (1, 2), folds)
+
+
+def uci(data: Path, cache: Path, name: str, file: str) -> Case:
+    """A table, standardized; one target in twenty is replaced by another value that occurs."""
+    table = np.loadtxt(data / file, delimiter=",", skiprows=1)
+    table = torch.from_numpy((table - table.mean(0)) / table.std(0)).float()
+    x, y = table[:, :-1], table[:, -1:]
+    values, place = y[:, 0].unique(return_inverse=True)
+    generator = torch.Generator().manual_seed(UNIFORM_SEED)
+    chosen = torch.randperm(len(y), generator=generator)[: len(y) // 20]
+    step = torch.randint(1, len(values), chosen.shape, generator=generator)
+    given = y.clone()
+    given[chosen, 0] = values[(place[chosen] + step) % len(values)]
+    name = f"UCI {name}, 5 % corrupted"
+    return Case(name, lambda: mlp(x.shape[1], 50, 50, 1), x, given, y, REGRESSION, cache, stages=(1,), folds=(1,))
