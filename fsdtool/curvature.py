@@ -33,6 +33,7 @@ from fsdtool.simulate import Simulation
 from fsdtool.spectra import Axis, SecondMoment, symmetric_eigen
 
 SIMULATED, MEASURED = "simulated", "measured"
+DENSE_PRODUCTS = 2**34
 DAMPING = 1.0
 POSITIONS = 16  # per example, for the eigenbases; neighbouring positions say nearly the same
 
@@ -104,10 +105,14 @@ class BlockCurvature:
 def default_samples(graph: Graph, examples: int) -> int:
     """Pseudo-samples for each half: fewer where each one passes over the positions of a convolution.
 
-    No more of those than there are examples, but 256: the data would not tell the difference.
+    No more of those than there are examples, but 256: the data would not tell the difference.  Fully connected nets
+    take 8192, or as many as 2^34 multiplications push forward, but 1024.
     """
-    convolutional = any(step.operation.startswith("conv") for step in graph.steps)
-    return min(1024, max(256, examples)) if convolutional else 8192
+    if any(step.operation.startswith("conv") for step in graph.steps):
+        return min(1024, max(256, examples))
+    linear = [step for step in graph.steps if step.operation == "linear"]
+    products = sum(graph.steps[step.inputs[0]].units * step.units for step in linear)
+    return min(8192, max(1024, DENSE_PRODUCTS // max(products, 1)))
 
 
 def curvature(

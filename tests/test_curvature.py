@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -202,6 +203,15 @@ def test_fewer_samples_are_drawn_for_convolutions():
     small, large = (measured(m(), shape)[0] for m, shape in ((conv, (2, 8, 8)), (mlp, (6,))))
     assert default_samples(small, 10**6) < default_samples(large, 10**6)
     assert [default_samples(small, n) for n in (1, 600, 10**6)] == [256, 600, 1024]
+
+
+@pytest.mark.parametrize(("inputs", "samples"), [(784, 8192), (40_000, 3355), (4_000_000, 1024)])
+def test_fewer_samples_are_drawn_for_very_wide_inputs(inputs, samples):
+    steps = (
+        SimpleNamespace(operation="input", units=inputs),
+        SimpleNamespace(operation="linear", units=128, inputs=(0,)),
+    )
+    assert default_samples(SimpleNamespace(steps=steps), 10**6) == samples
 
 
 # Measured on the data
