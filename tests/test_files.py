@@ -200,7 +200,8 @@ def test_interrupted_while_it_writes_leaves_the_old_summary(tmp_path):
     output = tmp_path / "s.h5"
     output.write_bytes(OLD)
     program = (
-        "import sys, time\nfrom fsdtool import writer\noriginal = writer.Writer.check\n"
+        # a shell starts what runs in its background without Ctrl-C
+        "import signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nfrom fsdtool import writer\n"
         "def check(self):\n    print('now', flush=True)\n    time.sleep(60)\n"
         "writer.Writer.check = check\nfrom fsdtool.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
