@@ -201,8 +201,8 @@ def test_interrupted_while_it_writes_leaves_the_old_summary(tmp_path):
     output.write_bytes(OLD)
     program = (
         # a shell starts what runs in its background without Ctrl-C
-        "import signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nfrom fsdtool import writer\n"
-        "def check(self):\n    print('now', flush=True)\n    time.sleep(60)\n"
+        "import signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from fsdtool import writer\ndef check(self):\n    print('now', flush=True)\n    time.sleep(60)\n"
         "writer.Writer.check = check\nfrom fsdtool.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", program, *SUMMARIZE, str(output)]
