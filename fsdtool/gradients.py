@@ -101,7 +101,9 @@ def capture(
     with torch.enable_grad():
         logits = graph.run(parameters, x, gate=gate, observe=watch)
         outputs = [output for _, _, output in seen.values()]
-        gradients = torch.autograd.grad(logits, outputs, output_gradient(logits.detach()))
+        # of a scalar: for a vector torch first imports its symbolic shapes, which takes half a second
+        inner = (logits * output_gradient(logits.detach())).sum()
+        gradients = torch.autograd.grad(inner, outputs)
     uses = {i: Use(step, a, gradient) for (i, (step, a, _)), gradient in zip(seen.items(), gradients, strict=True)}
     return logits.detach(), uses
 
