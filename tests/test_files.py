@@ -7,6 +7,8 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import h5py
@@ -29,12 +31,18 @@ SUMMARIZE = [
 ]
 
 
-@pytest.fixture
-def small_files():
-    """Calling it lets no file of this process grow beyond so many bytes: a disk that is full."""
+@contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """Within it no file of this process grows beyond so many bytes: a disk that is full.
+
+    No longer than needed, since pytest may write its own report into a file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def stale(path: Path, process: int) -> Path:
@@ -53,13 +61,14 @@ def dead_process() -> int:
 
 
 @pytest.mark.parametrize("size", [1000, 300_000, 1_700_000])
-def test_a_disk_that_fills_up_at_any_point_leaves_the_old_summary(tmp_path, monkeypatch, capsys, small_files, size):
+def test_a_disk_that_fills_up_at_any_point_leaves_the_old_summary(tmp_path, monkeypatch, capsys, size):
     output = tmp_path / "s.h5"
     output.write_bytes(OLD)
     monkeypatch.setattr(evidence, "reserve", lambda file, size: None)  # its files are tested below
     monkeypatch.setattr(np, "memmap", lambda file, dtype, mode, shape: np.zeros(shape, dtype))
-    small_files(size)
-    assert cli.main([*SUMMARIZE, str(output)]) == 2
+    with small_files(size):
+        code = cli.main([*SUMMARIZE, str(output)])
+    assert code == 2
     assert capsys.readouterr().err == (
         f"error: the summary '{output}' cannot be written (File too large); free some space or give another path\n"
     )
@@ -67,12 +76,13 @@ def test_a_disk_that_fills_up_at_any_point_leaves_the_old_summary(tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["s.h5"]
 
 
-def test_a_temporary_folder_without_room_is_named(tmp_path, monkeypatch, capsys, small_files):
+def test_a_temporary_folder_without_room_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     output = tmp_path / "s.h5"
     output.write_bytes(OLD)
-    small_files(1000)
-    assert cli.main([*SUMMARIZE, str(output)]) == 2
+    with small_files(1000):
+        code = cli.main([*SUMMARIZE, str(output)])
+    assert code == 2
     assert capsys.readouterr().err == (
         f"error: the temporary folder '{tmp_path}' has no room for 367,872 bytes (File too large); "
         "free some, or set TMPDIR to another folder\n"
@@ -81,12 +91,13 @@ def test_a_temporary_folder_without_room_is_named(tmp_path, monkeypatch, capsys,
     assert [path.name for path in tmp_path.iterdir()] == ["s.h5"]
 
 
-def test_a_matrix_that_the_disk_has_no_room_for_leaves_the_old_one(tmp_path, sample_paths, capsys, small_files):
+def test_a_matrix_that_the_disk_has_no_room_for_leaves_the_old_one(tmp_path, sample_paths, capsys):
     matrix = tmp_path / "m.npy"
     matrix.write_bytes(OLD)
-    small_files(1000)
     queries = ["--queries", str(SAMPLE / "test.npz"), "--matrix", str(matrix), "--quiet"]
-    assert cli.main(["influence", str(sample_paths["mlp"]), *queries]) == 2
+    with small_files(1000):
+        code = cli.main(["influence", str(sample_paths["mlp"]), *queries])
+    assert code == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err == (
@@ -119,16 +130,16 @@ def test_a_full_disk_behind_stderr_does_not_change_the_answer(sample_paths):
     assert result.stdout.startswith("part,bytes")
 
 
-def test_hdf5_reads_back_what_could_not_be_written(tmp_path, small_files):
+def test_hdf5_reads_back_what_could_not_be_written(tmp_path):
     """The disk fills up under an open file: HDF5 must still be able to close it."""
     values = np.random.default_rng(0).normal(size=5000)
     with open(tmp_path / "x.h5", "w+b", buffering=0) as file:
         sink = Sink(file)
-        with h5py.File(sink, "w") as content:
+        with ExitStack() as stack, h5py.File(sink, "w") as content:
             content["a"] = values
             content.flush()
             assert sink.error is None
-            small_files((tmp_path / "x.h5").stat().st_size)
+            stack.enter_context(small_files((tmp_path / "x.h5").stat().st_size))  # until the file is closed
             for i in range(200):
                 content[f"group {i}/b"] = values + i
             content.flush()
