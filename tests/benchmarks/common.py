@@ -1,4 +1,4 @@
-"""What the benchmarks share: training, trained states kept by their recipe, other checkpoints, ranks, one table.
+"""What the benchmarks share: options, training, states kept by their recipe, other checkpoints, ranks, one table.
 
 A state is a state_dict.  Other checkpoints come from events that happen to networks: training goes on, on other
 data or labels, or the weights are pruned, disturbed or rounded.
@@ -6,11 +6,13 @@ data or labels, or the weights are pruned, disturbed or rounded.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import hashlib
 import json
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,27 @@ import torch
 from torch import Tensor, nn
 
 State = dict[str, Tensor]
+
+
+def options_of(description: str, cases: Iterable[str]) -> argparse.ArgumentParser:
+    """The options that a benchmark of these `cases` has; `parse` reads them."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets, see the README")
+    parser.add_argument("--cache", type=Path, help="folder that keeps trained checkpoints (default: none kept)")
+    parser.add_argument("--only", default=",".join(cases), help=f"cases, separated by commas: {', '.join(cases)}")
+    parser.add_argument("--csv", type=Path, help="write the table to this file as well")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of the processor (default 1: small networks are fastest so)"
+    )
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What is asked for, with torch set to that many threads and fsdtool's remarks left out."""
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    logging.getLogger("fsdtool").setLevel(logging.ERROR)
+    return options
 
 
 def cached(folder: Path, recipe: dict[str, object], make: Callable[[], State]) -> State:

@@ -26,7 +26,6 @@ The measure is the accuracy on the test images of all tasks after the last one.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import random
 import statistics
@@ -40,6 +39,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from common import print_table
 from torch import Tensor, nn
 
 import fsdtool
@@ -386,18 +386,10 @@ def row(case: str, method: str, strength: float, kept: int, found: list[float]) 
         "case": case,
         "method": method,
         "strength": f"{strength:.3g}" if strength else "",
-        "bytes_per_task": kept or "",
+        "bytes_per_task": str(kept or ""),
         "accuracy": f"{statistics.mean(found):.2f}",
         "sd": f"{spread:.2f}",
     }
-
-
-def print_table(rows: list[dict[str, object]]) -> None:
-    """Aligned columns."""
-    lines = [list(rows[0]), *([str(value) for value in line.values()] for line in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def time_of_steps(training: Part, gates: str, steps: int = 300) -> float:
@@ -440,7 +432,7 @@ def main() -> None:
     started = time.perf_counter()
     training, test = read(options.data / "mnist_train.npz"), read(options.data / "mnist_test.npz")
     rows = [line for name in chosen for line in rows_of(name, Case(name, training, test), options.seeds)]
-    print_table(rows)
+    print_table(rows, options.csv)
     print(
         f"\nMLP 784-{HIDDEN}-{HIDDEN}; {TRAINING:,} training and {TEST:,} test images per task; Adam {RATE}, "
         f"batch {BATCH}, {EPOCHS} epochs per task; {options.seeds} seeds.\n"
@@ -455,11 +447,6 @@ def main() -> None:
         )
         + f"{time.perf_counter() - started:.0f} s in all"
     )
-    if options.csv:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
 
 
 if __name__ == "__main__":

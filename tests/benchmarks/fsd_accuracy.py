@@ -10,9 +10,7 @@ ratio of estimate to truth, and the bytes that the estimate keeps besides the we
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import logging
 import sys
 import tempfile
 import time
@@ -22,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import State, cached, noisy, print_table, pruned, quantized, spearman, train
+from common import State, cached, noisy, options_of, parse, print_table, pruned, quantized, spearman, train
 from fsd_baselines import Baseline, Quadratics, published
 from torch import Tensor, nn
 
@@ -335,17 +333,7 @@ CASES: dict[str, tuple[Callable[[Path, Path], Case], ...]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets, see the README")
-    parser.add_argument("--cache", type=Path, help="folder that keeps trained checkpoints (default: none kept)")
-    parser.add_argument("--only", default=",".join(CASES), help="cases, separated by commas: uci, mnist, cifar")
-    parser.add_argument("--csv", type=Path, help="write the table to this file as well")
-    parser.add_argument(
-        "--threads", type=int, default=1, help="of the processor (default 1: small networks are fastest so)"
-    )
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    logging.getLogger("fsdtool").setLevel(logging.ERROR)
+    options = parse(options_of(__doc__, CASES))
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         cache = options.cache or Path(temporary)

@@ -20,7 +20,7 @@ from pathlib import Path
 import influence_nets
 import numpy as np
 import torch
-from common import State, cached, print_table, train
+from common import State, cached, options_of, parse, print_table, train
 from influence_peers import Missing, package
 from process import Cost, run
 from torch import Tensor
@@ -141,16 +141,10 @@ def _ratios(case: str, costs: dict[tuple[str, str], list[Cost]]) -> Iterator[dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets, see the README")
-    parser.add_argument("--cache", type=Path, help="folder that keeps trained networks (default: none kept)")
-    parser.add_argument("--only", default=",".join(CASES), help="cases, separated by commas: mnist, cifar")
+    parser = options_of(__doc__, CASES)
     parser.add_argument("--examples", type=int, default=10_000, help="training examples (default 10,000)")
     parser.add_argument("--repeats", type=int, default=3, help="times each step is run (default 3)")
-    parser.add_argument("--threads", type=int, default=1, help="of the processor (default 1)")
-    parser.add_argument("--csv", type=Path, help="write the table to this file as well")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parse(parser)
     options.with_kronfluence = True
     try:
         package("kronfluence")

@@ -9,8 +9,6 @@ stored per training example for later queries, `seconds` the whole method with a
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
 import tempfile
 import time
@@ -20,8 +18,7 @@ from pathlib import Path
 
 import lds_truth
 import numpy as np
-import torch
-from common import print_table
+from common import options_of, parse, print_table
 from influence_methods import Problem, attribution, by_tool, flat, measured_ekfac, summarized
 from influence_peers import PEERS, Missing
 from lds_truth import Truth
@@ -80,15 +77,7 @@ def compare(truth: Truth) -> Iterator[dict[str, object]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets, see the README")
-    parser.add_argument("--cache", type=Path, help="folder that keeps trained networks (default: none kept)")
-    parser.add_argument("--only", default=",".join(TRUTHS), help="cases, separated by commas: mnist, cifar")
-    parser.add_argument("--csv", type=Path, help="write the table to this file as well")
-    parser.add_argument("--threads", type=int, default=1, help="of the processor (default 1)")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    logging.getLogger("fsdtool").setLevel(logging.ERROR)
+    options = parse(options_of(__doc__, TRUTHS))
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as temporary:
         cache = options.cache or Path(temporary)

@@ -11,9 +11,7 @@ the Kronecker curvature, the whole matrix by conjugate gradients (cg), or its ow
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import logging
 import sys
 import tempfile
 import time
@@ -24,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from bregman import DataGaussNewton, ExactResponse, Vectors, lissa
-from common import State, cached, print_table, spearman, train
+from common import State, cached, options_of, parse, print_table, spearman, train
 from influence_methods import Problem, flat, gradients, loss_of, measured_ekfac, summarized
 from torch import Tensor, nn
 
@@ -220,17 +218,10 @@ CASES: dict[str, tuple[Callable[[Path, Path], Case], ...]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets, see the README")
-    parser.add_argument("--cache", type=Path, help="folder that keeps trained networks (default: none kept)")
-    parser.add_argument("--only", default=",".join(CASES), help="cases, separated by commas: uci, mnist")
+    parser = options_of(__doc__, CASES)
     parser.add_argument("--damping", default="1,0.1", help="delta, in mean eigenvalues (default 1,0.1)")
     parser.add_argument("--mixtures", default="K = 1,per class,K = 16,K = 64", help="of LAFTR, separated by commas")
-    parser.add_argument("--csv", type=Path, help="write the table to this file as well")
-    parser.add_argument("--threads", type=int, default=1, help="of the processor (default 1)")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    logging.getLogger("fsdtool").setLevel(logging.ERROR)
+    options = parse(parser)
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as temporary:
         for make in [make for group in options.only.split(",") for make in CASES[group]]:

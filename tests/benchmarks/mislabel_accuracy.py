@@ -10,9 +10,7 @@ estimate of how many labels are wrong.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import logging
 import sys
 import tempfile
 import time
@@ -22,7 +20,7 @@ from pathlib import Path
 import mislabel_baselines as baselines
 import numpy as np
 import torch
-from common import print_table
+from common import options_of, parse, print_table
 from mislabel_baselines import Verdict
 from mislabel_cases import Case, cifar, mnist, pairs, uci, unequal, uniform
 from torch import Tensor
@@ -133,16 +131,9 @@ def compare(case: Case, methods: list[str]) -> Iterator[dict[str, object]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets, see the README")
-    parser.add_argument("--cache", type=Path, help="folder that keeps trained checkpoints (default: none kept)")
-    parser.add_argument("--only", default=",".join(CASES), help=f"cases, separated by commas: {', '.join(CASES)}")
+    parser = options_of(__doc__, CASES)
     parser.add_argument("--methods", default=",".join(METHODS), help=f"likewise: {', '.join(METHODS)}")
-    parser.add_argument("--csv", type=Path, help="write the table to this file as well")
-    parser.add_argument("--threads", type=int, default=1, help="of the processor (default 1)")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    logging.getLogger("fsdtool").setLevel(logging.ERROR)
+    options = parse(parser)
     for package in ("sklearn", "cleanlab", "captum", "kronfluence"):
         if importlib.util.find_spec(package) is None:
             parser.error(f"{package} is not installed; the benchmarks need: pip install 'fsdtool[bench]'")
