@@ -197,7 +197,7 @@ class Pass:
         losses = torch.empty(len(self.data))
         targets: list[Tensor] = []
 
-        def see(batch: Batch, x: Tensor, y: Tensor) -> Batch:
+        def see(batch: Batch, x: Tensor, y: Tensor) -> tuple[Batch, dict[int, Use]]:
             rows = slice(int(batch.index[0]), int(batch.index[-1]) + 1)
             with sums.whole_or_nothing():
                 signal = self.network.signal(x, self._watch(store, rows, watched) if watched else None)
@@ -208,12 +208,12 @@ class Pass:
                 self._check_outputs(found, batch.index, signal)
                 uses = self.drawn_gradients(signal) if measured else {}
                 sums.finish(signal.flatten(1), found)
-                for block_sums in measured or ():
-                    block_sums.update(uses)
                 logits[rows], losses[rows] = found.cpu(), loss(self.data.task, found, y).cpu()
-            return batch
+            return batch, uses
 
-        for batch in self.each("summarizing", see):
+        for batch, uses in self.each("summarizing", see):
+            for block_sums in measured or ():  # here, where a batch comes once: `see` may fail and come again in halves
+                block_sums.update(uses)
             fingerprint.update(batch)
             targets.append(batch.y)
         return Seen(sums.finalize(), torch.cat(targets), logits, losses, fingerprint.hexdigest())
