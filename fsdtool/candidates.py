@@ -70,12 +70,15 @@ class Recorded:
 
     def selves(self) -> Scores:
         """Rows of the examples, and the influence (n,) of each on itself."""
-        for rows in chunks(len(self), CHUNK):
+
+        def of(rows: slice) -> tuple[slice, Tensor]:
             total = 0
             for c in self._curvature:
                 b, a = self._records.factors(c.weight, rows).part(slice(None))
                 total = total + (b.square() @ c.damped.cpu().reciprocal() * a.square()).sum(1)
-            yield rows, total / len(self)
+            return rows, total / len(self)
+
+        return BatchSize(CHUNK).parts(len(self), of)
 
 
 class Streamed:

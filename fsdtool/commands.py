@@ -108,7 +108,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback(
     invoke_without_command=True,
-    epilog=_exit_codes("findings over the threshold that --max-flagged or --max-distance sets"),
+    epilog=_exit_codes("findings over the threshold that --max-flagged, --max-rate or --max-distance sets"),
 )
 def every_command(
     context: typer.Context,
