@@ -24,11 +24,21 @@ def combine(evidence: Tensor) -> tuple[Tensor, Tensor]:
 
     evidence: (N, L, T), nats, relative to the given label in column 0.
     """
+    factors, weights = combination(evidence)
+    return weighted(evidence, factors), weights
+
+
+def combination(evidence: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors (L,) by which the layers' evidence (N, L, T) is added up, unit included, and their weights (L,)."""
     margins = evidence[:, :, 1:].amax(2).float()
     weights = layer_weights(margins)
     scale = weights / margins.std(0, correction=0).clamp(min=1e-12)
-    combined = torch.cat([torch.einsum("nlt,l->nt", part.float(), scale) for part in evidence.split(SAMPLE)])
-    return combined * _temperature(combined), weights
+    return scale * _temperature(weighted(evidence, scale)), weights
+
+
+def weighted(evidence: Tensor, factors: Tensor) -> Tensor:
+    """The sum (N, T) float32 over layers of evidence (N, L, T) times factors (L,)."""
+    return torch.cat([torch.einsum("nlt,l->nt", part.float(), factors) for part in evidence.split(SAMPLE)])
 
 
 def layer_weights(margins: Tensor) -> Tensor:

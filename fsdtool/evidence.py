@@ -31,6 +31,7 @@ from torch import Tensor
 
 from fsdtool.activations import Activation
 from fsdtool.agreement import combine
+from fsdtool.discriminant import Discriminant, discriminant
 from fsdtool.errors import FsdtoolError
 from fsdtool.files import reserve
 
@@ -51,12 +52,15 @@ class LabelEvidence:
 
     layers: names (L,).  candidates (N, T) int32: classes, the given label first, then those with most
     evidence.  evidence (N, L, T) float32: log-likelihood of each candidate minus that of the given label, in
-    nats; the first column is 0, and positive values speak against the given label.
+    nats; the first column is 0, and positive values speak against the given label.  discriminants: the Gaussians of
+    the layers but the outputs, for other examples.  members (classes,) int64: examples of each class.
     """
 
     layers: tuple[str, ...]
     candidates: Tensor
     evidence: Tensor
+    discriminants: tuple[Discriminant, ...]
+    members: Tensor
 
 
 class FeatureStore:
@@ -87,9 +91,7 @@ class FeatureStore:
         width = features.shape[1]
         if width > MOST_FEATURES:
             if layer not in self._projections:
-                generator = torch.Generator().manual_seed(self._seed)
-                signs = torch.randint(0, 2, (width, MOST_FEATURES), generator=generator, dtype=torch.int8)
-                self._projections[layer] = ((signs * 2 - 1).float() / width**0.5).to(features.device)
+                self._projections[layer] = projection(width, self._seed).to(features.device)
             features = features @ self._projections[layer]
         if layer not in self._arrays:
             self._arrays[layer] = self._array(features.shape[1])
@@ -111,6 +113,13 @@ class FeatureStore:
     def get(self, layer: str) -> np.ndarray:
         """Features (N, D) float32 of one layer."""
         return self._arrays[layer]
+
+
+def projection(width: int, seed: int) -> Tensor:
+    """The random directions (width, 512) float32 for layers of more than 512 features, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (width, MOST_FEATURES), generator=generator, dtype=torch.int8)
+    return (signs * 2 - 1).float() / width**0.5
 
 
 def choose_layers(names: list[str]) -> list[str]:
@@ -156,16 +165,25 @@ def _fit(store: FeatureStore, labels: Tensor, logits: Tensor, trust: Tensor) -> 
     step = min(ROWS, max(SCORES // (classes * (len(layers) + 1)), 1))
     for start in range(0, examples, step):
         rows = slice(start, min(start + step, examples))
-        outputs = _bounded(torch.log_softmax(logits[rows].double(), 1))
+        outputs = bounded(torch.log_softmax(logits[rows].double(), 1))
         scores = torch.stack([*(layer.log_likelihood(rows) for layer in layers), outputs], 1)
-        own = labels[rows, None]
-        against = scores - scores.gather(2, own[:, None].expand(-1, scores.shape[1], 1))  # (n, L, classes)
-        spread = against.abs().mean(2, keepdim=True).clamp(min=1e-12)  # every layer has the same say
-        strength = (against / spread).sum(1).scatter(1, own, torch.inf)  # (n, classes)
-        chosen = strength.topk(kept, dim=1).indices
-        candidates[rows] = chosen.int()
-        values[rows] = against.gather(2, chosen[:, None].expand(-1, scores.shape[1], -1))
-    return LabelEvidence((*store.layers, OUTPUTS), candidates, values)
+        candidates[rows], values[rows] = strongest(scores, labels[rows], kept)
+    discriminants = tuple(layer.discriminant() for layer in layers)
+    members = torch.bincount(labels, minlength=classes)
+    return LabelEvidence((*store.layers, OUTPUTS), candidates, values, discriminants, members)
+
+
+def strongest(scores: Tensor, labels: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    """Candidates (n, kept) int32, the given label first, and their evidence (n, L, kept) relative to it.
+
+    scores: (n, L, classes) float32, log-likelihoods in nats.  labels: (n,) int64.
+    """
+    own = labels[:, None]
+    against = scores - scores.gather(2, own[:, None].expand(-1, scores.shape[1], 1))  # (n, L, classes)
+    spread = against.abs().mean(2, keepdim=True).clamp(min=1e-12)  # every layer has the same say
+    strength = (against / spread).sum(1).scatter(1, own, torch.inf)  # (n, classes)
+    chosen = strength.topk(kept, dim=1).indices
+    return chosen.int(), against.gather(2, chosen[:, None].expand(-1, scores.shape[1], -1))
 
 
 class _ClassGaussians:
@@ -228,10 +246,14 @@ class _ClassGaussians:
         log_likelihood = -0.5 * left_out
         best_other = log_likelihood.scatter(1, y[:, None], -torch.inf).max(1, keepdim=True).values
         own_evidence = torch.where(single, best_other, log_likelihood.gather(1, y[:, None]))
-        return _bounded(log_likelihood.scatter(1, y[:, None], own_evidence))
+        return bounded(log_likelihood.scatter(1, y[:, None], own_evidence))
+
+    def discriminant(self) -> Discriminant:
+        """The same Gaussians for examples that are not in the data."""
+        return discriminant(self.middle, self.live, self.whiten, self.centres, self.members > 0)
 
 
-def _bounded(log_likelihood: Tensor) -> Tensor:
+def bounded(log_likelihood: Tensor) -> Tensor:
     """Log-likelihoods (n, classes) less that of the strongest class, from -10000 up to 0; float32."""
     strongest = log_likelihood.amax(1, keepdim=True).clamp(min=torch.finfo(log_likelihood.dtype).min)
     return (log_likelihood - strongest).clamp(min=WEAKEST).float()
