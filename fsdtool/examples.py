@@ -62,7 +62,7 @@ class Examples:
 
     def batches(self, batch_size: int, rows: Sequence[int] | np.ndarray | None = None) -> Iterator[Seen]:
         """All examples, or those of `rows` in the order given."""
-        return self._parts(batch_size, rows, self._seen)
+        return self.parts(batch_size, rows, self._seen)
 
     def _seen(self, batch: Batch) -> Seen:
         x, y = batch.x.to(self.device), batch.y.to(self.device)
@@ -71,13 +71,13 @@ class Examples:
 
     def outputs(self, batch_size: int) -> Iterator[tuple[Batch, Tensor]]:
         """Batches and the network's outputs (n, O) on the CPU, without gradients."""
-        return self._parts(batch_size, None, self._outputs)
+        return self.parts(batch_size, None, self._outputs)
 
     def _outputs(self, batch: Batch) -> tuple[Batch, Tensor]:
         with torch.no_grad():
             return batch, self.graph.run(self.parameters, self.network.signal(batch.x.to(self.device))).cpu()
 
-    def _parts(
+    def parts(
         self, batch_size: int, rows: Sequence[int] | np.ndarray | None, compute: Callable[[Batch], T]
     ) -> Iterator[T]:
         """compute(batch) of every batch; one for which memory runs out comes again in halves."""

@@ -21,6 +21,7 @@ PARTS = {
     "statistics/gates": "gate statistics, per component",
     "statistics": "the rest of the statistics: counts, output Hessians, a sample of outputs",
     "curvature": "eigenbases and eigenvalues, per weight",
+    "evidence": "class Gaussians, which judge new labels",
     "records/gradients": "projected gradient factors, per example",
     "records/evidence": "evidence on labels, per example",
     "records": "the rest of the records: ids, targets, outputs",

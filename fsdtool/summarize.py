@@ -20,6 +20,7 @@ from fsdtool.checkpoints import Checkpoint, apply_checkpoint
 from fsdtool.curvature import MEASURED, SIMULATED, BlockCurvature
 from fsdtool.curvature import curvature as simulated_curvature
 from fsdtool.evidence import FeatureStore, LabelEvidence, evidence
+from fsdtool.evidencefile import write_judges
 from fsdtool.fitting import fit_layout
 from fsdtool.gradients import blocks, left_out
 from fsdtool.models import check_repeatable
@@ -195,6 +196,8 @@ def _write_outputs(writer: Writer, data: DataSource, seen: Seen, labelled: Label
         values = labelled.evidence.clamp(-65504, 65504).half()
         description = "log-likelihood of each candidate minus that of the given label (N, L, T)"
         writer.put("records/evidence", values, description, "nats", layers=list(labelled.layers))
+        if values.shape[2] > 1:
+            write_judges(writer, labelled, values)
 
 
 def _describe(network: Network) -> str:

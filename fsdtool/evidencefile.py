@@ -1,0 +1,87 @@
+"""The part `/evidence` of a summary: what judges the label of an example that is not in the summarized data.
+
+`factor` and `weight` (L,) say how the layers' evidence is added up (fsdtool.agreement), `members` (classes,) how many
+examples each class had, and `layers/LAYER` holds the discriminant of a layer (fsdtool.discriminant); the last layer
+is the network's own outputs, which need none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from fsdtool import hdf5
+from fsdtool.agreement import combination
+from fsdtool.discriminant import Discriminant
+from fsdtool.errors import FsdtoolError
+from fsdtool.evidence import OUTPUTS, LabelEvidence
+from fsdtool.summary import Summary
+from fsdtool.writer import Writer
+
+
+@dataclass(frozen=True)
+class Judges:
+    """layers: names (L,), the outputs last.  discriminants: of all layers but the last, in that order.
+
+    members: (classes,) int64.  factors, weights: (L,) float32.
+    """
+
+    layers: tuple[str, ...]
+    discriminants: tuple[Discriminant, ...]
+    members: Tensor
+    factors: Tensor
+    weights: Tensor
+
+
+def write_judges(writer: Writer, labelled: LabelEvidence, recorded: Tensor) -> None:
+    """Write `/evidence`, with the factors that `recorded` (N, L, T), the evidence in the records, leads to."""
+    factors, weights = combination(recorded)
+    described = {"layers": list(labelled.layers)}
+    writer.put("evidence/factor", factors, "factors of the layers' evidence in the combined evidence (L,)", **described)
+    writer.put("evidence/weight", weights, "weights of the layers (L,)", **described)
+    writer.put("evidence/members", labelled.members, "examples of each class (classes,)", "examples")
+    for layer, found in zip(labelled.layers, labelled.discriminants, strict=False):
+        name = f"evidence/layers/{layer}"
+        writer.put(f"{name}/middle", found.middle, "taken off the features of the layer (D,)")
+        writer.put(
+            f"{name}/directions", found.directions, "directions B of the features that tell classes apart (D, r)"
+        )
+        writer.put(f"{name}/centres", found.centres, "class means E along B (classes, r)")
+        offset = "log-likelihood of a class is (x - middle) B E^T - offset (classes,)"
+        writer.put(f"{name}/offset", found.offset, offset, "nats")
+
+
+def read_judges(summary: Summary) -> Judges:
+    """What judges new examples of a classification.  Raises FsdtoolError where the file has none or damaged ones."""
+    path = summary.path
+    with hdf5.damage_named(path), contextlib.closing(hdf5.open_file(path)) as file:
+        hdf5.check_size(file)
+        if "evidence" not in file:
+            raise FsdtoolError(
+                f"'{path}' was written by fsdtool {summary.identity.tool_version}, "
+                f"which kept nothing to judge new data by; {hdf5.WRITE_AGAIN}"
+            )
+        return _read(hdf5.group(file, "evidence"), summary.identity.graph.outputs)
+
+
+def _read(group: h5py.Group, classes: int) -> Judges:
+    named = np.atleast_1d(hdf5.Attributes(hdf5.dataset(group, "factor", (None,)))["layers"])
+    layers = tuple(str(name) for name in named)
+    factors, weights = (hdf5.array(group, name, (len(layers),)) for name in ("factor", "weight"))
+    members = hdf5.array(group, "members", (classes,), torch.int64)
+    if layers[-1] != OUTPUTS or min(members.min(), factors.min(), weights.min()) < 0 or not members.any():
+        raise hdf5.unusable(group, "its layers do not end with the outputs, or a count or factor is negative")
+    found = tuple(_read_layer(hdf5.group(group, f"layers/{layer}"), classes) for layer in layers[:-1])
+    return Judges(layers, found, members, factors, weights)
+
+
+def _read_layer(group: h5py.Group, classes: int) -> Discriminant:
+    middle = hdf5.array(group, "middle", (None,), torch.float64)
+    directions = hdf5.array(group, "directions", (len(middle), None))
+    centres = hdf5.array(group, "centres", (classes, directions.shape[1]), torch.float16)
+    return Discriminant(middle, directions, centres, hdf5.array(group, "offset", (classes,), torch.float64))

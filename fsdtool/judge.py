@@ -1,0 +1,183 @@
+"""New labels judged by an old summary: evidence on examples that are not in the summarized data.
+
+The examples are streamed through the summary's network, observed at the layers that gave evidence in the pass.  Each
+layer's discriminant says how well every class explains them, the network's outputs add their log p, and the layers
+are added up with the factors found on the summarized data.  A new example thus gets the score that it would have had
+in the data, itself left out.  Only what a record would keep of an example is held.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fsdtool import activations, hdf5
+from fsdtool.activations import Activation
+from fsdtool.agreement import weighted
+from fsdtool.errors import FsdtoolError
+from fsdtool.evidence import (
+    FEATURES,
+    INPUT,
+    MOST_CANDIDATES,
+    MOST_FEATURES,
+    SCORES,
+    bounded,
+    layer_features,
+    pool,
+    projection,
+    strongest,
+)
+from fsdtool.evidencefile import Judges, read_judges
+from fsdtool.examples import Examples
+from fsdtool.graph import Step
+from fsdtool.mislabel import FEW_EXAMPLES, THRESHOLD, Judged, Mislabeled, check_judges, ranked
+from fsdtool.progress import Track, silent
+from fsdtool.sources import Batch, DataSource
+from fsdtool.summary import Summary
+from fsdtool.trace import FULL, Network
+
+log = logging.getLogger("fsdtool")
+
+
+def judge(
+    summary: Summary,
+    data: DataSource,
+    *,
+    top: int | None = None,
+    everything: bool = False,
+    threshold: float = THRESHOLD,
+    among: np.ndarray | None = None,
+    model: nn.Module | None = None,
+    device: torch.device | None = None,
+    batch_size: int = 256,
+    track: Track = silent,
+) -> Mislabeled:
+    """Rank the examples of `data`, which is not the summarized data, by how probably their label is wrong.
+
+    top, everything, threshold, among (N,) bool: as for `find_mislabeled`.  model: needed for a summary in last layer
+    mode.  How many labels are wrong is estimated for 100 examples or more.  Raises FsdtoolError for a summary that
+    judges no labels or cannot run its network, and data that the network does not take.
+    """
+    check_judges(summary)
+    judges = read_judges(summary)
+    examples = Examples(summary, data, model=model, device=device or torch.device("cpu"), noun="new")
+    witness = _Witness(summary, examples, judges)
+    kept = min(summary.identity.graph.outputs, MOST_CANDIDATES)
+    candidates = torch.empty(len(examples), kept, dtype=torch.int64)
+    evidence = torch.empty(len(examples), len(judges.layers), kept, dtype=torch.float16)
+    with track("judging", len(examples)) as advance:
+        for batch, found, values in examples.parts(batch_size, None, witness.of):
+            candidates[batch.index], evidence[batch.index] = found.long(), values
+            advance(len(batch.index))
+    few = len(examples) < FEW_EXAMPLES
+    if few:
+        log.info(f"{len(examples)} examples are too few to estimate how many labels are wrong")
+    combined = weighted(evidence, judges.factors)
+    judged = Judged(data.spec, examples.ids, candidates, evidence, combined, judges.layers, judges.weights)
+    return ranked(summary, judged, top=top, everything=everything, threshold=threshold, among=among, noise=not few)
+
+
+class _Witness:
+    """What the layers say about a batch."""
+
+    def __init__(self, summary: Summary, examples: Examples, judges: Judges):
+        self.summary, self.examples, self.judges = summary, examples, judges
+        self.network = _observed(examples.network, judges.layers, summary)
+        basis = summary.statistics.input.basis
+        self.basis = None if basis is None else basis.to(examples.device)
+        graph = self.network.graph
+        self.channels_last = {graph.steps[i].name: graph.channels_last(i) for i in graph.indices("activation")}
+        self.projections: dict[int, Tensor] = {}
+
+    def of(self, batch: Batch) -> tuple[Batch, Tensor, Tensor]:
+        """The batch, its candidates (n, T) and their evidence (n, L, T) float16."""
+        features, outputs = self._observe(batch)
+        self._check_finite(batch, torch.cat([outputs, *(f.sum(1, keepdim=True) for f in features.values())], 1))
+        parts = list(self._parts(batch, features, outputs))
+        return batch, torch.cat([found for found, _ in parts]), torch.cat([values for _, values in parts])
+
+    def _parts(self, batch: Batch, features: dict[str, Tensor], outputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Candidates and evidence of some examples at a time: of many classes there are many scores."""
+        classes = outputs.shape[1]
+        step = max(SCORES // (classes * len(self.judges.layers)), 1)
+        for start in range(0, len(outputs), step):
+            rows = slice(start, start + step)
+            inner = [self._log_likelihood(i, features[layer][rows]) for i, layer in enumerate(self.judges.layers[:-1])]
+            scores = torch.stack([*inner, bounded(torch.log_softmax(outputs[rows].double(), 1))], 1)
+            found, values = strongest(scores, batch.y[rows], min(classes, MOST_CANDIDATES))
+            yield found, values.half()
+
+    def _log_likelihood(self, i: int, features: Tensor) -> Tensor:
+        """Log-likelihoods (n, classes) float32 by layer i, the strongest class at 0."""
+        found = self.judges.discriminants[i]
+        if features.shape[1] != len(found.middle):
+            raise FsdtoolError(
+                f"'{self.summary.path}': layer '{self.judges.layers[i]}' has {features.shape[1]} features, "
+                f"the file {len(found.middle)}; {hdf5.WRITE_AGAIN}"
+            )
+        # a class without examples explains nothing
+        return bounded(found.log_likelihood(features).masked_fill(self.judges.members == 0, -torch.inf))
+
+    def _observe(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """Features (n, D) by layer and outputs (n, classes) of a batch, on the CPU."""
+        features: dict[str, Tensor] = {}
+
+        def keep(layer: str, values: Tensor) -> None:
+            features[layer] = self._narrow(values).cpu()
+
+        def observe(step: Step, inputs: list[Tensor], output: Tensor) -> None:
+            if step.kind == "activation" and step.name in self.judges.layers:
+                keep(step.name, layer_features(step.activation(), inputs[0], output, self.channels_last[step.name]))
+
+        def watch(name: str, activation: Activation, s: Tensor, channels_last: bool) -> Callable[[Tensor], None]:
+            slopes = pool(activation.gate(s)[0], channels_last)
+            return lambda a: keep(name, torch.cat([pool(a, channels_last), slopes], 1))
+
+        with torch.no_grad():
+            signal = self.network.signal(batch.x.to(self.examples.device), watch)
+            flat = signal.flatten(1)
+            keep(INPUT if self.network.mode == FULL else FEATURES, flat if self.basis is None else flat @ self.basis)
+            outputs = self.network.graph.run(self.network.parameters, signal, observe=observe).cpu()
+        missing = [layer for layer in self.judges.layers[:-1] if layer not in features]
+        if missing:
+            raise FsdtoolError(f"'{self.summary.path}': the network has no layer '{missing[0]}'; {hdf5.WRITE_AGAIN}")
+        return features, outputs
+
+    def _narrow(self, features: Tensor) -> Tensor:
+        width = features.shape[1]
+        if width <= MOST_FEATURES:
+            return features
+        if width not in self.projections:
+            self.projections[width] = projection(width, self.summary.identity.seed).to(features)
+        return features @ self.projections[width]
+
+    def _check_finite(self, batch: Batch, values: Tensor) -> None:
+        broken = (~torch.isfinite(values).all(1)).nonzero()[:, 0].tolist()
+        if broken:
+            raise FsdtoolError(
+                f"the activations or outputs for example {self.examples.ids[int(batch.index[broken[0]])]} "
+                "are not finite: its inputs are far outside those of training; correct or remove it"
+            )
+
+
+def _observed(network: Network, layers: tuple[str, ...], summary: Summary) -> Network:
+    """The network with the layers hooked that gave evidence; in full mode the graph is observed instead.
+
+    Raises FsdtoolError where the model has other layers.
+    """
+    if network.mode == FULL:
+        return network
+    hooked = tuple(layer for layer in layers[:-1] if layer != FEATURES)
+    modules = dict(network.model.named_modules())
+    missing = [name for name in hooked if type(modules.get(name)) not in activations.MODULES]
+    if missing:
+        raise FsdtoolError(
+            f"the model has no activation layer '{missing[0]}', and that of '{summary.path}' has; "
+            "give the model that was summarized"
+        )
+    return replace(network, hooked=hooked)
