@@ -44,6 +44,8 @@ from fsdtool.options import (
     Ids,
     IdsOnly,
     Labels,
+    LastLayerCheckpoint,
+    LastLayerModel,
     Layout,
     Metric,
     ModelArguments,
@@ -62,7 +64,10 @@ from fsdtool.options import (
 )
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fsdtool.mislabel import Mislabeled
+    from fsdtool.sources import DataSource
     from fsdtool.summary import Summary
 
 log = logging.getLogger("fsdtool")
@@ -306,6 +311,33 @@ def find_mislabeled_command(
     threshold: Annotated[
         float, typer.Option(min=0, max=1, metavar="T", help="Flag the labels with a score above T.")
     ] = 0.5,
+    by_layer: Annotated[
+        bool,
+        typer.Option(
+            "--by-layer",
+            help="One more column per layer: its evidence for the strongest other class minus that for the given "
+            "label, in nats.",
+        ),
+    ] = False,
+    noise: Annotated[
+        Path | None,
+        typer.Option(
+            "--noise-matrix",
+            metavar="FILE",
+            help="Also write the estimated labels by given label (rows) and true class (columns) to this .csv or "
+            ".json.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help=f"Judge these newly labelled examples, which were not summarized, instead: {DATA_HELP}",
+        ),
+    ] = None,
+    model: LastLayerModel = None,
+    model_arg: ModelArguments = None,
+    checkpoint: LastLayerCheckpoint = None,
     page: Annotated[
         Path | None,
         typer.Option("--report", metavar="FILE.html", help="Also write a page to read in a browser, with pictures."),
@@ -320,6 +352,14 @@ def find_mislabeled_command(
     ] = None,
     x_key: XKey = None,
     y_key: YKey = None,
+    id_key: IdKey = None,
+    split: Split = None,
+    skip_bad: SkipBad = False,
+    transform: Transform = None,
+    device: DeviceChoice = Device.auto,
+    batch_size: BatchSize = 256,
+    ema: Ema = False,
+    allow_pickle: AllowPickle = False,
     ids: Ids = None,
     ids_only: IdsOnly = False,
     format: OutputFormat = None,
@@ -329,7 +369,8 @@ def find_mislabeled_command(
     """List the training labels that are probably wrong, and what they should be, most suspicious first.
 
     Without --top and --all, the flagged labels are listed. A higher score is more suspicious. With --ids only the
-    examples named are ranked and counted; the scores are the same.
+    examples named are ranked and counted; the scores are the same. With --data new labels are judged by the
+    summary of the old ones.
 
     \b
     Example:
@@ -337,26 +378,70 @@ def find_mislabeled_command(
       fsdtool find-mislabeled summary.h5 --max-flagged 50 --format csv > suspects.csv
       fsdtool find-mislabeled summary.h5 --report suspects.html
       fsdtool find-mislabeled summary.h5 --ids-only > suspects.txt
+      fsdtool find-mislabeled summary.h5 --data sample_data/test.npz --by-layer
     """
     _talk(quiet, debug)
     _check_ids_only(ids_only, format)
+    if ids_only and by_layer:
+        raise FsdtoolError("--ids-only and --by-layer exclude each other; give one of them")
     if top is not None and everything:
         raise FsdtoolError(f"--top {top} and --all exclude each other; give one of them")
+    if data is None:
+        about = {"model": model, "model_arg": model_arg, "checkpoint": checkpoint, "transform": transform}
+        _refuse_without_data(id_key=id_key, split=split, skip_bad=skip_bad, **about)
+    elif page_data is not None:
+        raise FsdtoolError(
+            f"--report-data {page_data} has no meaning with --data, which has the pictures; leave it out"
+        )
+    elif not (model is None and checkpoint is not None and allow_pickle):  # a pickled network needs no --model
+        _check_model_options(model, model_arg, checkpoint)
+    inputs = [given for given in (summary, data, page_data, ids) if given is not None]
     if page is not None:
-        check_output(page, "--report", inputs=(summary, page_data or summary), suffix=".html")
+        check_output(page, "--report", inputs=inputs, suffix=".html")
     elif page_data is not None:
         raise FsdtoolError(f"--report-data {page_data} is given without --report; give both or neither")
+    if noise is not None:
+        check_output(noise, "--noise-matrix", inputs=inputs, suffix=(".csv", ".json"))
 
     from fsdtool.mislabel import find_mislabeled
     from fsdtool.summary import load
 
     opened = load(summary)
-    found = find_mislabeled(opened, top=top, everything=everything, threshold=threshold, among=rows_named(opened, ids))
+    choice = {"top": top, "everything": everything, "threshold": threshold}
+    source = None
+    if data is None:
+        found = find_mislabeled(opened, **choice, among=rows_named(opened, ids))
+    else:
+        from fsdtool.device import choose_device
+        from fsdtool.judge import judge
+
+        chosen = choose_device(device.value)
+        reading = {"x_key": x_key, "y_key": y_key, "id_key": id_key, "split": split, "skip_bad": skip_bad}
+        source = load_like(opened, data, transform, **reading)
+        found = judge(
+            opened,
+            source,
+            **choice,
+            among=rows_named(opened, ids, source),
+            model=_model_of(opened, model, model_arg, checkpoint, allow_pickle, ema),
+            device=chosen,
+            batch_size=batch_size,
+            track=report.track,
+        )
+    if noise is not None:
+        from fsdtool.noisefile import write_noise
+
+        write_noise(found, noise)
     if page is not None:
-        _write_page(found, page, page_data, x_key, y_key)
-    _write(found.rows(), MISLABELED_COLUMNS, format, ids_only, _mislabeled_checks(opened, threshold))
+        _write_page(found, page, source or page_data, x_key, y_key)
+    columns = (*MISLABELED_COLUMNS, *found.layer_columns) if by_layer else MISLABELED_COLUMNS
+    _write(found.rows(), columns, format, ids_only, _mislabeled_checks(threshold, columns))
     log.info(f"{found.flagged} of {found.judged} labels are flagged (score above {threshold:g})")
-    log.info(f"estimated share of wrong labels: {found.noise_rate:.1%}")
+    if found.noise_rate is not None:
+        log.info(f"estimated share of wrong labels: {found.noise_rate:.1%}")
+    if by_layer:
+        weights = zip(found.layers, found.weights.tolist(), strict=True)
+        log.info("weights of the layers: " + ", ".join(f"{layer} {weight:.3f}" for layer, weight in weights))
     if max_flagged is not None and found.flagged > max_flagged:
         log.warning(f"{found.flagged} labels are flagged, more than --max-flagged {max_flagged}")
         raise typer.Exit(ExitStatus.FINDINGS)
@@ -366,7 +451,29 @@ def find_mislabeled_command(
         raise typer.Exit(ExitStatus.FINDINGS)
 
 
-def _write_page(found: Mislabeled, path: Path, data: str | None, x_key: str | None, y_key: str | None) -> None:
+def _model_of(
+    summary: Summary,
+    model: str | None,
+    arguments: list[str] | None,
+    checkpoint: Path | None,
+    allow_pickle: bool,
+    ema: bool,
+) -> nn.Module | None:
+    """The network that --model and --checkpoint give, for a summary in last layer mode."""
+    if checkpoint is None:
+        return None
+    return model_of(summary, model, key_values(arguments), read_checkpoint(checkpoint, allow_pickle, ema))
+
+
+def _refuse_without_data(**options: object) -> None:
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
+    if given:
+        raise FsdtoolError(f"{', '.join(given)} has no meaning without --data; leave it out or give --data")
+
+
+def _write_page(
+    found: Mislabeled, path: Path, data: DataSource | str | None, x_key: str | None, y_key: str | None
+) -> None:
     from fsdtool.page import write_page
     from fsdtool.review import pictures_of, review
 
@@ -417,11 +524,9 @@ def influence_command(
             "examples measured again by the proximal Bregman response (slow, needs --data)."
         ),
     ] = Solver.kronecker,
-    model: Annotated[
-        str | None, typer.Option(metavar="SPEC", help=f"Only for a summary in last layer mode: {MODEL_HELP}")
-    ] = None,
+    model: LastLayerModel = None,
     model_arg: ModelArguments = None,
-    checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="The weights that belong to --model.")] = None,
+    checkpoint: LastLayerCheckpoint = None,
     x_key: XKey = None,
     y_key: YKey = None,
     id_key: IdKey = None,
@@ -474,10 +579,7 @@ def influence_command(
     chosen = choose_device(device.value)
     opened = load(summary)
     reading = {"x_key": x_key, "y_key": y_key, "id_key": id_key, "split": split, "skip_bad": skip_bad}
-    network = None
-    if checkpoint is not None:
-        weights = read_checkpoint(checkpoint, allow_pickle, ema)
-        network = model_of(opened, model, key_values(model_arg), weights)
+    network = _model_of(opened, model, model_arg, checkpoint, allow_pickle, ema)
     candidates = None if data is None else load_like(opened, data, transform, **reading)
     options = {
         "data": candidates,
@@ -689,17 +791,22 @@ def _write(
         report.render(rows, columns, report.resolve_format(format, sys.stdout), sys.stdout, checks=checks)
 
 
-def _mislabeled_checks(summary: Summary, threshold: float) -> Checks:
+def _mislabeled_checks(threshold: float, columns: Sequence[str]) -> Checks:
     """A flagged label is a warning about its example, which is a file where ids are file names."""
-    files = summary.records is not None and summary.records.ids.dtype.kind == "U"
+    layers = columns[len(MISLABELED_COLUMNS) :]
+
+    def message(row: Mapping[str, Any]) -> str:
+        margins = ", ".join(f"{column.removeprefix('margin:')} {row[column]:.3g}" for column in layers)
+        return (
+            f"the label {row['given_label']} of {row['id']} is probably {row['suggested_label']} "
+            f"(score {row['score']:.3g}, confidence {row['confidence']:.3g})"
+        ) + (f"; margins in nats: {margins}" if margins else "")
+
     return Checks(
         suite="fsdtool find-mislabeled",
         name=lambda row: str(row["id"]),
-        file=lambda row: row["id"] if files else None,
-        message=lambda row: (
-            f"the label {row['given_label']} of {row['id']} is probably {row['suggested_label']} "
-            f"(score {row['score']:.3g}, confidence {row['confidence']:.3g})"
-        ),
+        file=lambda row: row["id"] if isinstance(row["id"], str) else None,
+        message=message,
         level=lambda row: "warning" if row["score"] > threshold else "notice",
     )
 

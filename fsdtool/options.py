@@ -109,3 +109,10 @@ Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of everything 
 
 DATA_HELP = "file.npz, x.npy,y.npy, file.h5, file.csv, file.parquet, folder/, torchvision:NAME or path/file.py:factory."
 MODEL_HELP = "path/file.py:factory, package.module:factory, torchvision:NAME or mlp:ACTIVATION."
+
+LastLayerModel = Annotated[
+    str | None, typer.Option("--model", metavar="SPEC", help=f"Only for a summary in last layer mode: {MODEL_HELP}")
+]
+LastLayerCheckpoint = Annotated[
+    Path | None, typer.Option("--checkpoint", metavar="FILE", help="The weights that belong to --model.")
+]

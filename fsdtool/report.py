@@ -97,7 +97,7 @@ def render(
         if format is Format.table:
             _write_table(list(values), columns, stream, title)
         elif format is Format.csv:
-            _write_csv(values, columns, stream)
+            write_csv(values, columns, stream)
         elif format is Format.json:
             _write_json(values, columns, stream)
         elif format is Format.jsonl:
@@ -137,9 +137,10 @@ class _UnixLines:
         self.stream.write(row.removesuffix("\r\n") + "\n")
 
 
-def _write_csv(values: Iterable[list], columns: Sequence[str], stream: TextIO) -> None:
+def write_csv(values: Iterable[Sequence[Any]], columns: Sequence[str], stream: TextIO) -> None:
+    """Rows of plain Python scalars under the header `columns`, as in the format csv."""
     writer = csv.writer(_UnixLines(stream), lineterminator="\r\n")
-    writer.writerow(columns)
+    writer.writerow([_csv_cell(column) for column in columns])
     writer.writerows([_csv_cell(value) for value in row] for row in values)
 
 
@@ -183,9 +184,9 @@ def _write_table(values: list[list], columns: Sequence[str], stream: TextIO, tit
     for position, column in enumerate(columns):
         present = [row[position] for row in values if row[position] is not None]
         if present and not any(isinstance(value, str) for value in present):
-            table.add_column(Text(column), justify="right", no_wrap=True)
+            table.add_column(Text(printable(column)), justify="right", no_wrap=True)
         else:
-            table.add_column(Text(column), overflow="fold")
+            table.add_column(Text(printable(column)), overflow="fold")
     for row in values:
         table.add_row(*(Text(printable(_text(value, 6))) for value in row))
     if title:

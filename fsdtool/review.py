@@ -61,25 +61,26 @@ def review(found: Mislabeled, pictures: Sequence[Picture | None] = (), remarks: 
 
     pictures: of the first rows in that order, as `pictures_of` gives them.  remarks: what the page says above the rows.
     """
-    identity, examples = found.summary.identity, len(found.score)
+    examples = len(found.score)
     rows = list(islice(found.rows(), LARGEST_PAGE))
     asked = len(found.order)
     said = f"{asked:,} rows, most suspicious first." if asked else "No label is above the cut-off."
     if len(rows) < asked:
         said = f"The {len(rows):,} most suspicious of the {asked:,} rows asked for; csv, json and jsonl have them all."
-    wrong = found.noise_rate * examples
+    wrong = f"Of {examples:,} labels "
+    if found.noise_rate is not None:
+        wrong += f"about {count(found.noise_rate * examples)} ({found.noise_rate:.1%}) are estimated to be wrong. "
     return Page(
-        title=f"Suspicious labels in {_last(identity.data_spec)}",
-        lead=f"Of {examples:,} labels about {count(wrong)} ({found.noise_rate:.1%}) are estimated to be wrong. "
-        f"{found.flagged:,} score above the cut-off {found.threshold:.2f} and are flagged.",
-        facts=_facts(found.summary),
+        title=f"Suspicious labels in {_last(found.spec)}",
+        lead=f"{wrong}{found.flagged:,} score above the cut-off {found.threshold:.2f} and are flagged.",
+        facts=_facts(found),
         rows=rows,
         pictures=[*pictures, *[None] * (len(rows) - len(pictures))] if pictures else (),
         remarks=[said, *remarks],
         histogram=histogram(found.score.numpy(), found.threshold),
         cut=found.threshold,
         matrix=None if found.noise_matrix is None else found.noise_matrix.double().numpy(),
-        names=[str(found.summary.label_name(i)) for i in range(identity.graph.outputs)],
+        names=[str(found.summary.label_name(i)) for i in range(found.summary.identity.graph.outputs)],
         weights=list(zip(found.layers, found.weights.tolist(), strict=True)),
         reading=READING,
     )
@@ -95,26 +96,28 @@ def histogram(scores: np.ndarray, cut: float) -> tuple[np.ndarray, np.ndarray]:
 def pictures_of(
     summary: Summary,
     rows: Sequence[int],
-    spec: str | None,
+    data: DataSource | str | None,
     x_key: str | None = None,
     y_key: str | None = None,
     *,
     track: Callable[[str, int], AbstractContextManager[Callable[[int], None]]],
 ) -> tuple[list[Picture | None], list[str]]:
-    """Pictures of rows of the summarized data, and remarks for the page: why some or all are missing.
+    """Pictures of rows of the judged data, and remarks for the page: why some or all are missing.
 
-    spec: data that the user names, or None for that of the summary, where it still is.  Raises FsdtoolError where
-    data that the user named cannot be read or is other data.
+    data: what was judged, where that is not the summarized data; the summarized data as the user names it; or None for
+    it where it still is.  Raises FsdtoolError where data that the user named cannot be read or is other data.
     """
     rows = rows[:LARGEST_PAGE]
     try:
-        if spec is not None:
-            source = load_like(summary, spec, x_key=x_key, y_key=y_key)
+        if isinstance(data, DataSource):
+            source = data
+        elif data is not None:
+            source = load_like(summary, data, x_key=x_key, y_key=y_key)
             _check_ids(summary, source)
         else:
             source = _where_it_was(summary, x_key, y_key, track)
     except FsdtoolError as error:
-        if spec is not None:
+        if data is not None:
             raise
         return [], [f"No pictures: {error}."]
     try:
@@ -165,10 +168,12 @@ def _check_ids(summary: Summary, source: DataSource) -> None:
         )
 
 
-def _facts(summary: Summary) -> list[tuple[str, str]]:
-    identity = summary.identity
+def _facts(found: Mislabeled) -> list[tuple[str, str]]:
+    summary, identity = found.summary, found.summary.identity
     arguments = ", ".join(f"{key}={value}" for key, value in identity.model_arguments.items())
+    judged = (found.spec, len(found.ids)) != (identity.data_spec, identity.examples)
     return [
+        *([("Judged", f"{found.spec} ({len(found.ids):,} examples)")] if judged else []),
         ("Model", identity.model_spec + (f" ({arguments})" if arguments else "")),
         ("Checkpoint", f"{identity.checkpoint_name} (SHA-256 {identity.checkpoint_sha256[:12]})"),
         ("Data", f"{identity.data_spec} ({identity.examples:,} examples)"),

@@ -1,8 +1,8 @@
 """Writing a summary file, so that a crash at any moment leaves the old file or none.
 
 The file grows beside its destination under a temporary name and is renamed when it is complete.  Every
-dataset says what it holds (`description`) and in what (`units`); all but weights, which do not compress, are
-chunked and compressed.  The same content gives the same bytes.
+dataset says what it holds (`description`) and in what (`units`); all but weights, which do not compress, and what
+is smaller than the index of its chunks are chunked and compressed.  The same content gives the same bytes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fsdtool.moments import Statistics
 from fsdtool.summary import FORMAT, SCHEMA, Identity
 
 CHUNK_BYTES = 2**18
+INDEX_BYTES = 2**11  # that HDF5 takes for the index of a dataset's chunks, more than compression saves on so few
 LARGEST_ATTRIBUTE = 2**15  # bytes; HDF5 ends at 64 KiB for all attributes of an object
 
 
@@ -82,8 +83,8 @@ class Writer:
         """An empty dataset to be filled in row ranges."""
         self.check()
         options: dict[str, Any] = {}
-        if len(shape) and 0 not in shape:
-            row = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
+        row = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
+        if len(shape) and shape[0] * row > INDEX_BYTES:
             rows = min(max(CHUNK_BYTES // row, 1), shape[0])
             chunks = (rows, *shape[1:])
             options = {"chunks": chunks, "compression": "gzip", "compression_opts": 1, "shuffle": True}

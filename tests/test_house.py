@@ -16,7 +16,7 @@ activations infer spellings graph nodes translate trace
 spectra moments components sums propagate simulate outputs gradients losses curvature
 agreement discriminant records evidence hdf5 summary writer evidencefile sweep summarize fsd penalty
 examples ranking screening matrix candidates krylov response influence noise mislabel judge inspection
-checks report options inputs markup charts page thumbnails review commands cli demo
+checks report noisefile options inputs markup charts page thumbnails review commands cli demo
 """
 ORDER = re.findall(r"\w+", ROOMS)
 # Imported inside a function: the demo runs commands, and is one; `load(path).penalty` is a method of what load returns.

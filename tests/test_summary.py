@@ -166,15 +166,14 @@ def test_ids_are_kept_as_numbers_or_as_text():
 
 
 @pytest.mark.parametrize("network", ["mlp", "convnet"])
-def test_every_dataset_says_what_it_holds_and_is_chunked_and_compressed(sample_paths, network):
+def test_every_dataset_says_what_it_holds_and_is_compressed_if_there_is_enough_of_it(sample_paths, network):
     with h5py.File(sample_paths[network]) as file:
         for name, dataset in datasets(file).items():
             assert dataset.attrs["description"], name
             assert "units" in dataset.attrs, name
             assert dataset.dtype.kind in "iufS", name
-            if not name.startswith("model/parameters") and dataset.shape:
-                assert dataset.chunks, name
-                assert dataset.compression == "gzip", name
+            if not name.startswith("model/parameters"):
+                assert (dataset.compression == "gzip") is (dataset.nbytes > 2048), name
         assert file.attrs["format"] == b"fsdtool summary"
         assert file.attrs["schema"] == 1
         assert json.loads(file["model"].attrs["reasons"]) == []
