@@ -76,7 +76,7 @@ def judge(
             advance(len(batch.index))
     few = len(examples) < FEW_EXAMPLES
     if few:
-        log.info(f"{len(examples)} examples are too few to estimate how many labels are wrong")
+        log.info(f"too few examples ({len(examples)}) to estimate how many labels are wrong")
     combined = weighted(evidence, judges.factors)
     judged = Judged(data.spec, examples.ids, candidates, evidence, combined, judges.layers, judges.weights)
     return ranked(summary, judged, top=top, everything=everything, threshold=threshold, among=among, noise=not few)

@@ -119,6 +119,7 @@ def build_cases(folder: Path) -> list[Case]:
                 (
                     ("inspect", "{}"),
                     ("find-mislabeled", "{}", "--all"),
+                    ("find-mislabeled", "{}", "--data", queries, "--by-layer"),
                     ("influence", "{}", "--self"),
                     ("influence", "{}", "--queries", queries),
                     ("fsd", "{}", "--checkpoint", str(weights), *few),
