@@ -387,8 +387,8 @@ def find_mislabeled_command(
     if top is not None and everything:
         raise FsdtoolError(f"--top {top} and --all exclude each other; give one of them")
     if data is None:
-        about = {"model": model, "model_arg": model_arg, "checkpoint": checkpoint, "transform": transform}
-        _refuse_without_data(id_key=id_key, split=split, skip_bad=skip_bad, **about)
+        _refuse_without_data(model=model, model_arg=model_arg, checkpoint=checkpoint)
+        _refuse_without_data(id_key=id_key, split=split, skip_bad=skip_bad, transform=transform)
     elif page_data is not None:
         raise FsdtoolError(
             f"--report-data {page_data} has no meaning with --data, which has the pictures; leave it out"
@@ -433,7 +433,7 @@ def find_mislabeled_command(
 
         write_noise(found, noise)
     if page is not None:
-        _write_page(found, page, source or page_data, x_key, y_key)
+        _write_page(found, page, page_data if source is None else source, x_key, y_key)
     columns = (*MISLABELED_COLUMNS, *found.layer_columns) if by_layer else MISLABELED_COLUMNS
     _write(found.rows(), columns, format, ids_only, _mislabeled_checks(threshold, columns))
     log.info(f"{found.flagged} of {found.judged} labels are flagged (score above {threshold:g})")

@@ -15,8 +15,6 @@ from fsdtool.files import Sibling, cannot_write, reserve
 from fsdtool.mislabel import FEW_EXAMPLES, Mislabeled
 from fsdtool.report import write_csv
 
-SUFFIXES = (".csv", ".json")
-
 
 def write_noise(found: Mislabeled, path: Path) -> None:
     """Write the noise matrix to `path`, .csv or .json, which appears when it is complete.

@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -297,6 +298,18 @@ def test_options_that_cannot_be_are_refused_in_one_line(shell, arguments, messag
     assert (code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_in_last_layer_mode_model_and_checkpoint_are_given_again(summarized, tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    summary = summarized(Product(), *gaussian_classes(120, 4, 3))
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    command = ["find-mislabeled", str(summary.path), "--data", str(tmp_path / "summary.h5.npz"), "--all", "-q"]
+    assert cli.main(command) == 2
+    assert "give --model and --checkpoint" in capsys.readouterr().err
+    model = ["--model", "test_influence:Product", "--checkpoint", str(tmp_path / "summary.h5.pt")]
+    assert cli.main([*command, *model]) == 0
+    assert capsys.readouterr().out.count("\n") == 121
 
 
 @pytest.mark.parametrize(("count", "message"), [(0, "give at least one example"), (3, "too few to estimate the noise")])
