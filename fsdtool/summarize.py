@@ -22,10 +22,11 @@ from fsdtool.curvature import curvature as simulated_curvature
 from fsdtool.evidence import FeatureStore, LabelEvidence, evidence
 from fsdtool.fitting import fit_layout
 from fsdtool.gradients import blocks, left_out
+from fsdtool.losses import UNITS
 from fsdtool.models import check_repeatable
 from fsdtool.moments import OutputMoments, Statistics
 from fsdtool.progress import Track, silent
-from fsdtool.records import bytes_per_example, numbers_within
+from fsdtool.records import bytes_per_example, numbers_within, self_influence
 from fsdtool.sources import DataSource
 from fsdtool.summary import Identity
 from fsdtool.sweep import Pass, Seen, activation_steps, auto_batch, gate_bytes
@@ -160,6 +161,7 @@ def summarize(
             with track("evidence", None):
                 labelled = evidence(store, seen.targets, seen.logits) if data.task == "classification" else None
             _write_outputs(writer, data, seen, labelled)
+            _write_self_influence(writer, found, len(data), data.task)
         size = writer.commit()
     return Report(
         output=output,
@@ -184,7 +186,7 @@ def _write_outputs(writer: Writer, data: DataSource, seen: Seen, labelled: Label
         "records/loss",
         seen.losses,
         "loss at the reference checkpoint",
-        "nats" if classification else "half squared error",
+        UNITS[data.task],
     )
     if classification:
         writer.put("records/prediction", seen.logits.argmax(1).int(), "class with the largest logit")
@@ -195,6 +197,16 @@ def _write_outputs(writer: Writer, data: DataSource, seen: Seen, labelled: Label
         values = labelled.evidence.clamp(-65504, 65504).half()
         description = "log-likelihood of each candidate minus that of the given label (N, L, T)"
         writer.put("records/evidence", values, description, "nats", layers=list(labelled.layers))
+
+
+def _write_self_influence(writer: Writer, found: list[BlockCurvature], examples: int, task: str) -> None:
+    """From the factors as the file holds them: measured eigenvalues are known only after the pass that wrote these."""
+    if not found:
+        return
+    records = writer.file["records"]
+    values = self_influence(lambda name, rows: records[name][rows], found, examples)
+    description = "first-order rise of the example's loss if it were removed (N,)"
+    writer.put("records/self_influence", values, description, UNITS[task])
 
 
 def _describe(network: Network) -> str:

@@ -16,11 +16,12 @@ import h5py
 import numpy as np
 from torch import Tensor
 
+from fsdtool.catalogue import FORMAT, SCHEMA
 from fsdtool.curvature import BlockCurvature
 from fsdtool.files import Sibling, Sink, cannot_write
 from fsdtool.graph import Graph
 from fsdtool.moments import Statistics
-from fsdtool.summary import FORMAT, SCHEMA, Identity
+from fsdtool.summary import Identity
 
 CHUNK_BYTES = 2**18
 LARGEST_ATTRIBUTE = 2**15  # bytes; HDF5 ends at 64 KiB for all attributes of an object
