@@ -1,8 +1,9 @@
 """Writing a summary file, so that a crash at any moment leaves the old file or none.
 
 The file grows beside its destination under a temporary name and is renamed when it is complete.  Every
-dataset says what it holds (`description`) and in what (`units`); all but weights, which do not compress, are
-chunked and compressed.  The same content gives the same bytes.
+dataset says what it holds (`description`) and in what (`units`), and is chunked and compressed; but not weights and
+gradient factors, which are nearly noise: compression saves a tenth of them and takes as long as computing them.
+The same content gives the same bytes.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ class Writer:
         dtype: Any,
         description: str,
         units: str = "",
+        compressed: bool = True,
         **attributes: Any,
     ) -> h5py.Dataset:
         """An empty dataset to be filled in row ranges."""
@@ -87,7 +89,8 @@ class Writer:
             row = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
             rows = min(max(CHUNK_BYTES // row, 1), shape[0])
             chunks = (rows, *shape[1:])
-            options = {"chunks": chunks, "compression": "gzip", "compression_opts": 1, "shuffle": True}
+            options = {"chunks": chunks}
+            options |= {"compression": "gzip", "compression_opts": 1, "shuffle": True} if compressed else {}
         dataset = self.file.create_dataset(name, shape=tuple(shape), dtype=dtype, **options)
         _attributes(dataset, description=description, units=units, **attributes)
         return dataset
