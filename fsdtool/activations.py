@@ -34,7 +34,9 @@ class Pieces:
         return torch.gt(s, self.breaks[j], out=torch.empty_like(s))
 
     def at(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Slope m and intercept c at each entry of s, each of its shape."""
+        """Slope m and intercept c at each entry of s, each of its shape and not to be written to."""
+        if self.slopes == (0.0, 1.0) and self.through_origin:
+            return self.above(s, 0), torch.zeros_like(s[:1]).expand_as(s)
         slope, intercept = torch.full_like(s, self.slopes[0]), torch.full_like(s, self.intercepts[0])
         for j in range(len(self.breaks)):
             above = self.above(s, j)

@@ -14,14 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fsdtool.catalogue import Records
 from fsdtool.curvature import BlockCurvature
 from fsdtool.examples import Examples
 from fsdtool.gradients import Use, gradient, vectors
 from fsdtool.memory import BatchSize
 from fsdtool.ranking import Best
+from fsdtool.records import read_factors
 from fsdtool.screening import Pairs, Screen
 from fsdtool.sources import Fingerprint
-from fsdtool.summary import Records, Summary
+from fsdtool.summary import Summary
 
 log = logging.getLogger("fsdtool")
 
@@ -36,7 +38,7 @@ Scores = Iterator[tuple[slice, Tensor]]
 class Recorded:
     """The training examples as the records of the summary hold them."""
 
-    def __init__(self, summary: Summary, records: Records, curvature: list[BlockCurvature], device: torch.device):
+    def __init__(self, records: Records, curvature: list[BlockCurvature], device: torch.device):
         self._records, self._curvature, self._device = records, curvature, device
         self.ids = records.ids
 
@@ -54,7 +56,7 @@ class Recorded:
         def of(rows: slice) -> tuple[slice, Tensor]:
             total = 0
             for c, form in zip(self._curvature, forms, strict=True):
-                b, a = self._records.factors(c.weight, rows).part(slice(None))
+                b, a = read_factors(self._records.read, c.weight, rows).part(slice(None))
                 total = total + form(b.to(self._device), a.to(self._device))
             return rows, (total / len(self)).T.cpu()
 
@@ -64,21 +66,9 @@ class Recorded:
         """As `scores`, for queries as factors (Q, ks), (Q, ka) per weight; in full only what may be among the best."""
         screen = Screen(self._curvature, queries)
         for rows in chunks(len(self), min(CHUNK, max(SCREENED // len(queries[0][0]), 256))):
-            parts = [self._records.factors(c.weight, rows).part(slice(None)) for c in self._curvature]
+            parts = [read_factors(self._records.read, c.weight, rows).part(slice(None)) for c in self._curvature]
             records = [(b.to(self._device), a.to(self._device)) for b, a in parts]
             yield rows, screen.scores(records, best, 1 / len(self)).cpu()
-
-    def selves(self) -> Scores:
-        """Rows of the examples, and the influence (n,) of each on itself."""
-
-        def of(rows: slice) -> tuple[slice, Tensor]:
-            total = 0
-            for c in self._curvature:
-                b, a = self._records.factors(c.weight, rows).part(slice(None))
-                total = total + (b.square() @ c.damped.cpu().reciprocal() * a.square()).sum(1)
-            return rows, total / len(self)
-
-        return BatchSize(CHUNK).parts(len(self), of)
 
 
 class Streamed:

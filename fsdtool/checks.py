@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
-from xml.sax.saxutils import escape, quoteattr
 
 Row = Mapping[str, Any]
 
@@ -78,11 +77,18 @@ def _property(text: str) -> str:
     return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
+# Imported where they are used: behind them are urllib and ssl, for which no other command should wait.
+
+
 def _text(text: str) -> str:
+    from xml.sax.saxutils import escape
+
     return _ascii(escape(_NOT_XML.sub(" ", text)))
 
 
 def _attribute(text: str) -> str:
+    from xml.sax.saxutils import quoteattr
+
     return _ascii(quoteattr(_NOT_XML.sub(" ", text)))
 
 

@@ -572,6 +572,10 @@ def influence_command(
         inputs = [given for given in (summary, queries, data) if given is not None]
         check_output(matrix, "--matrix", inputs=inputs, suffix=(".npy", ".h5"))
 
+    if of_itself and data is None:
+        _write_recorded_self_influence(summary, device, ids, top, format, ids_only)
+        return
+
     from fsdtool.device import choose_device
     from fsdtool.influence import influence, self_influence
     from fsdtool.summary import load
@@ -604,6 +608,22 @@ def influence_command(
         **options,
     )
     _write(result.rows(), INFLUENCE_COLUMNS, format, ids_only)
+
+
+def _write_recorded_self_influence(
+    summary: Path, device: Device, ids: str | None, top: int | None, format: report.Format | None, ids_only: bool
+) -> None:
+    """Without torch, whose import takes longer than all the rest; but a device that is asked for must be there."""
+    from fsdtool.catalogue import open_catalogue
+    from fsdtool.selfinfluence import recorded_self_influence
+
+    if device is Device.cuda:
+        from fsdtool.device import choose_device
+
+        choose_device(device.value)
+    opened = open_catalogue(summary)
+    result = recorded_self_influence(opened, among=rows_named(opened, ids))
+    _write(islice(result.rows(), top), SELF_INFLUENCE_COLUMNS, format, ids_only)
 
 
 def _check_model_options(model: str | None, arguments: list[str] | None, checkpoint: Path | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -130,13 +130,6 @@ def network_of(summary: Summary, model: nn.Module | None = None) -> Network:
         )
     used = model if identity.mode != FULL else None
     return Network(identity.graph, summary.parameters, identity.mode, identity.reasons, used, identity.head)
-
-
-def label(summary: Summary, target: np.ndarray) -> Any:
-    """A target as people read it: the class name, or the numbers of a regression."""
-    if summary.task == "classification":
-        return summary.label_name(int(target))
-    return target.item() if target.size == 1 else " ".join(f"{v:.7g}" for v in target.tolist())
 
 
 def _fitting(network: Network, source: DataSource, noun: str) -> DataSource:

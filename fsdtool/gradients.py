@@ -10,7 +10,7 @@ network sums over its uses.  Projected on bases S (rows, ks) and A (columns, ka)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -219,12 +219,21 @@ def _patches(block: Block, use: Use, generator: torch.Generator | None = None, m
     b = use.gradient.flatten(2)  # (batch, rows, positions)
     if most:  # picked from the view: unfolding all positions would copy each input kernel-size times
         chosen = _choose(b.shape[2], most, generator).to(x.device)
-        at = torch.unravel_index(chosen, x.shape[2 : 2 + dimensions])
+        at = _unravel(chosen, x.shape[2 : 2 + dimensions])
         x, b = x[(slice(None), slice(None), *at)], b[:, :, chosen]
     else:
         x = x.flatten(2, 1 + dimensions)  # (batch, C, positions, *kernel)
     x = x.reshape(batch, groups, channels // groups, x.shape[2], -1).transpose(2, 3).flatten(3)
     return x, b.reshape(batch, groups, block.rows // groups, -1).mT
+
+
+def _unravel(index: Tensor, shape: Sequence[int]) -> list[Tensor]:
+    """Positions along each axis of a flat index; torch's own first imports its symbolic shapes, over a second."""
+    at = []
+    for length in reversed(shape):
+        at.append(index % length)
+        index = index // length
+    return at[::-1]
 
 
 def _spread(value: int | tuple[int, ...], dimensions: int) -> tuple[int, ...]:

@@ -16,8 +16,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-import torch
-from torch import Tensor
 
 from fsdtool.errors import FsdtoolError
 
@@ -26,7 +24,7 @@ NUMBERS, TEXT = "iuf", "S"
 FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
 # A file may claim this many bytes, or so many times its size: far more than compression saves on real summaries.
 SMALL, LARGEST_RATIO = 2**28, 64
-# What h5py, numpy, torch and json raise on content that is not as it should be.
+# What h5py, numpy, torch (which reads on) and json raise on content that is not as it should be.
 DAMAGE = (OSError, LookupError, ValueError, TypeError, ArithmeticError, RuntimeError, AttributeError, MemoryError)
 
 
@@ -85,15 +83,6 @@ def read(source: h5py.Dataset, rows: slice | tuple[()] = ()) -> np.ndarray:
         raise unusable(source.parent, f"'{source.name}' is damaged ({first_line(error)})") from error
     if source.dtype.kind == "f" and not np.isfinite(values).all():
         raise unusable(source.parent, f"'{source.name}' holds values that are not finite")
-    return values
-
-
-def array(parent: h5py.Group, name: str, shape: Sequence[int | None], dtype: torch.dtype = torch.float32) -> Tensor:
-    """A finite dataset of numbers of the given shape (None: any length) as a tensor."""
-    source = dataset(parent, name, shape, NUMBERS)
-    values = torch.from_numpy(np.ascontiguousarray(read(source))).reshape(source.shape).to(dtype)
-    if dtype.is_floating_point and not torch.isfinite(values).all():
-        raise unusable(parent, f"'{_path(parent, name)}' holds values too large for {dtype}")
     return values
 
 

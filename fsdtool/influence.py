@@ -23,15 +23,17 @@ from torch import Tensor, nn
 from fsdtool.candidates import Recorded, Streamed, chunks
 from fsdtool.curvature import MEASURED, BlockCurvature, curvature
 from fsdtool.errors import FsdtoolError
-from fsdtool.examples import Examples, label
+from fsdtool.examples import Examples
 from fsdtool.gradients import Block, Use, gradient, left_out, project, vectors
 from fsdtool.krylov import ConjugateGradients, GaussNewton
+from fsdtool.losses import UNITS
 from fsdtool.matrix import matrix_file
 from fsdtool.progress import Track, silent
 from fsdtool.ranking import Best, largest
 from fsdtool.response import Response, respond
+from fsdtool.selfinfluence import SelfInfluence, gradient_records, recorded_self_influence
 from fsdtool.sources import DataSource
-from fsdtool.summary import Records, Summary
+from fsdtool.summary import Summary
 
 log = logging.getLogger("fsdtool")
 
@@ -39,7 +41,6 @@ QUERY_NUMBERS = 2**26  # held by the solved gradients of a block of queries
 FACTOR_COPIES = 16  # of a query's factors that screening holds, and a share of its scores
 SCREENED_FROM = 50_000  # records; below, a few products more cost less than choosing
 CG_VECTORS = 6  # per query that conjugate gradients hold
-UNITS = {"classification": "nats", "regression": "half squared error"}
 
 KRONECKER, CG, PBO = "kronecker", "cg", "pbo"
 
@@ -75,31 +76,11 @@ class Scored:
                             "kind": kind,
                             "rank": rank,
                             "id": self.ids[i].item(),
-                            "label": label(self.summary, self.targets[i]),
+                            "label": self.summary.target_name(self.targets[i]),
                             "loss_change_if_removed": value,
                             "query_label": self.labels[q],
                             "query_prediction": self.predictions[q],
                         }
-
-
-@dataclass(frozen=True)
-class SelfInfluence:
-    """Influence of each training example on its own loss (N,), in their order, with their ids and targets."""
-
-    summary: Summary
-    values: Tensor
-    ids: np.ndarray
-    targets: np.ndarray
-    among: np.ndarray | None = None
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """One row per example, or per one of `among` (N,), strongest first."""
-        order = self.values.argsort(descending=True, stable=True)
-        if self.among is not None:
-            order = order[torch.from_numpy(self.among)[order]]
-        for i in order.tolist():
-            value = float(self.values[i])
-            yield {"id": self.ids[i].item(), "label": label(self.summary, self.targets[i]), "self_influence": value}
 
 
 @dataclass(frozen=True)
@@ -217,13 +198,15 @@ def self_influence(
 
     Raises FsdtoolError for a summary without records where no data is given, and as `influence` does.
     """
-    candidates, _ = _candidates(summary, data, model, device or torch.device("cpu"), batch_size)
+    if data is None:
+        return recorded_self_influence(summary, among=among)
+    streamed, _ = _streamed(summary, data, model, device or torch.device("cpu"), batch_size)
     values = []
-    with track("self-influence", len(candidates)) as advance:
-        for rows, found in candidates.selves():
-            values.append(found)
+    with track("self-influence", len(streamed)) as advance:
+        for rows, found in streamed.selves():
+            values.append(found.numpy())
             advance(rows.stop - rows.start)
-    return SelfInfluence(summary, torch.cat(values), candidates.ids, candidates.targets(), among)
+    return SelfInfluence(summary, np.concatenate(values), streamed.ids, streamed.targets(), among)
 
 
 def whole_curvature(summary: Summary, device: torch.device | None = None) -> list[BlockCurvature]:
@@ -242,22 +225,18 @@ def _candidates(
     summary: Summary, data: DataSource | None, model: nn.Module | None, device: torch.device, batch_size: int
 ) -> tuple[Recorded | Streamed, list[BlockCurvature]]:
     """What is scored, records or data, and the curvature that goes with it."""
-    if data is None:
-        records = _records(summary)
-        used = [c.to(device) for c in summary.curvature]
-        return Recorded(summary, records, used, device), used
+    if data is not None:
+        return _streamed(summary, data, model, device, batch_size)
+    used = [c.to(device) for c in summary.curvature]
+    return Recorded(gradient_records(summary), used, device), used
+
+
+def _streamed(
+    summary: Summary, data: DataSource, model: nn.Module | None, device: torch.device, batch_size: int
+) -> tuple[Streamed, list[BlockCurvature]]:
     examples = Examples(summary, data, model=model, device=device, noun="training")
     used = whole_curvature(summary, device)
     return Streamed(summary, examples, used, batch_size), used
-
-
-def _records(summary: Summary) -> Records:
-    if summary.records is None or not summary.curvature:
-        raise FsdtoolError(
-            f"'{summary.path}' was written with --no-records; give the training data by --data, "
-            "or write it again with records"
-        )
-    return summary.records
 
 
 def _say_coverage(examples: Examples, used: list[BlockCurvature]) -> None:
@@ -276,8 +255,8 @@ def _ask(summary: Summary, examples: Examples, misclassified: bool, batch_size: 
         keep = (found != batch.y).nonzero()[:, 0] if misclassified else torch.arange(len(batch.y))
         rows.append(batch.index[keep].numpy())
         asked.ids.extend(examples.ids[i].item() for i in rows[-1].tolist())
-        asked.labels.extend(label(summary, y) for y in batch.y[keep].numpy())
-        asked.predictions.extend(label(summary, y) for y in found[keep].numpy())
+        asked.labels.extend(summary.target_name(y) for y in batch.y[keep].numpy())
+        asked.predictions.extend(summary.target_name(y) for y in found[keep].numpy())
     if not asked.ids:
         which = "misclassified queries" if misclassified else "queries"
         raise FsdtoolError(f"there are no {which} in '{examples.source.spec}', so nothing to explain; give others")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+    from fsdtool.catalogue import Catalogue
     from fsdtool.checkpoints import Checkpoint
     from fsdtool.sources import DataSource
     from fsdtool.summary import Summary
@@ -109,7 +110,7 @@ def read_ids(source: str | Path) -> set[str]:
         ) from error
 
 
-def rows_named(summary: Summary, source: str | None, data: DataSource | None = None) -> np.ndarray | None:
+def rows_named(summary: Catalogue, source: str | None, data: DataSource | None = None) -> np.ndarray | None:
     """Which records, or examples of `data`, the file `source` (-: stdin) names: (N,) bool; None without a source."""
     if source is None:
         return None

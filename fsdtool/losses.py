@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+UNITS = {"classification": "nats", "regression": "half squared error"}
+
 
 def loss(task: str, outputs: Tensor, targets: Tensor) -> Tensor:
     """Loss (batch,) of outputs (batch, O) for targets (batch,) int64 or (batch, O)."""

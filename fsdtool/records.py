@@ -4,13 +4,16 @@ For a weight used at one position G = b [a; 1]^T, and the record holds S^T b and
 kept directions.  Where G is a sum over positions the record holds the best rank-one approximation of the
 projected gradient after preconditioning by (eigenvalue + damping)^(-1/2), averaged over rows and over columns
 so that it separates.  Factors are kept with unit length and a float32 scale: float16 alone ends at 6e-8, far
-above the gradients of examples that the network is sure of.
+above the gradients of examples that the network is sure of.  With them goes each example's self-influence
+(fsdtool.selfinfluence), of these factors as they are stored.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +23,9 @@ from fsdtool.gradients import Block, Use, project, vectors
 SCALE_BYTES = 4
 FACTOR_BYTES = 2
 POWER_STEPS = 6
+CHUNK = 16384  # records read at once
+
+Read = Callable[[str, slice], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,28 @@ class Factors:
     def part(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Output and input factors (n, ks), (n, ka) of some examples, float32, the scale within the first."""
         return self.output[rows].float() * self.scale[rows, None], self.input[rows].float()
+
+    def quadratic(self, curvature: BlockCurvature) -> Tensor:
+        """g^T (G + lambda)^-1 g (N,) float32 of the recorded gradients g, on the CPU."""
+        output, inputs = self.output.float().square(), self.input.float().square()
+        # the scale last: its square may be too small for float32 where a flat curvature makes up for it
+        return (output @ curvature.damped.cpu().reciprocal() * inputs).sum(1) * self.scale * self.scale
+
+
+def read_factors(read: Read, weight: str, rows: slice) -> Factors:
+    """The factors of some examples for one weight, where `read(name, rows)` reads rows of a record dataset."""
+    parts = (read(f"gradients/{weight}/{name}", rows) for name in ("output", "input", "scale"))
+    return Factors(*(torch.from_numpy(part) for part in parts))
+
+
+def self_influence(read: Read, curvatures: Sequence[BlockCurvature], examples: int) -> Tensor:
+    """tau(i, i) (N,) float32, in the units of the loss, of the records that `read` reads."""
+    values = torch.zeros(examples)
+    for start in range(0, examples, CHUNK):
+        rows = slice(start, min(start + CHUNK, examples))
+        for c in curvatures:
+            values[rows] += read_factors(read, c.weight, rows).quadratic(c)
+    return (values / examples).clamp(max=torch.finfo(values.dtype).max)
 
 
 def numbers_within(record_bytes: int, weights: int) -> int:

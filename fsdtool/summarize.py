@@ -23,10 +23,11 @@ from fsdtool.evidence import FeatureStore, LabelEvidence, evidence
 from fsdtool.evidencefile import write_judges
 from fsdtool.fitting import fit_layout
 from fsdtool.gradients import blocks, left_out
+from fsdtool.losses import UNITS
 from fsdtool.models import check_repeatable
 from fsdtool.moments import OutputMoments, Statistics
 from fsdtool.progress import Track, silent
-from fsdtool.records import bytes_per_example, numbers_within
+from fsdtool.records import bytes_per_example, numbers_within, self_influence
 from fsdtool.sources import DataSource
 from fsdtool.summary import Identity
 from fsdtool.sweep import Pass, Seen, activation_steps, auto_batch, gate_bytes
@@ -161,6 +162,7 @@ def summarize(
             with track("evidence", None):
                 labelled = evidence(store, seen.targets, seen.logits) if data.task == "classification" else None
             _write_outputs(writer, data, seen, labelled)
+            _write_self_influence(writer, found, len(data), data.task)
         size = writer.commit()
     return Report(
         output=output,
@@ -185,7 +187,7 @@ def _write_outputs(writer: Writer, data: DataSource, seen: Seen, labelled: Label
         "records/loss",
         seen.losses,
         "loss at the reference checkpoint",
-        "nats" if classification else "half squared error",
+        UNITS[data.task],
     )
     if classification:
         writer.put("records/prediction", seen.logits.argmax(1).int(), "class with the largest logit")
@@ -198,6 +200,16 @@ def _write_outputs(writer: Writer, data: DataSource, seen: Seen, labelled: Label
         writer.put("records/evidence", values, description, "nats", layers=list(labelled.layers))
         if values.shape[2] > 1:
             write_judges(writer, labelled, values)
+
+
+def _write_self_influence(writer: Writer, found: list[BlockCurvature], examples: int, task: str) -> None:
+    """From the factors as the file holds them: measured eigenvalues are known only after the pass that wrote these."""
+    if not found:
+        return
+    records = writer.file["records"]
+    values = self_influence(lambda name, rows: records[name][rows], found, examples)
+    description = "first-order rise of the example's loss if it were removed (N,)"
+    writer.put("records/self_influence", values, description, UNITS[task])
 
 
 def _describe(network: Network) -> str:

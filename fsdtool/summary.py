@@ -4,7 +4,8 @@ Layout (the README has it as a table): attributes of `/`, `/model`, `/data`; `/m
 `/statistics` with one entry per component on each first axis; `/curvature/NAME` in the directions the records
 keep; `/records` with one row per training example in the order of the data.  fsdtool.writer writes it.
 
-Reading follows no links and runs no code: what does not look as expected is a FsdtoolError.
+fsdtool.catalogue reads what concerns the training examples alone; this module all, with torch.  Reading follows no
+links and runs no code: what does not look as expected is a FsdtoolError.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,19 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from fsdtool import hdf5
+from fsdtool.catalogue import FLOATS, Catalogue, Records, read_catalogue, summary_file
 from fsdtool.curvature import SIMULATED, BlockCurvature
-from fsdtool.errors import FsdtoolError
 from fsdtool.gradients import WEIGHTED
 from fsdtool.graph import Graph
 from fsdtool.moments import GateStatistics, InputStatistics, OutputSample, Statistics
 from fsdtool.preprocessing import Preprocessing
-from fsdtool.records import Factors
-from fsdtool.targets import TASKS
 from fsdtool.trace import FULL, LAST_LAYER
 
-FORMAT = "fsdtool summary"
-SCHEMA = 1
-INTEGERS, FLOATS = "iu", "f"
 # A graph may have this many units, or so many for each byte of the file: every gate takes bytes in it.
 FEW_UNITS, UNITS_PER_BYTE = 2**24, 64
 FEW_WEIGHTS = 2**26
@@ -67,15 +64,13 @@ class Identity:
 
 
 @dataclass
-class Summary:
+class Summary(Catalogue):
     """An open summary.  Small parts are in memory, records are read from the file in row ranges."""
 
-    path: Path
     identity: Identity
     statistics: Statistics
     curvature: list[BlockCurvature]
     parameters: dict[str, Tensor] | None
-    records: Records | None
     _penalties: dict[tuple[object, ...], Any] = field(default_factory=dict, repr=False, compare=False)
 
     def penalty(
@@ -105,111 +100,23 @@ class Summary:
         return self._penalties[settings](model, batch)
 
     @property
-    def task(self) -> str:
-        return self.identity.task
-
-    @property
     def preprocessing(self) -> Preprocessing:
         return self.identity.preprocessing
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        return self.identity.class_names
-
-    def label_name(self, label: int) -> int | str:
-        """The class name of a label where names are known, else the label."""
-        known = self.class_names is not None and label < len(self.class_names)
-        return self.class_names[label] if known else int(label)
-
-
-class Records:
-    """The per-example part of a summary file: datasets by name, read in row ranges."""
-
-    def __init__(self, group: h5py.Group, examples: int):
-        self._group = group
-        self.examples = examples
-        for name in group:
-            if name != "gradients" and len(self._dataset(name)) != examples:
-                rows = len(self._dataset(name))
-                raise hdf5.unusable(group, f"'records/{name}' has {rows} rows for {examples} examples")
-        ids = self._dataset("id", (examples,), INTEGERS + hdf5.TEXT)
-        self.ids = hdf5.strings(ids) if ids.dtype.kind == hdf5.TEXT else hdf5.read(ids)
-
-    def __len__(self) -> int:
-        return self.examples
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._group
-
-    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-        """One record dataset, or some of its rows.  Raises FsdtoolError for what cannot be used."""
-        return hdf5.read(self._dataset(name), rows)
-
-    def attribute(self, name: str, key: str) -> Any:
-        """An attribute of a record dataset."""
-        return hdf5.Attributes(self._dataset(name)).get(key)
-
-    def factors(self, weight: str, rows: slice = slice(None)) -> Factors:
-        """Gradient factors of some examples for one weight."""
-        parts = (self._dataset(f"gradients/{weight}/{name}") for name in ("output", "input", "scale"))
-        return Factors(*(torch.from_numpy(hdf5.read(part, rows)) for part in parts))
-
-    def check(self, identity: Identity, curvature: list[BlockCurvature]) -> None:
-        """Raise FsdtoolError unless every dataset has the shape that the rest of the file asks for."""
-        n, outputs = self.examples, identity.graph.outputs
-        if identity.task == "classification":
-            _, kept = self._dataset("candidates", (n, None), INTEGERS).shape
-            layers = len(np.atleast_1d(self.attribute("evidence", "layers")))
-            self._dataset("evidence", (n, layers, kept), FLOATS)
-            self._dataset("prediction", (n,), INTEGERS)
-            self._dataset("target", (n,), INTEGERS)
-            self._check_classes("target", outputs)
-            self._check_classes("candidates", outputs)
-        else:
-            self._dataset("target", (n, outputs), FLOATS)
-        if "logits" in self:
-            self._dataset("logits", (n, outputs), FLOATS)
-        self._dataset("loss", (n,), FLOATS)
-        for c in curvature:
-            ks, ka = c.eigenvalues.shape
-            self._dataset(f"gradients/{c.weight}/output", (n, ks), FLOATS)
-            self._dataset(f"gradients/{c.weight}/input", (n, ka), FLOATS)
-            self._dataset(f"gradients/{c.weight}/scale", (n,), FLOATS)
-
-    def _check_classes(self, name: str, classes: int) -> None:
-        values = self.read(name)
-        if values.size and not 0 <= values.min() <= values.max() < classes:
-            raise hdf5.unusable(self._group, f"'records/{name}' holds classes outside 0..{classes - 1}")
-
-    def _dataset(
-        self, name: str, shape: tuple[int | None, ...] | None = None, kinds: str = hdf5.NUMBERS + hdf5.TEXT
-    ) -> h5py.Dataset:
-        found = hdf5.dataset(self._group, name, shape, kinds)
-        if not found.shape:
-            raise hdf5.unusable(self._group, f"'records/{name}' has no rows")
-        return found
 
 
 def load(path: str | Path) -> Summary:
     """Open a summary.  Raises FsdtoolError when it is missing, of another kind or schema, or damaged."""
-    path = Path(path)
-    file = hdf5.open_file(path)
-    try:
-        with hdf5.damage_named(path):
-            _check_schema(file)
-            hdf5.check_size(file)
-            identity = _read_identity(file)
-            statistics = _read_statistics(file, identity)
-            curvature = _read_curvature(file, identity) if "curvature" in file else []
-            parameters = _read_parameters(file, identity) if "parameters" in file["model"] else None
-            records = None
-            if "records" in file:
-                records = Records(hdf5.group(file, "records"), identity.examples)
-                records.check(identity, curvature)
-    except FsdtoolError:
-        file.close()
-        raise
-    return Summary(path, identity, statistics, curvature, parameters, records)
+    with summary_file(path) as file:
+        catalogue = read_catalogue(file)
+        identity = _read_identity(file, catalogue)
+        statistics = _read_statistics(file, identity)
+        curvature = _read_curvature(file, identity) if "curvature" in file else []
+        parameters = _read_parameters(file, identity) if "parameters" in file["model"] else None
+        if catalogue.records is not None:
+            _check_factors(file, catalogue.records, curvature)
+        return Summary(
+            **vars(catalogue), identity=identity, statistics=statistics, curvature=curvature, parameters=parameters
+        )
 
 
 def part_sizes(path: str | Path) -> dict[str, tuple[int, str]]:
@@ -221,25 +128,12 @@ def part_sizes(path: str | Path) -> dict[str, tuple[int, str]]:
         }
 
 
-def _check_schema(file: h5py.File) -> None:
-    attributes = hdf5.Attributes(file)
-    try:
-        schema, kind = attributes.get("schema"), attributes.get("format")
-    except ValueError:  # not of the types that the tool writes
-        schema = kind = None
-    if str(kind) == FORMAT and str(schema) == str(SCHEMA):
-        return
-    found = f"a summary of schema {schema}" if str(kind) == FORMAT else "no fsdtool summary"
-    raise FsdtoolError(f"'{file.filename}' holds {found}, this version reads schema {SCHEMA}; {hdf5.WRITE_AGAIN}")
-
-
-def _read_identity(file: h5py.File) -> Identity:
-    model_group, data_group = hdf5.group(file, "model"), hdf5.group(file, "data")
-    root, model, data = (hdf5.Attributes(holder) for holder in (file, model_group, data_group))
-    named = "class_names" in data_group
+def _read_identity(file: h5py.File, catalogue: Catalogue) -> Identity:
+    model_group = hdf5.group(file, "model")
+    root, model, data = (hdf5.Attributes(holder) for holder in (file, model_group, hdf5.group(file, "data")))
     shapes = json.loads(bytes(hdf5.read(hdf5.dataset(model_group, "shapes"))))
     identity = Identity(
-        task=str(root["task"]),
+        task=catalogue.task,
         mode=str(model["mode"]),
         reasons=tuple(str(reason) for reason in json.loads(model["reasons"])),
         graph=Graph.from_json(json.loads(bytes(hdf5.read(hdf5.dataset(model_group, "graph"))))),
@@ -251,19 +145,17 @@ def _read_identity(file: h5py.File) -> Identity:
         checkpoint_sha256=str(model["checkpoint_sha256"]),
         checkpoint_averaged=bool(model.get("checkpoint_averaged", False)),
         data_spec=str(data["spec"]),
-        examples=int(data["examples"]),
+        examples=catalogue.examples,
         fingerprint=str(data["fingerprint"]),
         preprocessing=Preprocessing.from_json(json.loads(data["preprocessing"])),
-        class_names=tuple(hdf5.strings(hdf5.dataset(data_group, "class_names")).tolist()) if named else None,
+        class_names=catalogue.class_names,
         seed=int(root["seed"]),
         tool_version=str(root["tool_version"]),
         command_line=str(root["command_line"]),
         created=str(root["created"]),
     )
-    if identity.task not in TASKS or identity.mode not in (FULL, LAST_LAYER) or identity.examples < 1:
-        raise hdf5.unusable(
-            file, f"task '{identity.task}' or mode '{identity.mode}' is not known, or it has no examples"
-        )
+    if identity.mode not in (FULL, LAST_LAYER):
+        raise hdf5.unusable(file, f"mode '{identity.mode}' is not known")
     _check_runs(identity, Path(file.filename).stat().st_size)
     return identity
 
@@ -300,27 +192,27 @@ def _read_statistics(file: h5py.File, identity: Identity) -> Statistics:
     group, graph = hdf5.group(file, "statistics"), identity.graph
     names, n = tuple(hdf5.strings(hdf5.dataset(group, "names")).tolist()), graph.steps[0].units
     components = len(names)
-    count = hdf5.array(group, "count", (components,), torch.float64)
+    count = _tensor(group, "count", (components,), torch.float64)
     if not components or count.min() < 1 or count.sum() != identity.examples:
         raise hdf5.unusable(group, f"the components do not add up to {identity.examples} examples")
-    basis = hdf5.array(group, "input/basis", (n, None)) if "basis" in hdf5.group(group, "input") else None
+    basis = _tensor(group, "input/basis", (n, None)) if "basis" in hdf5.group(group, "input") else None
     rank = n if basis is None else basis.shape[1]
     gaussian = InputStatistics(
-        hdf5.array(group, "input/mean", (components, n)),
+        _tensor(group, "input/mean", (components, n)),
         basis,
-        hdf5.array(group, "input/core", (components, rank, rank)),
-        hdf5.array(group, "input/diagonal", (components, n)),
+        _tensor(group, "input/core", (components, rank, rank)),
+        _tensor(group, "input/diagonal", (components, n)),
     )
     gates = {i: _read_gates(group, graph, i, components) for i in graph.indices("activation")}
     square = (components, graph.outputs, graph.outputs)
-    hessian = hdf5.array(group, "output_hessian", square) if "output_hessian" in group else None
+    hessian = _tensor(group, "output_hessian", square) if "output_hessian" in group else None
     outputs = _read_outputs(group, components, graph.outputs) if "outputs" in group else None
     return Statistics(str(hdf5.Attributes(group)["kind"]), names, count, gaussian, gates, hessian, outputs)
 
 
 def _read_outputs(group: h5py.Group, components: int, outputs: int) -> OutputSample:
-    values = hdf5.array(group, "outputs/values", (None, outputs))
-    component = hdf5.array(group, "outputs/component", (len(values),), torch.int64)
+    values = _tensor(group, "outputs/values", (None, outputs))
+    component = _tensor(group, "outputs/component", (len(values),), torch.int64)
     if len(torch.unique(component)) != components or component.min() < 0 or component.max() >= components:
         raise hdf5.unusable(group, f"the sample of outputs does not cover the {components} components")
     return OutputSample(values, component)
@@ -330,7 +222,7 @@ def _read_gates(group: h5py.Group, graph: Graph, index: int, components: int) ->
     step = graph.steps[index]
     pieces, name = step.activation().pieces, f"gates/{step.name}"
     rows = len(pieces.breaks) if pieces else 5
-    values = hdf5.array(group, name, (components, rows, step.units))
+    values = _tensor(group, name, (components, rows, step.units))
     if pieces is None:
         return GateStatistics(None, moments=values)
     top = float(np.iinfo(hdf5.dataset(group, name).dtype).max)
@@ -350,9 +242,9 @@ def _read_block(group: h5py.Group, shapes: dict[str, tuple[int, ...]]) -> BlockC
     attributes = hdf5.Attributes(group)
     weight, bias = str(attributes["weight"]), str(attributes["bias"]) or None
     rows, columns = shapes[weight][0], int(np.prod(shapes[weight][1:])) + (bias is not None)
-    inputs = hdf5.array(group, "input_basis", (columns, None))
-    outputs = hdf5.array(group, "output_basis", (rows, None))
-    eigenvalues = hdf5.array(group, "eigenvalues", (outputs.shape[1], inputs.shape[1]))
+    inputs = _tensor(group, "input_basis", (columns, None))
+    outputs = _tensor(group, "output_basis", (rows, None))
+    eigenvalues = _tensor(group, "eigenvalues", (outputs.shape[1], inputs.shape[1]))
     mean = float(attributes["mean_eigenvalue"])
     if not (mean >= 0 and eigenvalues.min() >= 0):
         raise hdf5.unusable(group, f"the curvature of '{weight}' has negative eigenvalues")
@@ -362,4 +254,25 @@ def _read_block(group: h5py.Group, shapes: dict[str, tuple[int, ...]]) -> BlockC
 
 def _read_parameters(file: h5py.File, identity: Identity) -> dict[str, Tensor]:
     group, shapes = hdf5.group(file, "model/parameters"), identity.shapes
-    return {name: hdf5.array(group, name, shapes[name]) for name in identity.graph.parameter_names()}
+    return {name: _tensor(group, name, shapes[name]) for name in identity.graph.parameter_names()}
+
+
+def _check_factors(file: h5py.File, records: Records, curvature: list[BlockCurvature]) -> None:
+    """Raise FsdtoolError unless the gradient factors of the records are in the directions of the curvature."""
+    n = records.examples
+    if "gradients" in records and not curvature:
+        raise hdf5.unusable(file, "'/curvature' is missing")
+    for c in curvature:
+        ks, ka = c.eigenvalues.shape
+        records.dataset(f"gradients/{c.weight}/output", (n, ks), FLOATS)
+        records.dataset(f"gradients/{c.weight}/input", (n, ka), FLOATS)
+        records.dataset(f"gradients/{c.weight}/scale", (n,), FLOATS)
+
+
+def _tensor(parent: h5py.Group, name: str, shape: Sequence[int | None], dtype: torch.dtype = torch.float32) -> Tensor:
+    """A finite dataset of numbers of the given shape (None: any length) as a tensor."""
+    source = hdf5.dataset(parent, name, shape, hdf5.NUMBERS)
+    values = torch.from_numpy(np.ascontiguousarray(hdf5.read(source))).reshape(source.shape).to(dtype)
+    if dtype.is_floating_point and not torch.isfinite(values).all():
+        raise hdf5.unusable(parent, f"'{source.name}' holds values too large for {dtype}")
+    return values

@@ -381,8 +381,9 @@ def auto_batch(network: Network) -> int:
 def _reserve_factors(writer: Writer, c: BlockCurvature, examples: int) -> tuple[Any, Any, Any]:
     name = f"records/gradients/{c.weight}"
     ks, ka = c.eigenvalues.shape
+    output, inputs = "unit vector along S^T b (N, ks)", "unit vector along A^T [a; 1] (N, ka)"
     return (
-        writer.reserve(f"{name}/output", (examples, ks), "float16", "unit vector along S^T b (N, ks)"),
-        writer.reserve(f"{name}/input", (examples, ka), "float16", "unit vector along A^T [a; 1] (N, ka)"),
+        writer.reserve(f"{name}/output", (examples, ks), "float16", output, compressed=False),
+        writer.reserve(f"{name}/input", (examples, ka), "float16", inputs, compressed=False),
         writer.reserve(f"{name}/scale", (examples,), "float32", "length of the projected gradient", "loss per weight"),
     )

@@ -1,8 +1,9 @@
 """Writing a summary file, so that a crash at any moment leaves the old file or none.
 
 The file grows beside its destination under a temporary name and is renamed when it is complete.  Every
-dataset says what it holds (`description`) and in what (`units`); all but weights, which do not compress, and what
-is smaller than the index of its chunks are chunked and compressed.  The same content gives the same bytes.
+dataset says what it holds (`description`) and in what (`units`), and is chunked and compressed; but not what is smaller
+than the index of its chunks, and not weights and gradient factors, which are nearly noise: compression saves a tenth of
+them and takes as long as computing them.  The same content gives the same bytes.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import h5py
 import numpy as np
 from torch import Tensor
 
+from fsdtool.catalogue import FORMAT, SCHEMA
 from fsdtool.curvature import BlockCurvature
 from fsdtool.files import Sibling, Sink, cannot_write
 from fsdtool.graph import Graph
 from fsdtool.moments import Statistics
-from fsdtool.summary import FORMAT, SCHEMA, Identity
+from fsdtool.summary import Identity
 
 CHUNK_BYTES = 2**18
 INDEX_BYTES = 2**11  # that HDF5 takes for the index of a dataset's chunks, more than compression saves on so few
@@ -78,6 +80,7 @@ class Writer:
         dtype: Any,
         description: str,
         units: str = "",
+        compressed: bool = True,
         **attributes: Any,
     ) -> h5py.Dataset:
         """An empty dataset to be filled in row ranges."""
@@ -87,7 +90,8 @@ class Writer:
         if len(shape) and shape[0] * row > INDEX_BYTES:
             rows = min(max(CHUNK_BYTES // row, 1), shape[0])
             chunks = (rows, *shape[1:])
-            options = {"chunks": chunks, "compression": "gzip", "compression_opts": 1, "shuffle": True}
+            options = {"chunks": chunks}
+            options |= {"compression": "gzip", "compression_opts": 1, "shuffle": True} if compressed else {}
         dataset = self.file.create_dataset(name, shape=tuple(shape), dtype=dtype, **options)
         _attributes(dataset, description=description, units=units, **attributes)
         return dataset

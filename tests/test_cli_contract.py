@@ -135,6 +135,8 @@ def calls(install) -> Calls:
         influence=calls.answer("influence", rows_of(INFLUENCE)),
         self_influence=calls.answer("self_influence", rows_of(SELF)),
     )
+    install("catalogue", open_catalogue=calls.answer("open_catalogue", summary))
+    install("selfinfluence", recorded_self_influence=calls.answer("recorded_self_influence", rows_of(SELF)))
     install("fsd", distances=calls.answer("distances", rows_of(FSD, distances=[0.25, 1.5])))
     install("demo", run=calls.answer("run", None))
     return calls
@@ -523,14 +525,15 @@ def test_self_influence_of_all_and_of_the_largest(shell, calls):
     header = "id,label,self_influence\n"
     assert shell("influence", "s.h5", "--self") == (0, header + "0,a,2\n1,a,1\n2,a,0.5\n", "")
     assert shell("influence", "s.h5", "--self", "--top", "2") == (0, header + "0,a,2\n1,a,1\n", "")
-    assert calls["self_influence"][1] == {
-        "data": None,
-        "among": None,
-        "model": None,
-        "device": "cpu device",
-        "batch_size": 256,
-        "track": report.track,
-    }
+    assert calls["recorded_self_influence"][1] == {"among": None}
+    assert "load" not in calls
+
+
+def test_self_influence_asks_for_a_device_only_to_refuse_one_that_is_not_there(shell, calls):
+    assert shell("influence", "s.h5", "--self")[0] == 0
+    assert "choose_device" not in calls
+    assert shell("influence", "s.h5", "--self", "--device", "cuda")[0] == 0
+    assert calls["choose_device"] == (("cuda",), {})
 
 
 def test_influence_of_streamed_data(shell, calls):

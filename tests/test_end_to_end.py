@@ -143,6 +143,26 @@ def test_rows_go_to_a_pipe_as_csv_and_remarks_to_stderr(place):
     assert all(line.startswith("note: ") for line in result.stderr.splitlines())
 
 
+@pytest.mark.parametrize("selection", [[], ["--ids", "few.txt"]])
+def test_self_influence_does_not_wait_for_torch(place, selection):
+    (place / "few.txt").write_text("7\n11\n")
+    arguments = ["influence", "mlp.h5", "--self", "--format", "csv", *selection]
+    script = f"import sys; from fsdtool.cli import main; print(int(main({arguments})), 'torch' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=place, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    *rows, last = result.stdout.splitlines()
+    assert (last, result.stderr) == ("0 False", "")
+    assert rows[0] == "id,label,self_influence"
+    assert len(rows) == (3 if selection else 1438)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_self_influence_on_a_device_that_is_not_there_is_refused(call):
+    message = "error: --device cuda, but torch finds no CUDA device; use --device cpu or auto"
+    assert call("influence", "mlp.h5", "--self", "--device", "cuda") == (2, [], [message])
+
+
 def test_self_influence_names_the_most_and_wrong_labels_stand_high(call, wrong):
     status, rows, _ = call("influence", "convnet.h5", "--self", "--top", "50")
     assert status == 0

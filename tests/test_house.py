@@ -10,11 +10,12 @@ import fsdtool
 
 # One line for each layer of the house.
 ROOMS = """
-errors device progress memory files models weightfiles matching checkpoints preprocessing images readers targets
+errors device progress memory files hdf5 models weightfiles matching checkpoints preprocessing images readers targets
+catalogue selfinfluence
 npyfiles h5files arrays imagefiles tables csvtables parquet items huggingface sources datasets fitting
 activations infer spellings graph nodes translate trace
 spectra moments components sums propagate simulate outputs gradients losses curvature
-agreement discriminant records evidence hdf5 summary writer evidencefile sweep summarize fsd penalty
+agreement discriminant records evidence summary writer evidencefile sweep summarize fsd penalty
 examples ranking screening matrix candidates krylov response influence noise mislabel judge inspection
 checks report noisefile options inputs markup charts page thumbnails review commands cli demo
 """

@@ -12,7 +12,7 @@ from conftest import gaussian_classes, perceptron
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fsdtool import candidates, screening
+from fsdtool import candidates, records, screening
 from fsdtool import influence as influence_module
 from fsdtool.datasets import load_dataset
 from fsdtool.errors import FsdtoolError
@@ -20,6 +20,7 @@ from fsdtool.influence import influence, self_influence
 from fsdtool.losses import loss
 from fsdtool.models import load_model
 from fsdtool.ranking import Best
+from fsdtool.records import read_factors
 from fsdtool.summary import Summary, load
 
 HALF = 3e-3  # a few roundings of float16, of unit vectors
@@ -51,7 +52,8 @@ def projected(summary: Summary, gradients: list[Tensor]) -> list[Tensor]:
 
 def kept(summary: Summary) -> list[Tensor]:
     """The gradients that the records stand for, (N, ks, ka) float64 per weight."""
-    parts = [summary.records.factors(c.weight).part(slice(None)) for c in summary.curvature]
+    everything = slice(None)
+    parts = [read_factors(summary.records.read, c.weight, everything).part(everything) for c in summary.curvature]
     return [b.double()[:, :, None] * a.double()[:, None, :] for b, a in parts]
 
 
@@ -152,17 +154,33 @@ def test_a_regression_equals_the_dense_formula(summarized, arrays, tmp_path):
 def test_self_influence_is_the_diagonal(mlp_summary, sample_data, tmp_path):
     train = load_dataset(str(sample_data / "train.npz"))
     whole = matrix_of(mlp_summary, train, tmp_path / "m.npy", top=1)
-    found = self_influence(mlp_summary).values.numpy()
+    found = self_influence(mlp_summary).values
     np.testing.assert_allclose(found, np.diag(whole), rtol=0.01, atol=1e-3 * found.max())
 
 
+def self_influence_of_factors(summary: Summary) -> np.ndarray:
+    """tau(i, i) (N,) float64, each gradient formed whole from its record."""
+    whole = [(g.square() / c.damped).sum((1, 2)) for c, g in zip(summary.curvature, kept(summary), strict=True)]
+    return sum(whole).numpy() / len(summary.records)
+
+
 def test_self_influence_is_that_of_the_records(convnet_summary):
-    gradients = kept(convnet_summary)
-    expected = sum(
-        (g.square() / c.damped.double()).sum((1, 2)) for c, g in zip(convnet_summary.curvature, gradients, strict=True)
-    )
     found = self_influence(convnet_summary).values
-    torch.testing.assert_close(found.double(), expected / len(expected), rtol=1e-4, atol=1e-12)
+    np.testing.assert_allclose(found, self_influence_of_factors(convnet_summary), rtol=2e-6)
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_self_influence_is_that_of_the_measured_curvature_after_the_pass(summarized, task):
+    x, y = gaussian_classes(150, 5, 3)
+    summary = summarized(
+        perceptron(5, 8, 3),
+        x,
+        y if task == "classification" else x[:, :3],
+        task=task,
+        curvature="measured",
+        batch_size=40,
+    )
+    np.testing.assert_allclose(self_influence(summary).values, self_influence_of_factors(summary), rtol=2e-6)
 
 
 def test_the_influence_on_the_mean_is_the_mean_of_the_influences(convnet_summary, test_digits, tmp_path):
@@ -177,14 +195,13 @@ def test_the_sizes_of_batches_and_chunks_change_nothing(convnet_summary, test_di
     monkeypatch.setattr(candidates, "CHUNK", 100)
     found = matrix_of(convnet_summary, test_digits, tmp_path / "b.npy", batch_size=7)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
-    np.testing.assert_allclose(
-        self_influence(convnet_summary).values, load_self(convnet_summary, monkeypatch), rtol=1e-5
-    )
 
 
-def load_self(summary: Summary, monkeypatch) -> Tensor:
-    monkeypatch.setattr(candidates, "CHUNK", 10**6)
-    return self_influence(summary).values
+def test_the_size_of_chunks_changes_no_self_influence(convnet_summary, monkeypatch):
+    read, curvatures, examples = convnet_summary.records.read, convnet_summary.curvature, len(convnet_summary.records)
+    expected = records.self_influence(read, curvatures, examples)
+    monkeypatch.setattr(records, "CHUNK", 100)
+    torch.testing.assert_close(records.self_influence(read, curvatures, examples), expected, rtol=1e-6, atol=0)
 
 
 # What is listed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,10 +19,12 @@ from torch import nn
 
 import fsdtool
 from fsdtool import summarize as summarize_module
+from fsdtool.catalogue import open_catalogue
 from fsdtool.errors import FsdtoolError
 from fsdtool.influence import self_influence
 from fsdtool.mislabel import find_mislabeled
 from fsdtool.moments import GateStatistics
+from fsdtool.selfinfluence import recorded_self_influence
 from fsdtool.summary import Summary, load, part_sizes
 from fsdtool.writer import Writer, encode_ids
 
@@ -165,6 +168,9 @@ def test_ids_are_kept_as_numbers_or_as_text():
 # As a plain HDF5 file
 
 
+FACTORS = re.compile("records/gradients/.*/(output|input)")
+
+
 @pytest.mark.parametrize("network", ["mlp", "convnet"])
 def test_every_dataset_says_what_it_holds_and_is_compressed_if_there_is_enough_of_it(sample_paths, network):
     with h5py.File(sample_paths[network]) as file:
@@ -172,7 +178,7 @@ def test_every_dataset_says_what_it_holds_and_is_compressed_if_there_is_enough_o
             assert dataset.attrs["description"], name
             assert "units" in dataset.attrs, name
             assert dataset.dtype.kind in "iufS", name
-            if not name.startswith("model/parameters"):
+            if not name.startswith("model/parameters") and not FACTORS.fullmatch(name):
                 assert (dataset.compression == "gzip") is (dataset.nbytes > 2048), name
         assert file.attrs["format"] == b"fsdtool summary"
         assert file.attrs["schema"] == 1
@@ -294,6 +300,7 @@ DAMAGE = {
     "missing curvature": (removed("curvature/3.weight"), "'/curvature/3.weight' is missing"),
     "a missing weight": (removed("model/parameters/3.weight"), "'/model/parameters/3.weight' is missing"),
     "missing records": (removed("records/loss"), "'/records/loss' is missing"),
+    "factors without curvature": (removed("curvature"), "'/curvature' is missing"),
     "missing factors": (removed("records/gradients/1.weight/scale"), "1.weight/scale' is missing"),
     "another shape": (
         replaced(GATES, np.zeros((10, 1, 5), "u2")),
@@ -397,15 +404,60 @@ def test_damage_is_one_line_that_names_it(sample_paths, edited, kind):
     assert "again" in str(error.value) or "this version" in str(error.value)
 
 
+IN_THE_CATALOGUE = (
+    *("another schema", "no summary", "a missing attribute", "missing records", "too few records", "no steps"),
+    *("a class out of range", "a negative candidate", "a link for a group", "an object type", "compressed zeros"),
+    *("an object under two names", "floats for classes", "an unknown task", "no examples", "steps that are no JSON"),
+)
+
+
+@pytest.mark.parametrize("kind", IN_THE_CATALOGUE)
+def test_the_catalogue_alone_refuses_the_damage_of_what_it_reads(sample_paths, edited, kind):
+    change, message = DAMAGE[kind]
+    with pytest.raises(FsdtoolError, match=message):
+        open_catalogue(edited(sample_paths["mlp"], change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (removed("records/self_influence"), r"'/records/self_influence' is missing; write the summary again"),
+        (set_values("records/self_influence", 3, np.nan), "'/records/self_influence' holds values that are not finite"),
+        (removed("records/gradients"), "written with --no-records; give the training data by --data"),
+        (removed("records"), "written with --no-records; give the training data by --data"),
+    ],
+)
+def test_self_influence_that_is_not_there_or_damaged_is_refused(sample_paths, edited, change, message):
+    path = edited(sample_paths["mlp"], change)
+    with pytest.raises(FsdtoolError, match=message):
+        recorded_self_influence(open_catalogue(path))
+
+
+def test_self_influence_of_another_shape_is_refused(sample_paths, edited):
+    path = edited(sample_paths["mlp"], replaced("records/self_influence", np.zeros((1437, 2), "f4")))
+    with pytest.raises(FsdtoolError, match=r"self_influence' has shape \(1437, 2\), expected \(1437\)"):
+        open_catalogue(path)
+
+
+@pytest.mark.parametrize("network", ["mlp", "convnet"])
+def test_the_catalogue_is_what_the_whole_summary_says_of_its_examples(sample_paths, network):
+    catalogue, summary = open_catalogue(sample_paths[network]), load(sample_paths[network])
+    for name in ("path", "task", "examples", "outputs", "class_names"):
+        assert getattr(catalogue, name) == getattr(summary, name), name
+    assert catalogue.outputs == summary.identity.graph.outputs
+    np.testing.assert_array_equal(catalogue.records.ids, summary.records.ids)
+    np.testing.assert_array_equal(catalogue.records.read("loss"), summary.records.read("loss"))
+
+
 def test_records_that_are_not_finite_are_refused_when_they_are_read(mlp_summary, edited):
     def change(file: h5py.File) -> None:
         file["records/evidence"][100, 0, 1] = np.nan
-        file["records/gradients/1.weight/output"][100, 0] = np.inf
+        file["records/self_influence"][100] = np.inf
 
     summary = load(edited(mlp_summary.path, change))
     with pytest.raises(FsdtoolError, match="'/records/evidence' holds values that are not finite"):
         find_mislabeled(summary)
-    with pytest.raises(FsdtoolError, match="weight/output' holds values that are not finite"):
+    with pytest.raises(FsdtoolError, match="self_influence' holds values that are not finite"):
         self_influence(summary)
 
 
