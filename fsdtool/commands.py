@@ -63,11 +63,13 @@ from fsdtool.options import (
 
 if TYPE_CHECKING:
     from fsdtool.mislabel import Mislabeled
+    from fsdtool.misvalue import Misvalued
     from fsdtool.summary import Summary
 
 log = logging.getLogger("fsdtool")
 
 MISLABELED_COLUMNS = ("id", "given_label", "suggested_label", "score", "confidence", "rank")
+MISVALUED_COLUMNS = ("id", "given_target", "suggested_target", "standard_error", "score", "rank")
 INFLUENCE_COLUMNS = (
     *("query_id", "kind", "rank", "id", "label", "loss_change_if_removed"),
     *("query_label", "query_prediction"),
@@ -329,7 +331,8 @@ def find_mislabeled_command(
     """List the training labels that are probably wrong, and what they should be, most suspicious first.
 
     Without --top and --all, the flagged labels are listed. A higher score is more suspicious. With --ids only the
-    examples named are ranked and counted; the scores are the same.
+    examples named are ranked and counted; the scores are the same. Of a regression it judges the target values, the
+    most suspicious one of each example.
 
     \b
     Example:
@@ -354,19 +357,22 @@ def find_mislabeled_command(
     found = find_mislabeled(opened, top=top, everything=everything, threshold=threshold, among=rows_named(opened, ids))
     if page is not None:
         _write_page(found, page, page_data, x_key, y_key)
-    _write(found.rows(), MISLABELED_COLUMNS, format, ids_only, _mislabeled_checks(opened, threshold))
-    log.info(f"{found.flagged} of {found.judged} labels are flagged (score above {threshold:g})")
-    log.info(f"estimated share of wrong labels: {found.noise_rate:.1%}")
+    kind = "target" if opened.task == "regression" else "label"
+    _write(found.rows(), _mislabeled_columns(opened), format, ids_only, _mislabeled_checks(opened, threshold, kind))
+    log.info(f"{found.flagged} of {found.judged} {kind}s are flagged (score above {threshold:g})")
+    log.info(f"estimated share of wrong {kind}s: {found.noise_rate:.1%}")
     if max_flagged is not None and found.flagged > max_flagged:
-        log.warning(f"{found.flagged} labels are flagged, more than --max-flagged {max_flagged}")
+        log.warning(f"{found.flagged} {kind}s are flagged, more than --max-flagged {max_flagged}")
         raise typer.Exit(ExitStatus.FINDINGS)
     if max_rate is not None and found.flagged > max_rate * found.judged:
         share = found.flagged / found.judged
-        log.warning(f"{share:.2%} of the labels are flagged, more than --max-rate {max_rate:g}")
+        log.warning(f"{share:.2%} of the {kind}s are flagged, more than --max-rate {max_rate:g}")
         raise typer.Exit(ExitStatus.FINDINGS)
 
 
-def _write_page(found: Mislabeled, path: Path, data: str | None, x_key: str | None, y_key: str | None) -> None:
+def _write_page(
+    found: Mislabeled | Misvalued, path: Path, data: str | None, x_key: str | None, y_key: str | None
+) -> None:
     from fsdtool.page import write_page
     from fsdtool.review import pictures_of, review
 
@@ -689,16 +695,28 @@ def _write(
         report.render(rows, columns, report.resolve_format(format, sys.stdout), sys.stdout, checks=checks)
 
 
-def _mislabeled_checks(summary: Summary, threshold: float) -> Checks:
+def _mislabeled_columns(summary: Summary) -> tuple[str, ...]:
+    if summary.task != "regression":
+        return MISLABELED_COLUMNS
+    several = summary.identity.graph.outputs > 1
+    return (MISVALUED_COLUMNS[0], *(("output",) if several else ()), *MISVALUED_COLUMNS[1:])
+
+
+def _mislabeled_checks(summary: Summary, threshold: float, kind: str) -> Checks:
     """A flagged label is a warning about its example, which is a file where ids are file names."""
     files = summary.records is not None and summary.records.ids.dtype.kind == "U"
+
+    def sureness(row: Mapping[str, Any]) -> str:
+        name = "confidence" if kind == "label" else "standard_error"
+        return f"{name.replace('_', ' ')} {row[name]:.3g}"
+
     return Checks(
         suite="fsdtool find-mislabeled",
         name=lambda row: str(row["id"]),
         file=lambda row: row["id"] if files else None,
         message=lambda row: (
-            f"the label {row['given_label']} of {row['id']} is probably {row['suggested_label']} "
-            f"(score {row['score']:.3g}, confidence {row['confidence']:.3g})"
+            f"the {kind} {row[f'given_{kind}']} of {row['id']} is probably {row[f'suggested_{kind}']} "
+            f"(score {row['score']:.3g}, {sureness(row)})"
         ),
         level=lambda row: "warning" if row["score"] > threshold else "notice",
     )

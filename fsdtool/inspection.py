@@ -23,6 +23,7 @@ PARTS = {
     "curvature": "eigenbases and eigenvalues, per weight",
     "records/gradients": "projected gradient factors, per example",
     "records/evidence": "evidence on labels, per example",
+    "records/residual": "evidence on target values, per example",
     "records": "the rest of the records: ids, targets, outputs",
     OTHER: "not written by fsdtool",
 }

@@ -22,6 +22,7 @@ from torch import Tensor
 from fsdtool.agreement import combine
 from fsdtool.errors import FsdtoolError
 from fsdtool.evidence import OUTPUTS
+from fsdtool.misvalue import Misvalued, find_misvalued
 from fsdtool.noise import noise_matrix
 from fsdtool.summary import Summary
 
@@ -77,19 +78,16 @@ def find_mislabeled(
     everything: bool = False,
     threshold: float = THRESHOLD,
     among: np.ndarray | None = None,
-) -> Mislabeled:
-    """Rank the training examples by how probably their label is wrong.
+) -> Mislabeled | Misvalued:
+    """Rank the training examples by how probably their label, or of a regression a target value, is wrong.
 
     By default the flagged ones, with a score above `threshold`, are listed; `top` lists that many, `everything` all;
-    `among` (N,) bool: of these alone.  Raises FsdtoolError for a summary without records, of a regression, or with
-    fewer than two classes.
+    `among` (N,) bool: of these alone.  Raises FsdtoolError for a summary without records, or with fewer than two
+    classes.
     """
     records = summary.records
     if summary.task != "classification":
-        raise FsdtoolError(
-            f"'{summary.path}' is of a {summary.task}, and only class labels can be judged; "
-            "give a summary of a classification"
-        )
+        return find_misvalued(summary, top=top, everything=everything, threshold=threshold, among=among)
     if records is None:
         raise FsdtoolError(f"'{summary.path}' was written with --no-records; write it again with records")
     if records.read("candidates", slice(0, 1)).shape[1] < 2:

@@ -26,6 +26,7 @@ from fsdtool.models import check_repeatable
 from fsdtool.moments import OutputMoments, Statistics
 from fsdtool.progress import Track, silent
 from fsdtool.records import bytes_per_example, numbers_within
+from fsdtool.residuals import TargetEvidence, target_evidence
 from fsdtool.sources import DataSource
 from fsdtool.summary import Identity
 from fsdtool.sweep import Pass, Seen, activation_steps, auto_batch, gate_bytes
@@ -158,8 +159,11 @@ def summarize(
         writer.write_curvature(found)
         if records:
             with track("evidence", None):
-                labelled = evidence(store, seen.targets, seen.logits) if data.task == "classification" else None
-            _write_outputs(writer, data, seen, labelled)
+                if data.task == "classification":
+                    found_evidence = evidence(store, seen.targets, seen.logits)
+                else:
+                    found_evidence = target_evidence(store, seen.targets, seed)
+            _write_outputs(writer, data, seen, found_evidence)
         size = writer.commit()
     return Report(
         output=output,
@@ -175,8 +179,8 @@ def summarize(
     )
 
 
-def _write_outputs(writer: Writer, data: DataSource, seen: Seen, labelled: LabelEvidence | None) -> None:
-    classification = labelled is not None
+def _write_outputs(writer: Writer, data: DataSource, seen: Seen, judged: LabelEvidence | TargetEvidence) -> None:
+    classification = isinstance(judged, LabelEvidence)
     writer.put("records/id", encode_ids(data.ids), "stable id of the example")
     target = seen.targets.int() if classification else seen.targets
     writer.put("records/target", target, "given label" if classification else "target values (N, O)")
@@ -191,10 +195,14 @@ def _write_outputs(writer: Writer, data: DataSource, seen: Seen, labelled: Label
     if not classification or seen.logits.shape[1] <= OutputMoments.LARGEST:
         writer.put("records/logits", seen.logits.half().clamp(-65504, 65504), "outputs of the network (N, O)")
     if classification:
-        writer.put("records/candidates", labelled.candidates, "classes with evidence, the given label first (N, T)")
-        values = labelled.evidence.clamp(-65504, 65504).half()
+        writer.put("records/candidates", judged.candidates, "classes with evidence, the given label first (N, T)")
+        values = judged.evidence.clamp(-65504, 65504).half()
         description = "log-likelihood of each candidate minus that of the given label (N, L, T)"
-        writer.put("records/evidence", values, description, "nats", layers=list(labelled.layers))
+        writer.put("records/evidence", values, description, "nats", layers=list(judged.layers))
+    else:
+        description = "target minus its prediction from the features of all other examples (N, O)"
+        shares = {"layers": list(judged.layers), "weights": judged.weights.numpy()}
+        writer.put("records/residual", judged.residuals, description, "target units", **shares)
 
 
 def _describe(network: Network) -> str:

@@ -167,6 +167,8 @@ class Records:
             self._check_classes("candidates", outputs)
         else:
             self._dataset("target", (n, outputs), FLOATS)
+            if "residual" in self:
+                self._dataset("residual", (n, outputs), FLOATS)
         if "logits" in self:
             self._dataset("logits", (n, outputs), FLOATS)
         self._dataset("loss", (n,), FLOATS)

@@ -191,7 +191,7 @@ class Pass:
         """
         sums = StatisticsSums(self.graph, assignment, basis, self.data.task, self.device)
         gradient_records = _GradientRecords(self, writer, curvatures)
-        watched = self._watched_layers() if self.classification else {}
+        watched = self._watched_layers()
         fingerprint = Fingerprint(self.data.ids)
         logits = torch.empty(len(self.data), self.outputs)
         losses = torch.empty(len(self.data))
@@ -201,8 +201,7 @@ class Pass:
             rows = slice(int(batch.index[0]), int(batch.index[-1]) + 1)
             with sums.whole_or_nothing():
                 signal = self.network.signal(x, self._watch(store, rows, watched) if watched else None)
-                if self.classification:
-                    self._put_input(store, rows, signal.flatten(1), basis)
+                self._put_input(store, rows, signal.flatten(1), basis)
                 sums.start(y)
                 found = gradient_records.run(signal, y, rows, self._observer(sums, store, rows, watched))
                 self._check_outputs(found, batch.index, signal)

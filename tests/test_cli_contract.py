@@ -670,7 +670,7 @@ def rows():
         yield {"id": number, "given_label": "a"}
 
 summary, mislabel = ModuleType("fsdtool.summary"), ModuleType("fsdtool.mislabel")
-summary.load = lambda path: SimpleNamespace(records=None)
+summary.load = lambda path: SimpleNamespace(task="classification", records=None)
 mislabel.find_mislabeled = lambda *a, **k: SimpleNamespace(rows=rows, flagged=5, judged=200_000, noise_rate=0.03)
 sys.modules.update({"fsdtool.summary": summary, "fsdtool.mislabel": mislabel})
 from fsdtool.cli import main
