@@ -147,7 +147,14 @@ def summarize_command(
         str | None,
         typer.Option(metavar="SPEC", help=f"{MODEL_HELP} May be left out where the checkpoint tells it."),
     ] = None,
-    checkpoint: Annotated[Path, typer.Option(metavar="FILE", help="The trained weights.")],
+    checkpoint: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="FILE",
+            help="The trained weights. Repeated: earlier checkpoints of the training first; the last is summarized, "
+            "the others add evidence on labels.",
+        ),
+    ],
     data: Annotated[str, typer.Option(metavar="SPEC", help=f"The training data: {DATA_HELP}")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The summary to write.")],
     model_arg: ModelArguments = None,
@@ -231,9 +238,11 @@ def summarize_command(
     Example:
       fsdtool summarize --model sample_data/model.py:mlp --checkpoint sample_data/mlp.pt \\
           --data sample_data/train.npz -o summary.h5
+      fsdtool summarize --model net.py:net --checkpoint epoch5.pt --checkpoint epoch15.pt \\
+          --checkpoint final.pt --data train.npz -o summary.h5
     """
     _talk(quiet, debug)
-    check_output(output, "--output", inputs=(checkpoint, data))
+    check_output(output, "--output", inputs=(*checkpoint, data))
     model_arguments = key_values(model_arg)
     scaling = {"mean": numbers(mean, "--mean"), "std": numbers(std, "--std")}
 
@@ -243,7 +252,7 @@ def summarize_command(
     from fsdtool.summarize import summarize
 
     chosen = choose_device(device.value)
-    weights_given = read_checkpoint(checkpoint, allow_pickle, ema)
+    *earlier, weights_given = [read_checkpoint(path, allow_pickle, ema) for path in checkpoint]
     preprocessing = Preprocessing(
         **scaling,
         image_size=image_size,
@@ -254,6 +263,7 @@ def summarize_command(
     result = summarize(
         model=build_model(model, model_arguments, weights_given),
         checkpoint=weights_given,
+        earlier=earlier,
         data=load_dataset(
             data,
             task=task.value,

@@ -113,11 +113,13 @@ class FeatureStore:
         return self._arrays[layer]
 
 
-def choose_layers(names: list[str]) -> list[str]:
-    """At most 12 of the layers, evenly spaced from the first to the last."""
-    if len(names) <= MOST_LAYERS:
+def choose_layers(names: list[str], most: int = MOST_LAYERS) -> list[str]:
+    """At most so many of the layers, evenly spaced from the first to the last; a single one is the middle."""
+    if len(names) <= most:
         return names
-    return [names[round(i * (len(names) - 1) / (MOST_LAYERS - 1))] for i in range(MOST_LAYERS)]
+    if most == 1:
+        return [names[len(names) // 2]]
+    return [names[round(i * (len(names) - 1) / (most - 1))] for i in range(most)]
 
 
 def layer_features(activation: Activation, s: Tensor, a: Tensor, channels_last: bool) -> Tensor:

@@ -58,6 +58,7 @@ def _header(summary: Summary, stored: dict[str, int]) -> list[tuple[str, str]]:
         ("task", identity.task),
         ("model", f"{identity.model_spec} ({network}, {len(identity.graph.steps)} steps)"),
         ("checkpoint", f"{identity.checkpoint_name} (SHA-256 {identity.checkpoint_sha256[:16]}...)"),
+        *(("earlier", f"{name} (SHA-256 {sha256[:16]}...)") for name, sha256 in identity.earlier),
         (
             "data",
             f"{identity.data_spec} ({identity.examples:,} examples, fingerprint {identity.fingerprint[:16]}...)",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,6 +20,7 @@ from fsdtool import __version__
 from fsdtool.checkpoints import Checkpoint, apply_checkpoint
 from fsdtool.curvature import MEASURED, SIMULATED, BlockCurvature
 from fsdtool.curvature import curvature as simulated_curvature
+from fsdtool.errors import FsdtoolError
 from fsdtool.evidence import FeatureStore, LabelEvidence, evidence
 from fsdtool.fitting import fit_layout
 from fsdtool.gradients import blocks, left_out
@@ -31,6 +33,7 @@ from fsdtool.sources import DataSource
 from fsdtool.summary import Identity
 from fsdtool.sweep import Pass, Seen, activation_steps, auto_batch, gate_bytes
 from fsdtool.trace import FULL, Network, trace
+from fsdtool.trajectory import check_distinct, earlier_networks
 from fsdtool.writer import Writer, encode_ids
 
 log = logging.getLogger("fsdtool")
@@ -70,6 +73,7 @@ def summarize(
     *,
     model: nn.Module,
     checkpoint: Checkpoint,
+    earlier: Sequence[Checkpoint] = (),
     data: DataSource,
     output: Path,
     model_spec: str = "",
@@ -90,6 +94,7 @@ def summarize(
 ) -> Report:
     """Summarize `data` under `model` with `checkpoint` and write the file `output`.
 
+    earlier: other checkpoints of the same training, which add evidence on labels (fsdtool.trajectory).
     components: None is one per class (classification) or one (regression); an integer is that many clusters of gate
     patterns.  record_bytes: gradient factors per example.  statistics_budget: bytes that the gate statistics may
     take; above it they go to 8 bits, then to fewer components.  curvature: 'simulated' from the statistics, or
@@ -98,6 +103,10 @@ def summarize(
     input, before or while reading it.
     """
     started = time.perf_counter()
+    check_distinct([*earlier, checkpoint])
+    if earlier and not records:
+        count = "1 earlier checkpoint adds" if len(earlier) == 1 else f"{len(earlier)} earlier checkpoints add"
+        raise FsdtoolError(f"{count} evidence on labels, which --no-records leaves out; give the last checkpoint alone")
     device = device or torch.device("cpu")
     for note in apply_checkpoint(model, checkpoint):
         log.info(note)
@@ -106,6 +115,7 @@ def summarize(
     example = next(data.batches(2)).x
     check_repeatable(model, example)
     network = trace(model, example).to(device)
+    trajectory = earlier_networks(model, network, earlier)
     _say_coverage(network)
     run = Pass(network, data, device, batch_size or auto_batch(network), workers, seed, track)
     sample = run.first_sample()
@@ -125,7 +135,7 @@ def summarize(
             options = {"seed": seed, "numbers": numbers, "device": device}
             found = simulated_curvature(network.graph, network.parameters, early, **options)
     with Writer(output) as writer, FeatureStore(len(data), seed) as store:
-        seen = run.whole(assignment, basis, store, writer, found if records else [], measured)
+        seen = run.whole(assignment, basis, store, writer, found if records else [], measured, trajectory)
         if measured:
             found = [sums.finalize(MEASURED) for sums in measured]
         statistics = seen.statistics
@@ -151,6 +161,7 @@ def summarize(
             tool_version=__version__,
             command_line=command_line,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            earlier=tuple((other.name, other.sha256) for other in trajectory),
         )
         writer.write_identity(identity)
         if keep_weights:

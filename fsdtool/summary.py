@@ -64,6 +64,7 @@ class Identity:
     tool_version: str
     command_line: str
     created: str
+    earlier: tuple[tuple[str, str], ...] = ()  # name and SHA-256 of checkpoints that gave evidence too
 
 
 @dataclass
@@ -261,6 +262,7 @@ def _read_identity(file: h5py.File) -> Identity:
         tool_version=str(root["tool_version"]),
         command_line=str(root["command_line"]),
         created=str(root["created"]),
+        earlier=tuple((str(name), str(sha256)) for name, sha256 in json.loads(model.get("earlier", "[]"))),
     )
     if identity.task not in TASKS or identity.mode not in (FULL, LAST_LAYER) or identity.examples < 1:
         raise hdf5.unusable(

@@ -387,6 +387,7 @@ def test_summarize_passes_everything_on_and_writes_to_stderr_only(shell, calls, 
     assert given.pop("command_line").startswith("fsdtool summarize --model m.py:mlp ")
     assert given == {
         "model": "network",
+        "earlier": [],
         "data": "source",
         "output": output,
         "model_spec": "m.py:mlp",

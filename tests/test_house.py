@@ -14,7 +14,7 @@ errors device progress memory files models weightfiles matching checkpoints prep
 npyfiles h5files arrays imagefiles tables csvtables parquet items huggingface sources datasets fitting
 activations infer spellings graph nodes translate trace
 spectra moments components sums propagate simulate outputs gradients losses curvature
-agreement records evidence residuals hdf5 summary writer sweep summarize fsd penalty
+agreement records evidence residuals trajectory hdf5 summary writer sweep summarize fsd penalty
 examples ranking screening matrix candidates krylov response influence noise outliers misvalue mislabel inspection
 checks report options inputs markup charts page thumbnails review commands cli demo
 """
