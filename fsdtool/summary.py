@@ -170,6 +170,9 @@ class Records:
             self._dataset("target", (n, outputs), FLOATS)
             if "residual" in self:
                 self._dataset("residual", (n, outputs), FLOATS)
+                layers, weights = (np.atleast_1d(self.attribute("residual", key)) for key in ("layers", "weights"))
+                if layers.shape != weights.shape or weights.dtype.kind != FLOATS or not np.isfinite(weights).all():
+                    raise hdf5.unusable(self._group, "the weights of 'records/residual' do not fit its layers")
         if "logits" in self:
             self._dataset("logits", (n, outputs), FLOATS)
         self._dataset("loss", (n,), FLOATS)

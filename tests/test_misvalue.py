@@ -260,6 +260,15 @@ def test_records_without_residuals_are_refused_in_one_line(wrong, edited, capsys
     assert f"'{path}' has no residuals of its targets; write the summary again" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("weights", [np.ones(5), np.full(2, np.nan), np.array([b"a", b"b"])])
+def test_weights_that_are_none_are_refused_in_one_line(wrong, edited, capsys, weights):
+    def change(file):
+        file["records/residual"].attrs["weights"] = weights
+
+    assert main(["find-mislabeled", str(edited(wrong[0].path, change))]) == 2
+    assert "the weights of 'records/residual' do not fit its layers" in capsys.readouterr().err
+
+
 def test_a_summary_without_records_is_refused(summarized):
     x, y = draw(50, 3)
     summary = summarized(perceptron(3, 8, 1), x, y, task="regression", records=False)
