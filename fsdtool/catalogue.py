@@ -32,7 +32,7 @@ class Catalogue:
     """An open summary file as far as its training examples go; records are read from the file in row ranges.
 
     examples: N.  outputs: O, the classes or target values of the network.  class_names: by label, None where they
-    are not known.  records: None where the file was written without.
+    are not known.  data_spec: how the data was named.  records: None where the file was written without.
     """
 
     path: Path
@@ -40,6 +40,7 @@ class Catalogue:
     examples: int
     outputs: int
     class_names: tuple[str, ...] | None
+    data_spec: str
     records: Records | None
 
     def label_name(self, label: int) -> int | str:
@@ -103,11 +104,20 @@ class Records:
             self._check_classes("candidates", outputs)
         else:
             self.dataset("target", (n, outputs), FLOATS)
+            self._check_residuals(n, outputs)
         if "logits" in self:
             self.dataset("logits", (n, outputs), FLOATS)
         if "self_influence" in self:
             self.dataset("self_influence", (n,), FLOATS)
         self.dataset("loss", (n,), FLOATS)
+
+    def _check_residuals(self, n: int, outputs: int) -> None:
+        if "residual" not in self:
+            return
+        self.dataset("residual", (n, outputs), FLOATS)
+        layers, weights = (np.atleast_1d(self.attribute("residual", key)) for key in ("layers", "weights"))
+        if layers.shape != weights.shape or weights.dtype.kind != FLOATS or not np.isfinite(weights).all():
+            raise hdf5.unusable(self._group, "the weights of 'records/residual' do not fit its layers")
 
     def _check_classes(self, name: str, classes: int) -> None:
         values = self.read(name)
@@ -153,7 +163,7 @@ def read_catalogue(file: h5py.File) -> Catalogue:
     if "records" in file:
         records = Records(hdf5.group(file, "records"), examples)
         records.check(task, outputs)
-    return Catalogue(Path(file.filename), task, examples, outputs, names, records)
+    return Catalogue(Path(file.filename), task, examples, outputs, names, str(hdf5.Attributes(data)["spec"]), records)
 
 
 def _check_schema(file: h5py.File) -> None:

@@ -66,13 +66,16 @@ from fsdtool.options import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from fsdtool.catalogue import Catalogue
     from fsdtool.mislabel import Mislabeled
+    from fsdtool.misvalue import Misvalued
     from fsdtool.sources import DataSource
     from fsdtool.summary import Summary
 
 log = logging.getLogger("fsdtool")
 
 MISLABELED_COLUMNS = ("id", "given_label", "suggested_label", "score", "confidence", "rank")
+MISVALUED_COLUMNS = ("id", "given_target", "suggested_target", "standard_error", "score", "rank")
 INFLUENCE_COLUMNS = (
     *("query_id", "kind", "rank", "id", "label", "loss_change_if_removed"),
     *("query_label", "query_prediction"),
@@ -150,7 +153,14 @@ def summarize_command(
         str | None,
         typer.Option(metavar="SPEC", help=f"{MODEL_HELP} May be left out where the checkpoint tells it."),
     ] = None,
-    checkpoint: Annotated[Path, typer.Option(metavar="FILE", help="The trained weights.")],
+    checkpoint: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="FILE",
+            help="The trained weights. Repeated: earlier checkpoints of the training first; the last is summarized, "
+            "the others add evidence on labels.",
+        ),
+    ],
     data: Annotated[str, typer.Option(metavar="SPEC", help=f"The training data: {DATA_HELP}")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The summary to write.")],
     model_arg: ModelArguments = None,
@@ -234,9 +244,11 @@ def summarize_command(
     Example:
       fsdtool summarize --model sample_data/model.py:mlp --checkpoint sample_data/mlp.pt \\
           --data sample_data/train.npz -o summary.h5
+      fsdtool summarize --model net.py:net --checkpoint epoch5.pt --checkpoint epoch15.pt \\
+          --checkpoint final.pt --data train.npz -o summary.h5
     """
     _talk(quiet, debug)
-    check_output(output, "--output", inputs=(checkpoint, data))
+    check_output(output, "--output", inputs=(*checkpoint, data))
     model_arguments = key_values(model_arg)
     scaling = {"mean": numbers(mean, "--mean"), "std": numbers(std, "--std")}
 
@@ -246,7 +258,7 @@ def summarize_command(
     from fsdtool.summarize import summarize
 
     chosen = choose_device(device.value)
-    weights_given = read_checkpoint(checkpoint, allow_pickle, ema)
+    *earlier, weights_given = [read_checkpoint(path, allow_pickle, ema) for path in checkpoint]
     preprocessing = Preprocessing(
         **scaling,
         image_size=image_size,
@@ -257,6 +269,7 @@ def summarize_command(
     result = summarize(
         model=build_model(model, model_arguments, weights_given),
         checkpoint=weights_given,
+        earlier=earlier,
         data=load_dataset(
             data,
             task=task.value,
@@ -370,7 +383,7 @@ def find_mislabeled_command(
 
     Without --top and --all, the flagged labels are listed. A higher score is more suspicious. With --ids only the
     examples named are ranked and counted; the scores are the same. With --data new labels are judged by the
-    summary of the old ones.
+    summary of the old ones. Of a regression it judges the target values, the most suspicious one of each example.
 
     \b
     Example:
@@ -403,15 +416,20 @@ def find_mislabeled_command(
     if noise is not None:
         check_output(noise, "--noise-matrix", inputs=inputs, suffix=(".csv", ".json"))
 
-    from fsdtool.mislabel import find_mislabeled
-    from fsdtool.summary import load
+    from fsdtool.catalogue import open_catalogue
 
-    opened = load(summary)
+    opened = open_catalogue(summary)
+    kind = "target" if opened.task == "regression" else "label"
+    if kind == "target" and (by_layer or noise is not None):
+        wanted = "--by-layer" if by_layer else "--noise-matrix"
+        raise FsdtoolError(f"'{summary}' is of a regression, and {wanted} is of class labels; leave it out")
     choice = {"top": top, "everything": everything, "threshold": threshold}
     source = None
-    if data is None:
-        found = find_mislabeled(opened, **choice, among=rows_named(opened, ids))
-    else:
+    if data is not None or page is not None:
+        from fsdtool.summary import load
+
+        opened = load(summary)
+    if data is not None:
         from fsdtool.device import choose_device
         from fsdtool.judge import judge
 
@@ -428,26 +446,34 @@ def find_mislabeled_command(
             batch_size=batch_size,
             track=report.track,
         )
+    elif kind == "target":
+        from fsdtool.misvalue import find_misvalued
+
+        found = find_misvalued(opened, **choice, among=rows_named(opened, ids))
+    else:
+        from fsdtool.mislabel import find_mislabeled
+
+        found = find_mislabeled(opened, **choice, among=rows_named(opened, ids))
     if noise is not None:
         from fsdtool.noisefile import write_noise
 
         write_noise(found, noise)
     if page is not None:
         _write_page(found, page, page_data if source is None else source, x_key, y_key)
-    columns = (*MISLABELED_COLUMNS, *found.layer_columns) if by_layer else MISLABELED_COLUMNS
-    _write(found.rows(), columns, format, ids_only, _mislabeled_checks(threshold, columns))
-    log.info(f"{found.flagged} of {found.judged} labels are flagged (score above {threshold:g})")
+    columns = (*_mislabeled_columns(opened), *(found.layer_columns if by_layer else ()))
+    _write(found.rows(), columns, format, ids_only, _mislabeled_checks(threshold, columns, kind))
+    log.info(f"{found.flagged} of {found.judged} {kind}s are flagged (score above {threshold:g})")
     if found.noise_rate is not None:
-        log.info(f"estimated share of wrong labels: {found.noise_rate:.1%}")
+        log.info(f"estimated share of wrong {kind}s: {found.noise_rate:.1%}")
     if by_layer:
         weights = zip(found.layers, found.weights.tolist(), strict=True)
         log.info("weights of the layers: " + ", ".join(f"{layer} {weight:.3f}" for layer, weight in weights))
     if max_flagged is not None and found.flagged > max_flagged:
-        log.warning(f"{found.flagged} labels are flagged, more than --max-flagged {max_flagged}")
+        log.warning(f"{found.flagged} {kind}s are flagged, more than --max-flagged {max_flagged}")
         raise typer.Exit(ExitStatus.FINDINGS)
     if max_rate is not None and found.flagged > max_rate * found.judged:
         share = found.flagged / found.judged
-        log.warning(f"{share:.2%} of the labels are flagged, more than --max-rate {max_rate:g}")
+        log.warning(f"{share:.2%} of the {kind}s are flagged, more than --max-rate {max_rate:g}")
         raise typer.Exit(ExitStatus.FINDINGS)
 
 
@@ -472,7 +498,7 @@ def _refuse_without_data(**options: object) -> None:
 
 
 def _write_page(
-    found: Mislabeled, path: Path, data: DataSource | str | None, x_key: str | None, y_key: str | None
+    found: Mislabeled | Misvalued, path: Path, data: DataSource | str | None, x_key: str | None, y_key: str | None
 ) -> None:
     from fsdtool.page import write_page
     from fsdtool.review import pictures_of, review
@@ -811,15 +837,22 @@ def _write(
         report.render(rows, columns, report.resolve_format(format, sys.stdout), sys.stdout, checks=checks)
 
 
-def _mislabeled_checks(threshold: float, columns: Sequence[str]) -> Checks:
+def _mislabeled_columns(summary: Catalogue) -> tuple[str, ...]:
+    if summary.task != "regression":
+        return MISLABELED_COLUMNS
+    return (MISVALUED_COLUMNS[0], *(("output",) if summary.outputs > 1 else ()), *MISVALUED_COLUMNS[1:])
+
+
+def _mislabeled_checks(threshold: float, columns: Sequence[str], kind: str) -> Checks:
     """A flagged label is a warning about its example, which is a file where ids are file names."""
-    layers = columns[len(MISLABELED_COLUMNS) :]
+    layers = [column for column in columns if column.startswith("margin:")]
+    sureness = "confidence" if kind == "label" else "standard_error"
 
     def message(row: Mapping[str, Any]) -> str:
         margins = ", ".join(f"{column.removeprefix('margin:')} {row[column]:.3g}" for column in layers)
         return (
-            f"the label {row['given_label']} of {row['id']} is probably {row['suggested_label']} "
-            f"(score {row['score']:.3g}, confidence {row['confidence']:.3g})"
+            f"the {kind} {row[f'given_{kind}']} of {row['id']} is probably {row[f'suggested_{kind}']} "
+            f"(score {row['score']:.3g}, {sureness.replace('_', ' ')} {row[sureness]:.3g})"
         ) + (f"; margins in nats: {margins}" if margins else "")
 
     return Checks(

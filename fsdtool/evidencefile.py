@@ -1,8 +1,8 @@
 """The part `/evidence` of a summary: what judges the label of an example that is not in the summarized data.
 
-`factor` and `weight` (L,) say how the layers' evidence is added up (fsdtool.agreement), `members` (classes,) how many
-examples each class had, and `layers/LAYER` holds the discriminant of a layer (fsdtool.discriminant); the last layer
-is the network's own outputs, which need none.
+`factor` and `weight` (L,) say how the layers' evidence is added up (fsdtool.agreement, in the unit of
+fsdtool.posterior), `members` (classes,) how many examples each class had, and `layers/LAYER` holds the discriminant
+of a layer (fsdtool.discriminant); the last layer is the network's own outputs, which need none.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 
 from fsdtool import hdf5
-from fsdtool.agreement import combination
+from fsdtool.agreement import combination, weighted
 from fsdtool.discriminant import Discriminant
 from fsdtool.errors import FsdtoolError
-from fsdtool.evidence import OUTPUTS, LabelEvidence
-from fsdtool.summary import Summary
+from fsdtool.evidence import LabelEvidence
+from fsdtool.features import OUTPUTS
+from fsdtool.noise import estimate
+from fsdtool.posterior import posterior
+from fsdtool.summary import Summary, tensor
 from fsdtool.writer import Writer
 
 
@@ -28,19 +31,22 @@ from fsdtool.writer import Writer
 class Judges:
     """layers: names (L,), the outputs last.  discriminants: of all layers but the last, in that order.
 
-    members: (classes,) int64.  factors, weights: (L,) float32.
+    members: (classes,) int64.  factors, weights: (L,) float32 arrays.
     """
 
     layers: tuple[str, ...]
     discriminants: tuple[Discriminant, ...]
     members: Tensor
-    factors: Tensor
-    weights: Tensor
+    factors: np.ndarray
+    weights: np.ndarray
 
 
 def write_judges(writer: Writer, labelled: LabelEvidence, recorded: Tensor) -> None:
     """Write `/evidence`, with the factors that `recorded` (N, L, T), the evidence in the records, leads to."""
-    factors, weights = combination(recorded)
+    evidence, candidates = recorded.numpy(), labelled.candidates.numpy()
+    factors, weights = combination(evidence)
+    noise = estimate(evidence, candidates, len(labelled.layers) - 1, len(labelled.members))
+    factors = factors * np.float32(posterior(weighted(evidence, factors), candidates, noise).unit)
     described = {"layers": list(labelled.layers)}
     writer.put("evidence/factor", factors, "factors of the layers' evidence in the combined evidence (L,)", **described)
     writer.put("evidence/weight", weights, "weights of the layers (L,)", **described)
@@ -48,12 +54,9 @@ def write_judges(writer: Writer, labelled: LabelEvidence, recorded: Tensor) -> N
     for layer, found in zip(labelled.layers, labelled.discriminants, strict=False):
         name = f"evidence/layers/{layer}"
         writer.put(f"{name}/middle", found.middle, "taken off the features of the layer (D,)")
-        writer.put(
-            f"{name}/directions", found.directions, "directions B of the features that tell classes apart (D, r)"
-        )
-        writer.put(f"{name}/centres", found.centres, "class means E along B (classes, r)")
-        offset = "log-likelihood of a class is (x - middle) B E^T - offset (classes,)"
-        writer.put(f"{name}/offset", found.offset, offset, "nats")
+        writer.put(f"{name}/scale", found.scale, "one over their deviation within classes (D,)")
+        writer.put(f"{name}/root", found.root, "R; the coordinates are ((x - middle) scale) R (D, d)")
+        writer.put(f"{name}/centres", found.centres, "class means in these coordinates (classes, d)")
 
 
 def read_judges(summary: Summary) -> Judges:
@@ -72,8 +75,8 @@ def read_judges(summary: Summary) -> Judges:
 def _read(group: h5py.Group, classes: int) -> Judges:
     named = np.atleast_1d(hdf5.Attributes(hdf5.dataset(group, "factor", (None,)))["layers"])
     layers = tuple(str(name) for name in named)
-    factors, weights = (hdf5.array(group, name, (len(layers),)) for name in ("factor", "weight"))
-    members = hdf5.array(group, "members", (classes,), torch.int64)
+    factors, weights = (tensor(group, name, (len(layers),)).numpy() for name in ("factor", "weight"))
+    members = tensor(group, "members", (classes,), torch.int64)
     if layers[-1] != OUTPUTS or min(members.min(), factors.min(), weights.min()) < 0 or not members.any():
         raise hdf5.unusable(group, "its layers do not end with the outputs, or a count or factor is negative")
     found = tuple(_read_layer(hdf5.group(group, f"layers/{layer}"), classes) for layer in layers[:-1])
@@ -81,7 +84,7 @@ def _read(group: h5py.Group, classes: int) -> Judges:
 
 
 def _read_layer(group: h5py.Group, classes: int) -> Discriminant:
-    middle = hdf5.array(group, "middle", (None,), torch.float64)
-    directions = hdf5.array(group, "directions", (len(middle), None))
-    centres = hdf5.array(group, "centres", (classes, directions.shape[1]), torch.float16)
-    return Discriminant(middle, directions, centres, hdf5.array(group, "offset", (classes,), torch.float64))
+    middle = tensor(group, "middle", (None,), torch.float64)
+    root = tensor(group, "root", (len(middle), None), torch.float16)
+    centres = tensor(group, "centres", (classes, root.shape[1]))
+    return Discriminant(middle, tensor(group, "scale", (len(middle),)), root, centres)

@@ -24,6 +24,7 @@ PARTS = {
     "evidence": "class Gaussians, which judge new labels",
     "records/gradients": "projected gradient factors, per example",
     "records/evidence": "evidence on labels, per example",
+    "records/residual": "evidence on target values, per example",
     "records": "the rest of the records: ids, targets, outputs",
     OTHER: "not written by fsdtool",
 }
@@ -58,6 +59,7 @@ def _header(summary: Summary, stored: dict[str, int]) -> list[tuple[str, str]]:
         ("task", identity.task),
         ("model", f"{identity.model_spec} ({network}, {len(identity.graph.steps)} steps)"),
         ("checkpoint", f"{identity.checkpoint_name} (SHA-256 {identity.checkpoint_sha256[:16]}...)"),
+        *(("earlier", f"{name} (SHA-256 {sha256[:16]}...)") for name, sha256 in identity.earlier),
         (
             "data",
             f"{identity.data_spec} ({identity.examples:,} examples, fingerprint {identity.fingerprint[:16]}...)",

@@ -18,22 +18,12 @@ from torch import Tensor, nn
 
 from fsdtool import activations, hdf5
 from fsdtool.activations import Activation
-from fsdtool.agreement import weighted
 from fsdtool.errors import FsdtoolError
-from fsdtool.evidence import (
-    FEATURES,
-    INPUT,
-    MOST_CANDIDATES,
-    MOST_FEATURES,
-    SCORES,
-    bounded,
-    layer_features,
-    pool,
-    projection,
-    strongest,
-)
+from fsdtool.evidence import MOST_CANDIDATES, SCORES, strongest
 from fsdtool.evidencefile import Judges, read_judges
 from fsdtool.examples import Examples
+from fsdtool.features import FEATURES, INPUT, MOST_FEATURES, layer_features, pool, projection
+from fsdtool.gaussians import bounded
 from fsdtool.graph import Step
 from fsdtool.mislabel import FEW_EXAMPLES, THRESHOLD, Judged, Mislabeled, check_judges, ranked
 from fsdtool.progress import Track, silent
@@ -77,9 +67,9 @@ def judge(
     few = len(examples) < FEW_EXAMPLES
     if few:
         log.info(f"too few examples ({len(examples)}) to estimate how many labels are wrong")
-    combined = weighted(evidence, judges.factors)
-    judged = Judged(data.spec, examples.ids, candidates, evidence, combined, judges.layers, judges.weights)
-    return ranked(summary, judged, top=top, everything=everything, threshold=threshold, among=among, noise=not few)
+    values = (candidates.numpy(), evidence.numpy())
+    judged = Judged(data.spec, examples.ids, *values, judges.layers, judges.weights, judges.factors)
+    return ranked(summary, judged, top=top, everything=everything, threshold=threshold, among=among, noisy=not few)
 
 
 class _Witness:

@@ -1,11 +1,10 @@
 """Which labels are probably wrong, from the evidence in the records, without any clean label.
 
-The layers' evidence is combined as fsdtool.agreement says; with its margin, the combined evidence for the
-strongest other class minus that for the given label,
-    score       = 1 / (1 + exp(-margin)): the probability of the suggested label against the given one
-    confidence  = probability of the suggested label among all classes other than the given one
-and by default a label is flagged when its score is above one half: the evidence favours another class.  How
-many labels are wrong, and as what, is estimated apart from the scores, see fsdtool.noise.
+The layers' evidence is added up as fsdtool.agreement says, fsdtool.noise tells how many labels are wrong and as what,
+and from both fsdtool.posterior has for each example
+    score       = the probability that its label is wrong
+    confidence  = the probability of the suggested label among all classes other than the given one
+By default a label is flagged when its score is above one half.
 """
 
 from __future__ import annotations
@@ -16,20 +15,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from fsdtool.agreement import combine
+from fsdtool.agreement import combination, margins_of, weighted
+from fsdtool.catalogue import Catalogue
 from fsdtool.errors import FsdtoolError
-from fsdtool.evidence import OUTPUTS
-from fsdtool.noise import noise_matrix
-from fsdtool.summary import Summary
+from fsdtool.noise import Noise, estimate
+from fsdtool.posterior import posterior
 
 log = logging.getLogger("fsdtool")
 
 THRESHOLD = 0.5
 FEW_EXAMPLES = 100
-CHUNK = 65536
 
 
 @dataclass(frozen=True)
@@ -39,31 +35,38 @@ class Mislabeled:
     ids: (N,), and `spec` where the examples are from.  margins (N, L): each layer's evidence for the strongest other
     class minus that for the given label, in nats.  order (M,) holds the rows that were asked for, most suspicious
     first; flagged is how many of the judged examples (all, or those named) have a score above `threshold`; layers and
-    weights (L,) say how much each layer counted.
-    noise_matrix (classes, classes) float64: estimated examples by given label (rows) and true class (columns);
-    noise_rate: the share of them off the diagonal; both None where there are too few examples to tell.
+    weights (L,) say how much each layer counted.  noise: None where there are too few examples to tell.
     """
 
-    summary: Summary
+    summary: Catalogue
     spec: str
     ids: np.ndarray
-    given: Tensor
-    score: Tensor
-    confidence: Tensor
-    suggested: Tensor
-    order: Tensor
+    given: np.ndarray
+    score: np.ndarray
+    confidence: np.ndarray
+    suggested: np.ndarray
+    order: np.ndarray
     flagged: int
     judged: int
     layers: tuple[str, ...]
-    weights: Tensor
-    margins: Tensor
+    weights: np.ndarray
+    margins: np.ndarray
     threshold: float
-    noise_rate: float | None
-    noise_matrix: Tensor | None
+    noise: Noise | None
+
+    @property
+    def noise_rate(self) -> float | None:
+        """The estimated share of wrong labels."""
+        return None if self.noise is None else self.noise.rate
+
+    @property
+    def noise_matrix(self) -> np.ndarray | None:
+        """Estimated examples (classes, classes) float64 by given label (rows) and true class (columns)."""
+        return None if self.noise is None else self.noise.matrix()
 
     @property
     def layer_columns(self) -> tuple[str, ...]:
-        """Names of the columns that hold the layers' margins."""
+        """Names of the columns with the margins of the layers."""
         return tuple(f"margin:{layer}" for layer in self.layers)
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -85,21 +88,23 @@ class Mislabeled:
 class Judged:
     """The evidence on the labels of the examples `ids` (N,) of the data `spec`.
 
-    candidates (N, T) int64: classes, the given label first.  evidence (N, L, T): by layer, and combined (N, T) of all,
-    in nats relative to the given label.  layers and weights: (L,).
+    candidates (N, T) int: classes, the given label first.  evidence (N, L, T) float16: by layer, in nats relative to
+    the given label.  layers, weights and factors: (L,), of fsdtool.agreement.  unit: of the evidence added up, where
+    there are too few examples to fit it.
     """
 
     spec: str
     ids: np.ndarray
-    candidates: Tensor
-    evidence: Tensor
-    combined: Tensor
+    candidates: np.ndarray
+    evidence: np.ndarray
     layers: tuple[str, ...]
-    weights: Tensor
+    weights: np.ndarray
+    factors: np.ndarray
+    unit: float = 1.0
 
 
 def find_mislabeled(
-    summary: Summary,
+    summary: Catalogue,
     *,
     top: int | None = None,
     everything: bool = False,
@@ -119,14 +124,13 @@ def find_mislabeled(
             f"{len(records)} examples are too few to weigh the layers well; trust the order more than the scores"
         )
     layers = tuple(str(name) for name in np.atleast_1d(records.attribute("evidence", "layers")))
-    candidates = torch.from_numpy(records.read("candidates")).long()
-    evidence = torch.from_numpy(records.read("evidence"))
-    combined, weights = combine(evidence)
-    judged = Judged(summary.identity.data_spec, records.ids, candidates, evidence, combined, layers, weights)
+    evidence = records.read("evidence")
+    factors, weights = combination(evidence)
+    judged = Judged(summary.data_spec, records.ids, records.read("candidates"), evidence, layers, weights, factors)
     return ranked(summary, judged, top=top, everything=everything, threshold=threshold, among=among)
 
 
-def check_judges(summary: Summary) -> None:
+def check_judges(summary: Catalogue) -> None:
     """Raise FsdtoolError for a summary that judges no labels."""
     if summary.task != "classification":
         raise FsdtoolError(
@@ -143,54 +147,44 @@ def check_judges(summary: Summary) -> None:
 
 
 def ranked(
-    summary: Summary,
+    summary: Catalogue,
     judged: Judged,
     *,
     top: int | None,
     everything: bool,
     threshold: float,
     among: np.ndarray | None,
-    noise: bool = True,
+    noisy: bool = True,
 ) -> Mislabeled:
     """Scores and ranking from the evidence; the options are those of `find_mislabeled`.
 
-    noise: whether to estimate how many labels are wrong.
+    noisy: whether to estimate how many labels are wrong.
     """
-    candidates, combined = judged.candidates, judged.combined
-    best = combined[:, 1:].max(1)
-    score = torch.sigmoid(best.values)
-    order = best.values.argsort(descending=True, stable=True)
+    noise = None
+    if noisy:
+        noise = estimate(judged.evidence, judged.candidates, len(judged.layers) - 1, summary.outputs)
+        if noise.layer is None:
+            log.warning("no layer tells the classes apart; do not trust the estimated share of wrong labels")
+    combined = weighted(judged.evidence, judged.factors)
+    found = posterior(combined, judged.candidates, noise, None if noisy else judged.unit)
+    order = np.argsort(-found.score, kind="stable")
     if among is not None:
-        order = order[torch.from_numpy(among)[order]]
-    flagged = int((score[order] > threshold).sum())
-    wrong = _noise(judged, summary.identity.graph.outputs) if noise else None
+        order = order[among[order]]
+    flagged = int((found.score[order] > threshold).sum())
     return Mislabeled(
         summary=summary,
         spec=judged.spec,
         ids=judged.ids,
-        given=candidates[:, 0],
-        score=score,
-        confidence=torch.softmax(combined[:, 1:], 1).amax(1),
-        suggested=candidates.gather(1, best.indices[:, None] + 1)[:, 0],
+        given=judged.candidates[:, 0],
+        score=found.score,
+        confidence=found.confidence,
+        suggested=found.suggested,
         order=order if everything else order[: flagged if top is None else top],
         flagged=flagged,
         judged=len(order),
         layers=judged.layers,
         weights=judged.weights,
-        margins=judged.evidence[:, :, 1:].amax(2),
+        margins=margins_of(judged.evidence),
         threshold=threshold,
-        noise_rate=None if wrong is None else float(1 - wrong.diagonal().sum() / wrong.sum()),
-        noise_matrix=wrong,
+        noise=noise,
     )
-
-
-def _noise(judged: Judged, classes: int) -> Tensor:
-    views = _views(judged.evidence, judged.candidates, judged.layers, judged.combined)
-    return noise_matrix(judged.candidates[:, 0], views, classes)
-
-
-def _views(evidence: Tensor, candidates: Tensor, layers: tuple[str, ...], combined: Tensor) -> Tensor:
-    """Classes (N, V) favoured by the two earliest layers that say anything, or by all layers together."""
-    inner = [i for i, name in enumerate(layers) if name != OUTPUTS and evidence[:, i].any()][:2]
-    favoured = [evidence[:, i] for i in inner] if len(inner) == 2 else [combined]
-    return torch.cat([candidates.gather(1, values.argmax(1, keepdim=True)) for values in favoured], 1)

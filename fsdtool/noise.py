@@ -1,46 +1,159 @@
-"""How many labels are wrong, and which class is taken for which, from three views of the unknown true class.
+"""How many labels are wrong, and which class is taken for which, from evidence that has not memorised labels.
 
-The views of an example are its given label and the classes that the two earliest layers favour, itself left
-out.  Early layers have not memorised labels, so given the true class t the views are taken as independent,
-each with its own confusion matrix T_v[t, view] (Dawid, Skene 1979).  Expectation maximization alternates
-    r_i(t) ~ pi_t prod_v T_v[t, v_i]        T_v[t, c] ~ 0.1 + sum of r_i(t) over i with v_i = c
-and the noise matrix counts given labels against r.  Where both layers fail on the same examples (images that
-early layers cannot tell apart), views are not independent and the rate comes out too high: an upper bound.
+Given the evidence E_t of one layer on an example, itself left out, its true class is t with probability p_t =
+softmax(u E)_t, and its label is y with probability sum_t p_t M[t, y]: the forward model of label noise (Patrini et
+al. 2017).  The unit u and the confusion M of classes are fitted to the labels by expectation maximization
+    r_i(t) ~ p_i(t) M[t, y_i]        M[t, c] ~ sum of r_i(t) over i with y_i = c
+Evidence from what training has fitted to the labels would find nothing wrong, so the earliest layer is used that
+says anything of the classes: the input itself, if it does.
+
+Of many classes there are few wrong labels each.  The cells M[t, c], c != t, of a class are therefore drawn to their
+mean by the Dirichlet-multinomial whose concentration, over all classes, explains how the cells spread: even noise
+becomes even, and confusion of a few classes stays as it is.
 """
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from dataclasses import dataclass
 
-STEPS = 40
-SMOOTHING = 0.1  # examples added to each cell of a confusion matrix
-NUMBERS = 2**24  # responsibilities held at once
+import numpy as np
+
+STEPS = 60
+REFITTED = 5  # steps from one fit of the unit to the next
+FIRST_RATE = 0.1
+LEAST_INFORMATION = 0.1  # that a layer has on the labels, of their entropy
+NUMBERS = 2**20  # examples x candidates that are fitted
+SMOOTHING = 1e-3  # wrong labels added to each class
+COARSE = np.logspace(-2, 2, 41)
+FINE = np.logspace(-0.1, 0.1, 5)
 
 
-def noise_matrix(given: Tensor, views: Tensor, classes: int) -> Tensor:
-    """Estimated examples (classes, classes) float64 by given label (rows) and true class (columns).
+@dataclass(frozen=True)
+class Noise:
+    """Estimated examples by true class and given label, for the pairs that occur, in the order of `key`.
 
-    given: (N,) int64.  views: (N, V) int64, classes favoured by evidence that has not seen the given label.
-    Many examples of many classes are estimated on an even sample and scaled to all.
+    key: (M,) int64, true class x classes + given label.  count: (M,) float64, examples.  concentration: of the
+    Dirichlet prior of each class's wrong labels; infinite where they are even.  layer: the one it was estimated from,
+    None for all together.
     """
-    stride = -(-len(given) // max(NUMBERS // classes, 1))
-    seen = torch.cat([views, given[:, None]], 1)[::stride]
-    patterns, counts = seen.unique(dim=0, return_counts=True)  # examples alike in all views share one row
-    votes = sum(F.one_hot(view, classes) for view in patterns.T) + 0.5 * F.one_hot(patterns[:, -1], classes)
-    responsibility = torch.softmax(3 * votes.double(), 1) * counts[:, None]
-    for _ in range(STEPS):
-        log_joint = responsibility.sum(0).clamp(min=1e-12).log().expand(len(patterns), -1)
-        for view in patterns.T:
-            log_joint = log_joint + _confusion(responsibility, view, classes).log()[view]
-        responsibility = torch.softmax(log_joint, 1) * counts[:, None]
-    matrix = responsibility.new_zeros(classes, classes).index_add_(0, patterns[:, -1], responsibility)
-    sampled = torch.bincount(seen[:, -1], minlength=classes).clamp(min=1)
-    return matrix * (torch.bincount(given, minlength=classes) / sampled)[:, None]
+
+    classes: int
+    key: np.ndarray
+    count: np.ndarray
+    concentration: float
+    layer: int | None
+
+    @property
+    def rate(self) -> float:
+        """Share of wrong labels."""
+        wrong = self.key // self.classes != self.key % self.classes
+        return float(self.count[wrong].sum() / self.count.sum())
+
+    def matrix(self) -> np.ndarray:
+        """Estimated examples (classes, classes) float64 by given label (rows) and true class (columns)."""
+        matrix = np.zeros((self.classes, self.classes))
+        matrix[self.key % self.classes, self.key // self.classes] = self.count
+        return matrix
+
+    def log_confusion(self, candidates: np.ndarray) -> np.ndarray:
+        """log M[t, y] (N, T) float32 for candidates t (N, T), the given label y in column 0."""
+        wanted = candidates.astype(np.int64) * self.classes + candidates[:, :1]
+        place = np.searchsorted(self.key, wanted).clip(max=len(self.key) - 1)
+        count = np.where(self.key[place] == wanted, self.count[place], 0.0)
+        found = _log_confusion(self.key, self.count, self.classes, self.concentration, wanted, count)
+        return found.astype(np.float32)
 
 
-def _confusion(responsibility: Tensor, view: Tensor, classes: int) -> Tensor:
-    """Probability of each view (rows) given each true class (columns), from weights (U, classes)."""
-    counts = responsibility.new_zeros(classes, classes).index_add_(0, view, responsibility) + SMOOTHING
-    return counts / counts.sum(0)
+def estimate(evidence: np.ndarray, candidates: np.ndarray, layers: int, classes: int) -> Noise:
+    """The noise in labels, from the earliest of the first `layers` layers that knows the classes, or all together.
+
+    evidence: (N, L, T), nats, relative to the given label in column 0.  candidates: (N, T) classes, the given label
+    first.  Many examples are estimated on an even sample and scaled to all.
+    """
+    stride = -(-len(candidates) * candidates.shape[1] // NUMBERS)
+    sample = candidates[::stride].astype(np.int64)
+    given = sample[:, 0]
+    frequency = np.bincount(given, minlength=classes) / len(given)
+    entropy = -float(np.log(frequency[given]).mean())
+    scaled = {layer: _scaled(evidence[::stride, layer]) for layer in range(layers)}
+    fits = ((layer, _Fit(values, sample, classes)) for layer, values in scaled.items() if values.any())
+    informed = ((layer, fit) for layer, fit in fits if entropy + fit.likelihood >= LEAST_INFORMATION * entropy)
+    layer, fit = next(informed, (None, None))
+    fit = fit or _Fit(sum(scaled.values()), sample, classes)
+    share = np.bincount(candidates[:, 0], minlength=classes) / np.maximum(np.bincount(given, minlength=classes), 1)
+    return Noise(classes, fit.key, fit.count * share[fit.key % classes], fit.concentration, layer)
+
+
+class _Fit:
+    """Expectation maximization on evidence (n, T) of candidates (n, T); `likelihood` is the mean log-likelihood."""
+
+    def __init__(self, evidence: np.ndarray, candidates: np.ndarray, classes: int):
+        self.evidence, self.classes = evidence, classes
+        self.key, cell = np.unique(candidates * classes + candidates[:, :1], return_inverse=True)
+        self.cell = cell.reshape(candidates.shape)
+        wrong = self.key // classes != self.key % classes
+        self.count = np.where(wrong, FIRST_RATE / max(classes - 1, 1), 1 - FIRST_RATE)
+        self.concentration = np.inf
+        log_confusion = np.log(self.count)
+        unit = self._best(COARSE, log_confusion)
+        for step in range(STEPS):
+            if step % REFITTED == 0:
+                unit = self._best(unit * FINE, log_confusion)
+            joint = unit * evidence + log_confusion[self.cell]
+            responsibility = np.exp(joint - _log_sum(joint)[:, None])
+            self.count = np.bincount(self.cell.ravel(), responsibility.ravel(), minlength=len(self.key))
+            self.concentration = _concentration(self.key, self.count, classes)
+            log_confusion = _log_confusion(self.key, self.count, classes, self.concentration, self.key, self.count)
+        self.likelihood = self._likelihood(unit, log_confusion)
+
+    def _best(self, units: np.ndarray, log_confusion: np.ndarray) -> float:
+        return float(max(units, key=lambda unit: self._likelihood(unit, log_confusion)))
+
+    def _likelihood(self, unit: float, log_confusion: np.ndarray) -> float:
+        scaled = unit * self.evidence
+        return float((_log_sum(scaled + log_confusion[self.cell]) - _log_sum(scaled)).mean())
+
+
+def _scaled(evidence: np.ndarray) -> np.ndarray:
+    """Evidence (n, T) float64 with margins that spread by one."""
+    values = evidence.astype(np.float64)
+    return values / max(values[:, 1:].max(1).std(), 1e-12)
+
+
+def _log_sum(values: np.ndarray) -> np.ndarray:
+    """log of the sum (n,) of exp of values (n, T)."""
+    largest = values.max(1)
+    return largest + np.log(np.exp(values - largest[:, None]).sum(1))
+
+
+def _totals(key: np.ndarray, count: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Examples (classes,) of each true class, and the wrongly labelled of them."""
+    true = key // classes
+    wrong = np.where(true != key % classes, count, 0.0)
+    return np.bincount(true, count, minlength=classes), np.bincount(true, wrong, minlength=classes)
+
+
+def _concentration(key: np.ndarray, count: np.ndarray, classes: int) -> float:
+    """The Dirichlet concentration whose multinomial cells spread as the wrong labels do, by its second moment."""
+    cells = max(classes - 1, 1)
+    wrong = _totals(key, count, classes)[1]
+    squares = float((count[key // classes != key % classes] ** 2).sum())
+    spread = (squares - float((wrong**2).sum()) / cells) / max(1 - 1 / cells, 1e-12)
+    if spread <= wrong.sum():
+        return np.inf
+    return max(float((wrong**2).sum()) - spread, 1e-6) / (spread - float(wrong.sum()))
+
+
+def _log_confusion(
+    key: np.ndarray, count: np.ndarray, classes: int, concentration: float, wanted: np.ndarray, found: np.ndarray
+) -> np.ndarray:
+    """log M of the `wanted` keys, whose counts are `found`."""
+    total, wrong = _totals(key, count, classes)
+    wrong = wrong + SMOOTHING
+    total = total + 2 * SMOOTHING
+    true, cells = wanted // classes, max(classes - 1, 1)
+    if np.isinf(concentration):
+        drawn = wrong[true] / cells
+    else:
+        drawn = wrong[true] * (found + concentration / cells) / (wrong[true] + concentration)
+    return np.log(np.where(true == wanted % classes, (total - wrong)[true], drawn) / total[true])

@@ -43,7 +43,7 @@ class Page:
     the rows and pictures, such as why some are missing.  histogram: counts (B,) and edges (B + 1,) of all scores;
     cut: the score above which a label is flagged.  matrix: estimated numbers (classes, classes) of labels by given
     and true class, with the names of the classes, or None.  weights: name and weight of each layer.  reading: terms
-    and what they mean.
+    and what they mean.  kind: 'label', or 'target' for rows with the columns of a regression.
     """
 
     title: str
@@ -58,6 +58,7 @@ class Page:
     names: Sequence[str]
     weights: Sequence[tuple[str, float]]
     reading: Sequence[tuple[str, str]]
+    kind: str = "label"
 
 
 def write_page(page: Page, path: Path) -> int:
@@ -119,8 +120,8 @@ def _figures(page: Page) -> str:
     label = f"Histogram of {int(counts.sum()):,} scores; about {above:,} lie above the cut-off {page.cut:.2f}"
     found = [
         _figure(
-            "Scores of all labels",
-            "How many labels have which score, on a logarithmic axis.",
+            f"Scores of all {page.kind}s",
+            f"How many {page.kind}s have which score, on a logarithmic axis.",
             charts.histogram(counts, edges, page.cut, label),
         )
     ]
@@ -176,17 +177,19 @@ def _examples(page: Page) -> str:
     columns = [
         ("rank", "ascending", "Rank"),
         ("example", "ascending", "Example"),
-        ("given", "ascending", "Given label"),
-        ("suggested", "ascending", "Suggested label"),
+        ("given", "ascending", f"Given {page.kind}"),
+        ("suggested", "ascending", f"Suggested {page.kind}"),
         ("score", "descending", "Score"),
-        ("confidence", "descending", "Confidence"),
+        ("confidence", "descending", "Confidence")
+        if page.kind == "label"
+        else ("error", "ascending", "Standard error"),
     ]
     heads = [
         f'<th scope="col" role="columnheader" class="{name}" data-sort="{first}">{title}</th>'
         for name, first, title in columns
     ]
     pictures = page.pictures if pictured else [None] * len(page.rows)
-    rows = "\n".join(_row(row, shown, pictured) for row, shown in zip(page.rows, pictures, strict=True))
+    rows = "\n".join(_row(row, shown, pictured, page.kind) for row, shown in zip(page.rows, pictures, strict=True))
     remarks = "".join(f'<p class="soft">{escape(text)}</p>\n' for text in page.remarks)
     kind = ' class="pictured"' if pictured else ""
     if not page.rows:
@@ -203,20 +206,31 @@ def _examples(page: Page) -> str:
     )
 
 
-def _row(row: Mapping[str, Any], picture: Picture | None, pictured: bool) -> str:
+def _row(row: Mapping[str, Any], picture: Picture | None, pictured: bool, kind: str) -> str:
     cells = [f'<td role="cell" class="rank" data-value="{int(row["rank"])}">{int(row["rank"])}</td>']
     if pictured:
         cells.append(f'<td role="cell" class="picture">{_image(picture, row["id"])}</td>')
-    score, confidence = float(row["score"]), float(row["confidence"])
+    score = float(row["score"])
     cells += [
         f'<th scope="row" role="rowheader" class="example mono">{isolated(row["id"])}</th>',
-        f'<td role="cell" class="given">{isolated(_label(row["given_label"]))}</td>',
-        f'<td role="cell" class="suggested">{isolated(_label(row["suggested_label"]))}</td>',
+        f'<td role="cell" class="given">{isolated(_label(row[f"given_{kind}"]))}</td>',
+        f'<td role="cell" class="suggested">{isolated(_label(row[f"suggested_{kind}"]))}</td>',
         f'<td role="cell" class="score" data-value="{score:.7g}"><span class="value">{_share(score)}</span>'
         f"{charts.bar(score)}</td>",
-        f'<td role="cell" class="confidence" data-value="{confidence:.7g}">{_share(confidence)}</td>',
+        _sureness(row, kind),
     ]
     return f'<tr role="row">{"".join(cells)}</tr>'
+
+
+def _sureness(row: Mapping[str, Any], kind: str) -> str:
+    """The cell that says how sure the suggestion is."""
+    if kind == "label":
+        name, value = "confidence", float(row["confidence"])
+        text = _share(value)
+    else:
+        name, value = "error", float(row["standard_error"])
+        text = f"{value:.3g}"
+    return f'<td role="cell" class="{name}" data-value="{value:.7g}">{text}</td>'
 
 
 def _label(value: Any) -> Any:

@@ -20,6 +20,7 @@ from fsdtool.errors import FsdtoolError
 from fsdtool.inputs import load_like
 from fsdtool.markup import count
 from fsdtool.mislabel import Mislabeled
+from fsdtool.misvalue import Misvalued
 from fsdtool.page import Page, Picture
 from fsdtool.sources import DataSource, Fingerprint
 from fsdtool.summary import Summary
@@ -54,35 +55,56 @@ READING = (
         "Look before correcting: rare but correct examples are suspicious too, and some have two right labels.",
     ),
 )
+TARGET_READING = (
+    (
+        "Score",
+        "Between 0 and 1, higher is more suspicious: the probability that the target is an outlier. Targets above the "
+        "cut-off are flagged. Where an example has several target values, its most suspicious one is shown.",
+    ),
+    (
+        "Suggested target",
+        "What the layers of the network predict from all other examples. Right targets lie about one standard error "
+        "off it.",
+    ),
+    ("Wrong targets", "The number in all is an estimate, too high where targets are hard to predict."),
+    ("Layer weights", "The better a layer predicts targets that it was not fitted to, the more it counts."),
+    ("Then", "Look before correcting: rare but correct examples are suspicious too."),
+)
 
 
-def review(found: Mislabeled, pictures: Sequence[Picture | None] = (), remarks: Sequence[str] = ()) -> Page:
+def review(found: Mislabeled | Misvalued, pictures: Sequence[Picture | None] = (), remarks: Sequence[str] = ()) -> Page:
     """The page about the rows asked for, LARGEST_PAGE at most.
 
     pictures: of the first rows in that order, as `pictures_of` gives them.  remarks: what the page says above the rows.
     """
     examples = len(found.score)
+    kind = "target" if isinstance(found, Misvalued) else "label"
     rows = list(islice(found.rows(), LARGEST_PAGE))
+    if kind == "target" and found.summary.outputs > 1:
+        rows = [row | {"given_target": f"{row['given_target']:.4g} (output {row['output']})"} for row in rows]
     asked = len(found.order)
-    said = f"{asked:,} rows, most suspicious first." if asked else "No label is above the cut-off."
+    said = f"{asked:,} rows, most suspicious first." if asked else f"No {kind} is above the cut-off."
     if len(rows) < asked:
         said = f"The {len(rows):,} most suspicious of the {asked:,} rows asked for; csv, json and jsonl have them all."
-    wrong = f"Of {examples:,} labels "
+    wrong = f"Of {examples:,} {kind}s "
     if found.noise_rate is not None:
         wrong += f"about {count(found.noise_rate * examples)} ({found.noise_rate:.1%}) are estimated to be wrong. "
     return Page(
-        title=f"Suspicious labels in {_last(found.spec)}",
+        title=f"Suspicious {kind}s in {_last(found.spec)}",
         lead=f"{wrong}{found.flagged:,} score above the cut-off {found.threshold:.2f} and are flagged.",
         facts=_facts(found),
         rows=rows,
         pictures=[*pictures, *[None] * (len(rows) - len(pictures))] if pictures else (),
         remarks=[said, *remarks],
-        histogram=histogram(found.score.numpy(), found.threshold),
+        histogram=histogram(np.asarray(found.score), found.threshold),
         cut=found.threshold,
-        matrix=None if found.noise_matrix is None else found.noise_matrix.double().numpy(),
-        names=[str(found.summary.label_name(i)) for i in range(found.summary.identity.graph.outputs)],
+        matrix=found.noise_matrix,
+        names=[]
+        if found.noise_matrix is None
+        else [str(found.summary.label_name(i)) for i in range(len(found.noise_matrix))],
         weights=list(zip(found.layers, found.weights.tolist(), strict=True)),
-        reading=READING,
+        reading=READING if kind == "label" else TARGET_READING,
+        kind=kind,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,8 +20,10 @@ from fsdtool import __version__
 from fsdtool.checkpoints import Checkpoint, apply_checkpoint
 from fsdtool.curvature import MEASURED, SIMULATED, BlockCurvature
 from fsdtool.curvature import curvature as simulated_curvature
-from fsdtool.evidence import FeatureStore, LabelEvidence, evidence
+from fsdtool.errors import FsdtoolError
+from fsdtool.evidence import LabelEvidence, evidence
 from fsdtool.evidencefile import write_judges
+from fsdtool.features import FeatureStore
 from fsdtool.fitting import fit_layout
 from fsdtool.gradients import blocks, left_out
 from fsdtool.losses import UNITS
@@ -28,10 +31,12 @@ from fsdtool.models import check_repeatable
 from fsdtool.moments import OutputMoments, Statistics
 from fsdtool.progress import Track, silent
 from fsdtool.records import bytes_per_example, numbers_within, self_influence
+from fsdtool.residuals import TargetEvidence, target_evidence
 from fsdtool.sources import DataSource
 from fsdtool.summary import Identity
 from fsdtool.sweep import Pass, Seen, activation_steps, auto_batch, gate_bytes
 from fsdtool.trace import FULL, Network, trace
+from fsdtool.trajectory import check_distinct, earlier_networks
 from fsdtool.writer import Writer, encode_ids
 
 log = logging.getLogger("fsdtool")
@@ -71,6 +76,7 @@ def summarize(
     *,
     model: nn.Module,
     checkpoint: Checkpoint,
+    earlier: Sequence[Checkpoint] = (),
     data: DataSource,
     output: Path,
     model_spec: str = "",
@@ -91,6 +97,7 @@ def summarize(
 ) -> Report:
     """Summarize `data` under `model` with `checkpoint` and write the file `output`.
 
+    earlier: other checkpoints of the same training, which add evidence on labels (fsdtool.trajectory).
     components: None is one per class (classification) or one (regression); an integer is that many clusters of gate
     patterns.  record_bytes: gradient factors per example.  statistics_budget: bytes that the gate statistics may
     take; above it they go to 8 bits, then to fewer components.  curvature: 'simulated' from the statistics, or
@@ -99,6 +106,10 @@ def summarize(
     input, before or while reading it.
     """
     started = time.perf_counter()
+    check_distinct([*earlier, checkpoint])
+    if earlier and not records:
+        count = "1 earlier checkpoint adds" if len(earlier) == 1 else f"{len(earlier)} earlier checkpoints add"
+        raise FsdtoolError(f"{count} evidence on labels, which --no-records leaves out; give the last checkpoint alone")
     device = device or torch.device("cpu")
     for note in apply_checkpoint(model, checkpoint):
         log.info(note)
@@ -107,6 +118,7 @@ def summarize(
     example = next(data.batches(2)).x
     check_repeatable(model, example)
     network = trace(model, example).to(device)
+    trajectory = earlier_networks(model, network, earlier)
     _say_coverage(network)
     run = Pass(network, data, device, batch_size or auto_batch(network), workers, seed, track)
     sample = run.first_sample()
@@ -126,7 +138,7 @@ def summarize(
             options = {"seed": seed, "numbers": numbers, "device": device}
             found = simulated_curvature(network.graph, network.parameters, early, **options)
     with Writer(output) as writer, FeatureStore(len(data), seed) as store:
-        seen = run.whole(assignment, basis, store, writer, found if records else [], measured)
+        seen = run.whole(assignment, basis, store, writer, found if records else [], measured, trajectory)
         if measured:
             found = [sums.finalize(MEASURED) for sums in measured]
         statistics = seen.statistics
@@ -152,6 +164,7 @@ def summarize(
             tool_version=__version__,
             command_line=command_line,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            earlier=tuple((other.name, other.sha256) for other in trajectory),
         )
         writer.write_identity(identity)
         if keep_weights:
@@ -160,8 +173,11 @@ def summarize(
         writer.write_curvature(found)
         if records:
             with track("evidence", None):
-                labelled = evidence(store, seen.targets, seen.logits) if data.task == "classification" else None
-            _write_outputs(writer, data, seen, labelled)
+                if data.task == "classification":
+                    found_evidence = evidence(store, seen.targets, seen.logits)
+                else:
+                    found_evidence = target_evidence(store, seen.targets, seed)
+            _write_outputs(writer, data, seen, found_evidence)
             _write_self_influence(writer, found, len(data), data.task)
         size = writer.commit()
     return Report(
@@ -178,8 +194,8 @@ def summarize(
     )
 
 
-def _write_outputs(writer: Writer, data: DataSource, seen: Seen, labelled: LabelEvidence | None) -> None:
-    classification = labelled is not None
+def _write_outputs(writer: Writer, data: DataSource, seen: Seen, judged: LabelEvidence | TargetEvidence) -> None:
+    classification = isinstance(judged, LabelEvidence)
     writer.put("records/id", encode_ids(data.ids), "stable id of the example")
     target = seen.targets.int() if classification else seen.targets
     writer.put("records/target", target, "given label" if classification else "target values (N, O)")
@@ -194,12 +210,16 @@ def _write_outputs(writer: Writer, data: DataSource, seen: Seen, labelled: Label
     if not classification or seen.logits.shape[1] <= OutputMoments.LARGEST:
         writer.put("records/logits", seen.logits.half().clamp(-65504, 65504), "outputs of the network (N, O)")
     if classification:
-        writer.put("records/candidates", labelled.candidates, "classes with evidence, the given label first (N, T)")
-        values = labelled.evidence.clamp(-65504, 65504).half()
+        writer.put("records/candidates", judged.candidates, "classes with evidence, the given label first (N, T)")
+        values = judged.evidence.clamp(-65504, 65504).half()
         description = "log-likelihood of each candidate minus that of the given label (N, L, T)"
-        writer.put("records/evidence", values, description, "nats", layers=list(labelled.layers))
+        writer.put("records/evidence", values, description, "nats", layers=list(judged.layers))
         if values.shape[2] > 1:
-            write_judges(writer, labelled, values)
+            write_judges(writer, judged, values)
+    else:
+        description = "target minus its prediction from the features of all other examples (N, O)"
+        shares = {"layers": list(judged.layers), "weights": judged.weights.numpy()}
+        writer.put("records/residual", judged.residuals, description, "target units", **shares)
 
 
 def _write_self_influence(writer: Writer, found: list[BlockCurvature], examples: int, task: str) -> None:

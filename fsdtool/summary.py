@@ -61,6 +61,7 @@ class Identity:
     tool_version: str
     command_line: str
     created: str
+    earlier: tuple[tuple[str, str], ...] = ()  # name and SHA-256 of checkpoints that gave evidence too
 
 
 @dataclass
@@ -153,6 +154,7 @@ def _read_identity(file: h5py.File, catalogue: Catalogue) -> Identity:
         tool_version=str(root["tool_version"]),
         command_line=str(root["command_line"]),
         created=str(root["created"]),
+        earlier=tuple((str(name), str(sha256)) for name, sha256 in json.loads(model.get("earlier", "[]"))),
     )
     if identity.mode not in (FULL, LAST_LAYER):
         raise hdf5.unusable(file, f"mode '{identity.mode}' is not known")
@@ -192,27 +194,27 @@ def _read_statistics(file: h5py.File, identity: Identity) -> Statistics:
     group, graph = hdf5.group(file, "statistics"), identity.graph
     names, n = tuple(hdf5.strings(hdf5.dataset(group, "names")).tolist()), graph.steps[0].units
     components = len(names)
-    count = _tensor(group, "count", (components,), torch.float64)
+    count = tensor(group, "count", (components,), torch.float64)
     if not components or count.min() < 1 or count.sum() != identity.examples:
         raise hdf5.unusable(group, f"the components do not add up to {identity.examples} examples")
-    basis = _tensor(group, "input/basis", (n, None)) if "basis" in hdf5.group(group, "input") else None
+    basis = tensor(group, "input/basis", (n, None)) if "basis" in hdf5.group(group, "input") else None
     rank = n if basis is None else basis.shape[1]
     gaussian = InputStatistics(
-        _tensor(group, "input/mean", (components, n)),
+        tensor(group, "input/mean", (components, n)),
         basis,
-        _tensor(group, "input/core", (components, rank, rank)),
-        _tensor(group, "input/diagonal", (components, n)),
+        tensor(group, "input/core", (components, rank, rank)),
+        tensor(group, "input/diagonal", (components, n)),
     )
     gates = {i: _read_gates(group, graph, i, components) for i in graph.indices("activation")}
     square = (components, graph.outputs, graph.outputs)
-    hessian = _tensor(group, "output_hessian", square) if "output_hessian" in group else None
+    hessian = tensor(group, "output_hessian", square) if "output_hessian" in group else None
     outputs = _read_outputs(group, components, graph.outputs) if "outputs" in group else None
     return Statistics(str(hdf5.Attributes(group)["kind"]), names, count, gaussian, gates, hessian, outputs)
 
 
 def _read_outputs(group: h5py.Group, components: int, outputs: int) -> OutputSample:
-    values = _tensor(group, "outputs/values", (None, outputs))
-    component = _tensor(group, "outputs/component", (len(values),), torch.int64)
+    values = tensor(group, "outputs/values", (None, outputs))
+    component = tensor(group, "outputs/component", (len(values),), torch.int64)
     if len(torch.unique(component)) != components or component.min() < 0 or component.max() >= components:
         raise hdf5.unusable(group, f"the sample of outputs does not cover the {components} components")
     return OutputSample(values, component)
@@ -222,7 +224,7 @@ def _read_gates(group: h5py.Group, graph: Graph, index: int, components: int) ->
     step = graph.steps[index]
     pieces, name = step.activation().pieces, f"gates/{step.name}"
     rows = len(pieces.breaks) if pieces else 5
-    values = _tensor(group, name, (components, rows, step.units))
+    values = tensor(group, name, (components, rows, step.units))
     if pieces is None:
         return GateStatistics(None, moments=values)
     top = float(np.iinfo(hdf5.dataset(group, name).dtype).max)
@@ -242,9 +244,9 @@ def _read_block(group: h5py.Group, shapes: dict[str, tuple[int, ...]]) -> BlockC
     attributes = hdf5.Attributes(group)
     weight, bias = str(attributes["weight"]), str(attributes["bias"]) or None
     rows, columns = shapes[weight][0], int(np.prod(shapes[weight][1:])) + (bias is not None)
-    inputs = _tensor(group, "input_basis", (columns, None))
-    outputs = _tensor(group, "output_basis", (rows, None))
-    eigenvalues = _tensor(group, "eigenvalues", (outputs.shape[1], inputs.shape[1]))
+    inputs = tensor(group, "input_basis", (columns, None))
+    outputs = tensor(group, "output_basis", (rows, None))
+    eigenvalues = tensor(group, "eigenvalues", (outputs.shape[1], inputs.shape[1]))
     mean = float(attributes["mean_eigenvalue"])
     if not (mean >= 0 and eigenvalues.min() >= 0):
         raise hdf5.unusable(group, f"the curvature of '{weight}' has negative eigenvalues")
@@ -254,7 +256,7 @@ def _read_block(group: h5py.Group, shapes: dict[str, tuple[int, ...]]) -> BlockC
 
 def _read_parameters(file: h5py.File, identity: Identity) -> dict[str, Tensor]:
     group, shapes = hdf5.group(file, "model/parameters"), identity.shapes
-    return {name: _tensor(group, name, shapes[name]) for name in identity.graph.parameter_names()}
+    return {name: tensor(group, name, shapes[name]) for name in identity.graph.parameter_names()}
 
 
 def _check_factors(file: h5py.File, records: Records, curvature: list[BlockCurvature]) -> None:
@@ -269,7 +271,7 @@ def _check_factors(file: h5py.File, records: Records, curvature: list[BlockCurva
         records.dataset(f"gradients/{c.weight}/scale", (n,), FLOATS)
 
 
-def _tensor(parent: h5py.Group, name: str, shape: Sequence[int | None], dtype: torch.dtype = torch.float32) -> Tensor:
+def tensor(parent: h5py.Group, name: str, shape: Sequence[int | None], dtype: torch.dtype = torch.float32) -> Tensor:
     """A finite dataset of numbers of the given shape (None: any length) as a tensor."""
     source = hdf5.dataset(parent, name, shape, hdf5.NUMBERS)
     values = torch.from_numpy(np.ascontiguousarray(hdf5.read(source))).reshape(source.shape).to(dtype)

@@ -7,7 +7,7 @@ and from the sample's own statistics the curvature in whose bases gradients are 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fsdtool.activations import Activation
 from fsdtool.components import Assignment, GatePattern, k_means
 from fsdtool.curvature import BlockCurvature, EigenvalueSums, eigenbases
 from fsdtool.errors import FsdtoolError
-from fsdtool.evidence import FEATURES, INPUT, FeatureStore, choose_layers, layer_features, pool
+from fsdtool.features import FEATURES, INPUT, MOST_LAYERS, FeatureStore, choose_layers
 from fsdtool.gradients import Use, blocks, capture
 from fsdtool.graph import Observer, Step
 from fsdtool.losses import curvature_draw, loss, loss_gradient
@@ -29,7 +28,8 @@ from fsdtool.progress import Track
 from fsdtool.records import factors
 from fsdtool.sources import Batch, DataSource, Fingerprint, check_labels
 from fsdtool.sums import StatisticsSums
-from fsdtool.trace import FULL, Network, Watch
+from fsdtool.trace import FULL, Network
+from fsdtool.trajectory import Earlier, Keep, layers_each, observe, watch
 from fsdtool.writer import Writer
 
 log = logging.getLogger("fsdtool")
@@ -184,14 +184,16 @@ class Pass:
         writer: Writer,
         curvatures: list[BlockCurvature],
         measured: list[EigenvalueSums] | None = None,
+        earlier: Sequence[Earlier] = (),
     ) -> Seen:
         """The pass: statistics, evidence features, outputs and losses, and the gradient records in `curvatures`.
 
-        measured: sums of eigenvalues to be taken from these examples.
+        measured: sums of eigenvalues to be taken from these examples.  earlier: checkpoints that give evidence too.
         """
         sums = StatisticsSums(self.graph, assignment, basis, self.data.task, self.device)
         gradient_records = _GradientRecords(self, writer, curvatures)
-        watched = self._watched_layers() if self.classification else {}
+        watched = self._watched_layers()
+        of_earlier = self._watched_layers(layers_each(len(earlier)))
         fingerprint = Fingerprint(self.data.ids)
         logits = torch.empty(len(self.data), self.outputs)
         losses = torch.empty(len(self.data))
@@ -199,14 +201,19 @@ class Pass:
 
         def see(batch: Batch, x: Tensor, y: Tensor) -> tuple[Batch, dict[int, Use]]:
             rows = slice(int(batch.index[0]), int(batch.index[-1]) + 1)
+
+            def keep(layer: str, features: Tensor) -> None:
+                self._keep(store, layer, rows, features)
+
             with sums.whole_or_nothing():
-                signal = self.network.signal(x, self._watch(store, rows, watched) if watched else None)
-                if self.classification:
-                    self._put_input(store, rows, signal.flatten(1), basis)
+                signal = self.network.signal(x, watch(watched, keep) if watched else None)
+                self._put_input(store, rows, signal.flatten(1), basis)
                 sums.start(y)
-                found = gradient_records.run(signal, y, rows, self._observer(sums, store, rows, watched))
+                found = gradient_records.run(signal, y, rows, self._observer(sums, watched, keep))
                 self._check_outputs(found, batch.index, signal)
                 uses = self.drawn_gradients(signal) if measured else {}
+                for other in earlier:
+                    other.see(x, of_earlier, keep)
                 sums.finish(signal.flatten(1), found)
                 logits[rows], losses[rows] = found.cpu(), loss(self.data.task, found, y).cpu()
             return batch, uses
@@ -218,16 +225,15 @@ class Pass:
             targets.append(batch.y)
         return Seen(sums.finalize(), torch.cat(targets), logits, losses, fingerprint.hexdigest())
 
-    def _observer(self, sums: StatisticsSums, store: FeatureStore, rows: slice, watched: dict[str, bool]) -> Observer:
-        def observe(step: Step, inputs: list[Tensor], output: Tensor) -> None:
-            if step.kind != "activation":
-                return
-            sums.see(step, inputs)
-            if step.name in watched:
-                features = layer_features(step.activation(), inputs[0], output, watched[step.name])
-                self._keep(store, step.name, rows, features)
+    def _observer(self, sums: StatisticsSums, watched: dict[str, bool], keep: Keep) -> Observer:
+        evidence = observe(watched, keep)
 
-        return observe
+        def see(step: Step, inputs: list[Tensor], output: Tensor) -> None:
+            if step.kind == "activation":
+                sums.see(step, inputs)
+                evidence(step, inputs, output)
+
+        return see
 
     def _parts(self, sample: Sample, compute: Callable[[Tensor, Tensor, Tensor], T]) -> Iterator[T]:
         """compute(rows, signal in the graph's input shape, targets) for the first sample, batch by batch."""
@@ -237,17 +243,6 @@ class Pass:
             return compute(sample.rows[rows], signal, sample.targets[rows])
 
         return self.batch_size.parts(len(sample.signal), part)
-
-    def _watch(self, store: FeatureStore, rows: slice, watched: dict[str, bool]) -> Watch:
-        """Evidence features of the hooked activation modules (last layer mode)."""
-
-        def before(name: str, activation: Activation, s: Tensor, channels_last: bool) -> Callable[[Tensor], None]:
-            if name not in watched:
-                return lambda a: None
-            slopes = pool(activation.gate(s)[0], channels_last)
-            return lambda a: self._keep(store, name, rows, torch.cat([pool(a, channels_last), slopes], 1))
-
-        return before
 
     def _keep(self, store: FeatureStore, layer: str, rows: slice, features: Tensor) -> None:
         """Features (batch, D) of a layer, known to be finite."""
@@ -265,12 +260,12 @@ class Pass:
         features = flat if basis is None else flat @ basis.to(flat)
         store.put(INPUT if self.network.mode == FULL else FEATURES, rows, features)
 
-    def _watched_layers(self) -> dict[str, bool]:
-        """The layers that give evidence, and (in full mode) whether their channels come last."""
+    def _watched_layers(self, most: int = MOST_LAYERS) -> dict[str, bool]:
+        """The layers that give evidence, at most so many, and (in full mode) whether their channels come last."""
         if self.network.mode != FULL:
-            return dict.fromkeys(choose_layers(list(self.network.hooked)), False)
+            return dict.fromkeys(choose_layers(list(self.network.hooked), most), False)
         indices = self.graph.indices("activation")
-        chosen = choose_layers([self.graph.steps[i].name for i in indices])
+        chosen = choose_layers([self.graph.steps[i].name for i in indices], most)
         return {
             self.graph.steps[i].name: self.graph.channels_last(i) for i in indices if self.graph.steps[i].name in chosen
         }

@@ -18,7 +18,7 @@ from fsdtool.errors import FsdtoolError, describe, some
 
 log = logging.getLogger("fsdtool")
 TASKS = ("classification", "regression")
-LABEL_COLUMNS = ("label", "suggested_label")  # of a file of corrections; the second is what find-mislabeled writes
+LABEL_COLUMNS = ("label", "suggested_label", "suggested_target")  # of corrections; find-mislabeled writes the others
 
 
 def as_targets(stored: np.ndarray, task: str, ids: np.ndarray) -> np.ndarray:

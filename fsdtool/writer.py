@@ -118,6 +118,7 @@ class Writer:
             checkpoint=identity.checkpoint_name,
             checkpoint_sha256=identity.checkpoint_sha256,
             checkpoint_averaged=identity.checkpoint_averaged,
+            earlier=json.dumps(identity.earlier),
         )
         _attributes(
             self.file.create_group("data"),

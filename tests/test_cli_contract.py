@@ -389,6 +389,7 @@ def test_summarize_passes_everything_on_and_writes_to_stderr_only(shell, calls, 
     assert given.pop("command_line").startswith("fsdtool summarize --model m.py:mlp ")
     assert given == {
         "model": "network",
+        "earlier": [],
         "data": "source",
         "output": output,
         "model_spec": "m.py:mlp",
@@ -673,7 +674,7 @@ def rows():
         yield {"id": number, "given_label": "a"}
 
 summary, mislabel = ModuleType("fsdtool.summary"), ModuleType("fsdtool.mislabel")
-summary.load = lambda path: SimpleNamespace(records=None)
+summary.load = lambda path: SimpleNamespace(task="classification", records=None)
 mislabel.find_mislabeled = lambda *a, **k: SimpleNamespace(rows=rows, flagged=5, judged=200_000, noise_rate=0.03)
 sys.modules.update({"fsdtool.summary": summary, "fsdtool.mislabel": mislabel})
 from fsdtool.cli import main

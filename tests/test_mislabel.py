@@ -189,13 +189,6 @@ def test_very_few_examples_are_scored_with_a_warning(summarized, caplog, example
 # Refusals
 
 
-def test_a_regression_is_refused(summarized):
-    x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
-    summary = summarized(perceptron(3, 8, 1), x, x.sum(1), task="regression")
-    with pytest.raises(FsdtoolError, match=r"is of a regression.*give a summary of a classification"):
-        find_mislabeled(summary)
-
-
 def test_a_summary_without_records_is_refused(summarized):
     summary = summarized(perceptron(4, 8, 3), *gaussian_classes(50, 4, 3), records=False)
     with pytest.raises(FsdtoolError, match="written with --no-records; write it again with records"):

@@ -222,7 +222,9 @@ def schema() -> dict[str, str]:
     return {column: kind for columns, kind in found for column in re.findall(r"`([\w:]+)`", columns)}
 
 
-def test_json_lines_have_the_columns_and_types_of_the_readme(named, shell, tmp_path):
+def test_json_lines_have_the_columns_and_types_of_the_readme(named, summarized, shell, tmp_path):
+    x, _ = gaussian_classes(60, 4, 3)
+    regression = summarized(perceptron(4, 6, 2), x, x[:, :2], task="regression", name="regression.h5")
     weights = ("--checkpoint", tmp_path / "summary.h5.pt")
     queries = ("--queries", named.identity.data_spec)
     commands = [
@@ -234,6 +236,7 @@ def test_json_lines_have_the_columns_and_types_of_the_readme(named, shell, tmp_p
         ("fsd", named.path, *weights, "--form", "closed", "--metric", "kl2"),
         ("fsd", named.path, *weights, "--by-component"),
         ("inspect", named.path),
+        ("find-mislabeled", regression.path, "--all"),
     ]
     types, seen = schema(), set()
     for command in commands:

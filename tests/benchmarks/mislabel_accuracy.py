@@ -20,7 +20,7 @@ from pathlib import Path
 import mislabel_baselines as baselines
 import numpy as np
 import torch
-from common import options_of, parse, print_table
+from common import State, options_of, parse, print_table
 from mislabel_baselines import Verdict
 from mislabel_cases import Case, cifar, mnist, pairs, uci, unequal, uniform
 from torch import Tensor
@@ -36,21 +36,33 @@ NONE = "-"
 
 def fsdtool(case: Case, stages: int) -> Iterator[Verdict]:
     """summarize and find-mislabeled, as a user gets them."""
-    state = case.trajectory(stages)[-1]
+    yield _fsdtool(case, "fsdtool", case.trajectory(stages)[-1:])
+
+
+def trajectory(case: Case, stages: int) -> Iterator[Verdict]:
+    """The same with the states after earlier stages as earlier checkpoints."""
+    states = case.trajectory(stages)
+    if len(states) > 1:
+        yield _fsdtool(case, f"fsdtool, {len(states)} checkpoints", states)
+
+
+def _fsdtool(case: Case, name: str, states: list[State]) -> Verdict:
+    *earlier, last = [Checkpoint(f"{i}.pt", str(i), state, ()) for i, state in enumerate(states)]
     with tempfile.TemporaryDirectory() as folder:
         source, output = Path(folder) / "data.npz", Path(folder) / "summary.h5"
         np.savez(source, x=case.inputs.numpy(), y=case.given.numpy())
         data = load_dataset(str(source), task="classification" if case.classification else "regression")
-        summarize(model=case.build(), checkpoint=Checkpoint("state", "", state, ()), data=data, output=output)
+        summarize(model=case.build(), checkpoint=last, earlier=earlier, data=data, output=output)
         found = find_mislabeled(load(output))
         flagged = torch.zeros(len(found.score), dtype=torch.bool)
         flagged[found.order] = True
         suggested = found.suggested if case.classification else None
-        yield Verdict("fsdtool", found.score, flagged, suggested, found.noise_rate)
+        return Verdict(name, found.score, flagged, suggested, found.noise_rate)
 
 
 METHODS: dict[str, Callable[[Case, int], Iterator[Verdict]]] = {
     "fsdtool": fsdtool,
+    "trajectory": trajectory,
     "loss": baselines.loss,
     "margin": baselines.margin,
     "residual": baselines.residual,

@@ -1,0 +1,173 @@
+"""Class-conditional models of a layer's features, and what they say of each example, that example left out.
+
+A class c has its own mean mu_c and, in coordinates z in which the shrunk covariance of all classes is the identity,
+the covariance
+    Sigma_c = (1 - k_c) I + k_c S_c,        k_c = 0.12 n_c / (n_c + D / 4)
+with S_c its own (regularized discriminant analysis, Friedman 1989); of more than a few classes, k_c = 0.  Features
+have heavy tails: with q_c = (z - mu_c)^T Sigma_c^-1 (z - mu_c) the log-likelihood is that of a Student t of D degrees
+of freedom, up to a constant
+    -(log det Sigma_c) / 2 - D log(1 + q_c / D)
+Features are scaled by their within-class deviation and the covariance of all classes is shrunk towards the identity by
+the oracle approximating shrinkage of Chen, Wiesel, Eldar, Hero (2010).
+
+Leave-one-out in closed form.  An example counts in its class with weight w; n_y is the sum of the weights of its class
+y.  With d = z - mu_y, taking it out moves the mean to mu_y - w d / (n_y - w), and takes g_c d d^T off Sigma_c, where
+g_c = (1 - k_c) beta + [c = y] k_c w / (n_y - w), beta = (1 - shrinkage) w n_y / (n_y - w) / (N - classes), N the sum
+of all weights; scale, shrinkage and divisors stay.  By Sherman and Morrison, with P_c = Sigma_c^-1 and e_c = d^T P_c d
+    c != y:  q_c + g_c ((z - mu_c)^T P_c d)^2 / (1 - g_c e_c)
+    c == y:  (n_y / (n_y - w))^2 q_y / (1 - g_y e_y)
+and log det Sigma_c grows by log(1 - g_c e_c).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fsdtool.discriminant import Discriminant, student
+from fsdtool.features import ROWS
+
+OWN_SHARE = 0.12  # of a class's own covariance in its covariance
+OWN_NUMBERS = 2**23  # in the covariances of all classes: of more, all share one
+WEAKEST = -1e4  # log-likelihood, in nats, below the strongest class: float16 ends at 65504
+
+
+class ClassGaussians:
+    """The models of all classes for one layer.
+
+    features: (N, D) float32.  labels: (N,) int64.  trust: (N,) float64, the weights.  own: whether classes have
+    covariances of their own.
+    """
+
+    def __init__(self, features: np.ndarray, labels: Tensor, classes: int, trust: Tensor, own: bool):
+        self.features, self.labels, self.trust = features, labels, trust
+        self.members = torch.bincount(labels, minlength=classes)
+        self.count = torch.bincount(labels, weights=trust, minlength=classes)
+        sums = torch.zeros(classes, features.shape[1], dtype=torch.float64)
+        for rows, x in self._blocks():
+            sums.index_add_(0, labels[rows], x * trust[rows, None])
+        means = sums / self.count.clamp(min=1e-12)[:, None]
+        scatter = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64)
+        for rows, x in self._blocks():
+            d = ((x - means[labels[rows]]) * trust[rows, None].sqrt()).float()
+            scatter += d.T @ d
+        self.freedom = max(float(self.count.sum()) - int((self.members > 0).sum()), 1.0)
+        variance = scatter.diagonal() / self.freedom
+        # A feature that is constant up to the rounding of float32 says nothing.
+        self.live = variance > 1e-12 * (variance + means.square().amax(0))
+        self.scale = variance[self.live].rsqrt()
+        correlation = scatter[self.live][:, self.live] / self.freedom * torch.outer(self.scale, self.scale)
+        self.shrinkage = oracle_shrinkage(correlation, self.freedom)
+        shrunk = (1 - self.shrinkage) * correlation
+        shrunk.diagonal().add_(self.shrinkage)
+        # rounding may leave the smallest eigenvalues of a singular, unshrunk matrix below zero
+        eigenvalues, vectors = torch.linalg.eigh(shrunk)
+        self.root = vectors * eigenvalues.clamp(min=1e-8).rsqrt()
+        self.middle = means.mean(0)
+        self.whiten = (self.scale[:, None] * self.root).float()  # z = (x - middle)[live] whiten
+        self.centres = ((means - self.middle)[:, self.live] * self.scale) @ self.root
+        self.own = self._own_covariances() if own and classes * len(self.scale) ** 2 <= OWN_NUMBERS else None
+
+    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        for start in range(0, len(self.labels), ROWS):
+            rows = slice(start, min(start + ROWS, len(self.labels)))
+            yield rows, torch.from_numpy(np.asarray(self.features[rows])).double()
+
+    def _z(self, rows: slice | np.ndarray) -> Tensor:
+        """Coordinates (n, d) float32 of some examples."""
+        x = torch.from_numpy(np.asarray(self.features[rows])).double() - self.middle
+        return x[:, self.live].float() @ self.whiten
+
+    def _own_covariances(self) -> list[_Own]:
+        size = len(self.scale)
+        share = OWN_SHARE * self.count / (self.count + size / 4)
+        found = []
+        for c, k in enumerate(share.tolist()):
+            scatter = torch.zeros(size, size)
+            for rows in torch.from_numpy(np.flatnonzero(self.labels.numpy() == c)).split(ROWS):
+                d = (self._z(rows.numpy()) - self.centres[c].float()) * self.trust[rows, None].sqrt().float()
+                scatter += d.T @ d
+            covariance = k * scatter.double() / self.count[c].clamp(min=1e-12)
+            covariance.diagonal().add_(1 - k)
+            found.append(_Own(covariance, self.centres, k))
+        return found
+
+    def log_likelihood(self, rows: slice) -> Tensor:
+        """Leave-one-out log-likelihood (n, classes), the strongest class at 0, of some examples; float32."""
+        y, w = self.labels[rows], self.trust[rows, None]
+        n = self.count[y][:, None]
+        single = self.members[y][:, None] == 1  # nothing is left of the class: no evidence either way
+        rest = torch.where(single, 1.0, n - w)
+        beta = (1 - self.shrinkage) * w * n / (rest * self.freedom)
+        z = self._z(rows)
+        q, log_determinant = self._shared(z, y, beta) if self.own is None else self._each(z, y, beta, w / rest)
+        q = q.scatter(1, y[:, None], q.gather(1, y[:, None]) * (n / rest).square())
+        q[:, self.members == 0] = torch.inf  # a class without examples explains nothing
+        log_likelihood = student(q, z.shape[1]) - log_determinant / 2
+        best_other = log_likelihood.scatter(1, y[:, None], -torch.inf).max(1, keepdim=True).values
+        given = torch.where(single, best_other, log_likelihood.gather(1, y[:, None]))
+        return bounded(log_likelihood.scatter(1, y[:, None], given))
+
+    def _shared(self, z: Tensor, y: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared distances (n, classes) without the example's part in the covariance, and its log determinant (n, 1).
+
+        Between the centres, the distances of the labels at hand alone: of 10,000 classes all pairs would take 800 MB.
+        """
+        z, lengths = z.double(), self.centres.square().sum(1)
+        q = (z.square().sum(1, keepdim=True) + lengths - 2 * z @ self.centres.T).clamp(min=0)
+        given = q.gather(1, y[:, None])
+        apart = (lengths[y, None] + lengths - 2 * self.centres[y] @ self.centres.T).clamp(min=0)
+        cross = (q + given - apart) / 2  # (z - centre_c) . (z - centre_y)
+        left = (1 - beta * given).clamp(min=1e-6)
+        return q + beta * cross.square() / left, left.log()
+
+    def _each(self, z: Tensor, y: Tensor, beta: Tensor, portion: Tensor) -> tuple[Tensor, Tensor]:
+        """The same where classes have covariances of their own; `portion` (n, 1) is w / (n_y - w)."""
+        q, log_determinant = (torch.empty(len(z), len(self.own), dtype=torch.float64) for _ in range(2))
+        for c, own in enumerate(self.own):
+            v = z @ own.inverse.T
+            to_own, to_given = v - own.centres[c], v - own.centres[y]
+            e = to_given.square().sum(1, dtype=torch.float64)
+            cross = (to_own * to_given).sum(1, dtype=torch.float64)
+            g = (1 - own.share) * beta[:, 0] + torch.where(y == c, own.share * portion[:, 0], 0.0)
+            left = (1 - g * e).clamp(min=1e-6)
+            q[:, c] = to_own.square().sum(1, dtype=torch.float64) + g * cross.square() / left
+            log_determinant[:, c] = own.log_determinant + left.log()
+        return q, log_determinant
+
+    def discriminant(self) -> Discriminant:
+        """The means and the common covariance, for examples that are not in the data."""
+        scale = torch.zeros(len(self.live), dtype=torch.float64)
+        scale[self.live] = self.scale
+        root = torch.zeros(len(self.live), len(self.scale))
+        root[self.live] = self.root.float()
+        return Discriminant(self.middle, scale.float(), root.half(), self.centres.float())
+
+
+class _Own:
+    """A class's covariance (d, d): `inverse` L^-1 of its Cholesky factor L, and the centres of all classes after it."""
+
+    def __init__(self, covariance: Tensor, centres: Tensor, share: float):
+        factor = torch.linalg.cholesky(covariance)
+        identity = torch.eye(len(factor), dtype=factor.dtype)
+        inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+        self.inverse, self.centres, self.share = inverse.float(), (centres @ inverse.T).float(), share
+        self.log_determinant = 2 * float(factor.diagonal().log().sum())
+
+
+def bounded(log_likelihood: Tensor) -> Tensor:
+    """Log-likelihoods (n, classes) less that of the strongest class, from -10000 up to 0; float32."""
+    strongest = log_likelihood.amax(1, keepdim=True).clamp(min=torch.finfo(log_likelihood.dtype).min)
+    return (log_likelihood - strongest).clamp(min=WEAKEST).float()
+
+
+def oracle_shrinkage(correlation: Tensor, n: float) -> float:
+    """Weight of the identity in [0, 1] (Chen et al. 2010, equation 23)."""
+    p = max(len(correlation), 1)
+    trace, trace_square = float(correlation.trace()), float(correlation.square().sum())
+    numerator = (1 - 2 / p) * trace_square + trace**2
+    denominator = (n + 1 - 2 / p) * (trace_square - trace**2 / p)
+    return min(1.0, numerator / denominator) if denominator > 0 else 1.0

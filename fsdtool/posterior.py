@@ -1,0 +1,85 @@
+"""The probability that a label is wrong: evidence on its class, and how often classes are taken for one another.
+
+With the combined evidence E_t of all layers (fsdtool.agreement) and the confusion M (fsdtool.noise), the true class
+is t with probability in proportion to exp(u E_t) M[t, y].  The unit u is that under which the labels are
+likeliest, sum_t softmax(u E)_t M[t, y].  The margin is the log-odds of the strongest other class against y, and
+    score = 1 / (1 + exp(-(margin - offset)))
+Layers that have memorised labels take sides with them; the offset makes up for it: the scores add up to the number
+of labels that the noise says are wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fsdtool.noise import Noise
+
+SAMPLE = 65536  # examples on which the unit is fitted
+COARSE = np.logspace(-2, 3, 26)
+FINE = np.logspace(-0.2, 0.2, 9)
+HALVINGS = 60
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """score, suggested and confidence (N,) of each example, and the unit of its evidence.
+
+    score: float64 in [0, 1].  suggested: int64, the likeliest class other than the given label.  confidence: its
+    probability among these.
+    """
+
+    score: np.ndarray
+    suggested: np.ndarray
+    confidence: np.ndarray
+    unit: float
+
+
+def posterior(
+    combined: np.ndarray, candidates: np.ndarray, noise: Noise | None, unit: float | None = None
+) -> Posterior:
+    """What the combined evidence (N, T) says of the given labels, in column 0 of the candidates (N, T).
+
+    noise: None where nothing is known of it; then all confusions are alike and the offset is 0.  unit: None to fit it.
+    """
+    prior = np.zeros((1, combined.shape[1]), np.float32) if noise is None else noise.log_confusion(candidates)
+    if unit is None:
+        stride = -(-len(combined) // SAMPLE)
+        unit = _unit(combined[::stride], prior[::stride])
+    joint = combined * np.float32(unit) + prior
+    best = joint[:, 1:].argmax(1)
+    margin = (joint[:, 1:].max(1) - joint[:, 0]).astype(np.float64)
+    offset = 0.0 if noise is None else _offset(margin, noise.rate)
+    others = joint[:, 1:] - joint[:, 1:].max(1, keepdims=True)
+    return Posterior(
+        score=_logistic(margin - offset),
+        suggested=np.take_along_axis(candidates, best[:, None] + 1, 1)[:, 0].astype(np.int64),
+        confidence=1 / np.exp(others.astype(np.float64)).sum(1),
+        unit=unit,
+    )
+
+
+def _unit(combined: np.ndarray, prior: np.ndarray) -> float:
+    def likelihood(unit: float) -> float:
+        scaled = unit * combined.astype(np.float64)
+        return float((np.logaddexp.reduce(scaled + prior, 1) - np.logaddexp.reduce(scaled, 1)).mean())
+
+    coarse = max(COARSE, key=likelihood)
+    return float(max(coarse * FINE, key=likelihood))
+
+
+def _offset(margin: np.ndarray, rate: float) -> float:
+    """The offset under which the mean score is `rate`."""
+    low, high = float(margin.min()) - 50, float(margin.max()) + 50
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if _logistic(margin - middle).mean() > rate:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def _logistic(x: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 + np.tanh(0.5 * x))

@@ -1,0 +1,156 @@
+"""Evidence on target values: how far each lies from what the layers' features predict, that example left out.
+
+The target y of an example is predicted from the features phi of a layer by ridge regression, once for each of four
+length scales: the features, standardized, beside random Fourier features of a Gaussian kernel (Rahimi, Recht 2007).
+A memorised wrong target cannot hide behind its own fit: with the leverage h_i = w_i phi_i^T (Phi^T W Phi + lambda)^-1
+phi_i the prediction of the fit without example i is off by
+
+    r_i = (y_i - prediction_i) / (1 - h_i)
+
+in closed form (Allen 1974), and lambda is the one with the least mean |r|.  Residuals are averaged over the length
+scales, and then over the layers, with weights 1 / s^3, s the mean of the smallest 95 % of the |r|.
+
+Trust.  The regression is repeated with weights w_i = (nu + 1) / (nu + z_i^2), those of a Student t of nu = 3 degrees
+of freedom, where z is the residual of all layers together over its robust spread: outliers lose their say.
+
+Of more than 8192 examples an even sample is fitted; all others were left out of the fit to begin with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fsdtool.features import ROWS, FeatureStore
+
+SCALES = (0.25, 0.5, 1.0, 2.0)  # of the kernel, in typical distances between two examples
+FREQUENCIES = 128
+LINEAR = 0.3  # weight of the plain features beside those of the kernel
+RIDGES = torch.logspace(-4, 3.5, 16, dtype=torch.float64)
+FITS = 3
+FREEDOM = 3.0
+USUAL, POWER = 0.95, 3  # how the size of a prediction's residuals weighs it
+SAMPLE = 8192
+LEAST_LEFT = 1e-3  # of 1 - h: an example that alone decides its own prediction
+NORMAL_SPREAD = 1.4826  # standard deviation of a normal over its median absolute deviation
+LEAST_UNIT = 0.01  # of the root mean square, where more than half of the residuals are all the same
+
+
+@dataclass(frozen=True)
+class TargetEvidence:
+    """What the records keep of the evidence on target values.
+
+    residuals (N, O) float32: target minus its prediction from all other examples, in units of the target.  layers:
+    names (L,), and weights (L,): the share of each in the prediction.
+    """
+
+    layers: tuple[str, ...]
+    weights: Tensor
+    residuals: Tensor
+
+
+def target_evidence(store: FeatureStore, targets: Tensor, seed: int, fits: int = FITS) -> TargetEvidence:
+    """Leave-one-out residuals of the targets (N, O) under all layers.  fits: how often the regressions are fitted."""
+    y = targets.double()
+    mean, spread = y.mean(0), y.std(0, correction=0).clamp(min=1e-30)
+    y = (y - mean) / spread
+    rows = torch.linspace(0, len(y) - 1, min(len(y), SAMPLE)).round().long().unique()
+    layers = [_Layer(store.get(name), rows, seed) for name in store.layers]
+    trust = torch.ones(len(rows), dtype=torch.float64)
+    for _ in range(fits):
+        found, weights = weighted(torch.stack([layer.fit(y[rows], trust) for layer in layers], 1))
+        trust = _trust(found)
+    residuals = y.clone() if len(rows) < len(y) else found
+    if len(rows) < len(y):
+        for layer, weight in zip(layers, weights.tolist(), strict=True):
+            layer.subtract(residuals, weight)
+        residuals[rows] = found
+    return TargetEvidence(store.layers, weights.float(), (residuals * spread).float())
+
+
+def weighted(residuals: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean (N, O) of residuals (N, L, O) under the weights (L,), in sum 1, that their sizes give."""
+    usual = residuals.abs().sort(0).values[: max(int(USUAL * len(residuals)), 1)]
+    size = usual.mean(0)  # (L, O)
+    weights = (size / size.mean(0).clamp(min=1e-12)).mean(1).clamp(min=1e-6) ** -POWER
+    weights = weights / weights.sum()
+    return torch.einsum("nlo,l->no", residuals, weights), weights
+
+
+def units(residuals: Tensor) -> Tensor:
+    """The robust spread (O,) of residuals (N, O) around their median; positive."""
+    centred = residuals - residuals.median(0).values
+    robust = NORMAL_SPREAD * centred.abs().median(0).values
+    return torch.maximum(robust, LEAST_UNIT * centred.square().mean(0).sqrt()).clamp(min=1e-30)
+
+
+def _trust(residuals: Tensor) -> Tensor:
+    z = (residuals - residuals.median(0).values) / units(residuals)
+    return (FREEDOM + 1) / (FREEDOM + z.abs().amax(1).square())
+
+
+class _Layer:
+    """The regressions on one layer's features, one for each length scale."""
+
+    def __init__(self, features: np.ndarray, rows: Tensor, seed: int):
+        self.features, self.rows = features, rows.numpy()
+        x = torch.from_numpy(features[self.rows]).double()
+        self.mean, deviation = x.mean(0), x.std(0, correction=0)
+        self.live = deviation > 1e-6 * (deviation + self.mean.abs())
+        self.deviation = deviation[self.live]
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(len(self.deviation), FREQUENCIES, generator=generator, dtype=torch.float64)
+        distance = (2 * max(len(self.deviation), 1)) ** 0.5  # typical of two examples, in standardized features
+        self.frequencies = [drawn / (scale * distance) for scale in SCALES]
+
+    def fit(self, y: Tensor, trust: Tensor) -> Tensor:
+        """Leave-one-out residuals (n, O) of the targets y (n, O) of the sample, each with its trust (n,)."""
+        z = self._standard(self.features[self.rows])
+        self.ridges = [_Ridge(_expand(z, frequencies), y, trust) for frequencies in self.frequencies]
+        found, self.weights = weighted(torch.stack([ridge.residuals for ridge in self.ridges], 1))
+        return found
+
+    def subtract(self, y: Tensor, weight: float) -> None:
+        """Take `weight` times the predictions of all examples, as if none had been fitted, from y (N, O)."""
+        for start in range(0, len(y), ROWS):
+            block = slice(start, start + ROWS)
+            z = self._standard(self.features[block])
+            for share, ridge, frequencies in zip(self.weights.tolist(), self.ridges, self.frequencies, strict=True):
+                y[block] -= weight * share * ridge.predict(_expand(z, frequencies))
+
+    def _standard(self, features: np.ndarray) -> Tensor:
+        return (torch.from_numpy(np.asarray(features)).double() - self.mean)[:, self.live] / self.deviation
+
+
+def _expand(z: Tensor, frequencies: Tensor) -> Tensor:
+    """Regressors (n, 2 F + D) from standardized features z (n, D)."""
+    phase = z @ frequencies
+    kernel = torch.cat([phase.cos(), phase.sin()], 1) / FREQUENCIES**0.5
+    return torch.cat([kernel, LINEAR * z / max(z.shape[1], 1) ** 0.5], 1)
+
+
+class _Ridge:
+    """A weighted ridge regression with an unpenalized constant, its lambda chosen by leave-one-out."""
+
+    def __init__(self, phi: Tensor, y: Tensor, weights: Tensor):
+        total = weights.sum()
+        self.middle, self.constant = weights @ phi / total, weights @ y / total
+        phi, y = phi - self.middle, y - self.constant
+        values, vectors = torch.linalg.eigh((phi * weights[:, None]).T @ phi)
+        values, turned = values.clamp(min=0), phi @ vectors
+        moments = turned.T @ (weights[:, None] * y)
+        best = torch.inf
+        for ridge in RIDGES:
+            inverse = 1 / (values + ridge)
+            leverage = weights * (turned.square() @ inverse + 1 / total)
+            left_out = (y - turned @ (inverse[:, None] * moments)) / (1 - leverage).clamp(min=LEAST_LEFT)[:, None]
+            size = float(left_out.abs().mean())
+            if size < best:
+                best, self.residuals, self.slope = size, left_out, vectors @ (inverse[:, None] * moments)
+
+    def predict(self, phi: Tensor) -> Tensor:
+        """Predictions (n, O) for examples that were not fitted."""
+        return self.constant + (phi - self.middle) @ self.slope

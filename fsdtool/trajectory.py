@@ -1,0 +1,116 @@
+"""Earlier checkpoints of the same training, as further evidence: they have memorised less of the wrong labels.
+
+The pass shows each batch to the summarized network and then to each earlier one.  What their layers and outputs make
+of an example is stored beside the features of the summarized network, as layers `LAYER@NAME` and `(outputs)@NAME`,
+and judged by the same agreement; nothing else of the summary depends on them.  Together they have as many activation
+layers as the summarized network has at most, so a summary grows by no more than its evidence.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+
+import torch
+from torch import Tensor, nn
+
+from fsdtool.activations import Activation
+from fsdtool.checkpoints import Checkpoint, apply_checkpoint
+from fsdtool.errors import FsdtoolError
+from fsdtool.features import MOST_LAYERS, OUTPUTS, layer_features, pool
+from fsdtool.graph import Observer, Step
+from fsdtool.trace import FULL, Network, Watch
+
+Keep = Callable[[str, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """An earlier checkpoint: its name among the others, SHA-256, and the network with its weights."""
+
+    name: str
+    sha256: str
+    network: Network
+
+    def see(self, x: Tensor, watched: dict[str, bool], keep: Keep) -> None:
+        """Run on a batch x; `keep(layer, features)` takes the features (batch, D) of its layers and its outputs."""
+
+        def own(layer: str, features: Tensor) -> None:
+            keep(f"{layer}@{self.name}", features)
+
+        with torch.no_grad():
+            signal = self.network.signal(x, watch(watched, own))
+            logits = self.network.graph.run(self.network.parameters, signal, observe=observe(watched, own))
+            own(OUTPUTS, logits)
+
+
+def earlier_networks(model: nn.Module, network: Network, checkpoints: Sequence[Checkpoint]) -> list[Earlier]:
+    """The traced `network` of `model` once more with the weights of each checkpoint.
+
+    Raises FsdtoolError where weights do not fit the model.
+    """
+    found = []
+    for checkpoint, name in zip(checkpoints, distinct_names([c.path for c in checkpoints]), strict=True):
+        other = copy.deepcopy(model).to("cpu")
+        apply_checkpoint(other, checkpoint)
+        state, device = other.state_dict(), next(iter(network.parameters.values())).device
+        parameters = {key: state[key].detach().to(device) for key in network.graph.parameter_names()}
+        inner = None if network.mode == FULL else other.eval().to(device)
+        found.append(Earlier(name, checkpoint.sha256, replace(network, parameters=parameters, model=inner)))
+    return found
+
+
+def check_distinct(checkpoints: Sequence[Checkpoint]) -> None:
+    """Raise FsdtoolError for more checkpoints than there is room for, or one given twice.  The last is summarized."""
+    if len(checkpoints) - 1 > MOST_LAYERS:
+        raise FsdtoolError(
+            f"{len(checkpoints)} checkpoints are given, and {MOST_LAYERS} earlier ones can be used; leave some out"
+        )
+    seen: dict[str, str] = {}
+    for checkpoint in checkpoints:
+        if checkpoint.sha256 in seen:
+            raise FsdtoolError(
+                f"--checkpoint '{checkpoint.path}' has the same content as '{seen[checkpoint.sha256]}'; "
+                "give checkpoints of different epochs, each once"
+            )
+        seen[checkpoint.sha256] = checkpoint.path
+
+
+def layers_each(networks: int) -> int:
+    """How many activation layers of each of so many earlier networks give evidence."""
+    return max(MOST_LAYERS // max(networks, 1), 1)
+
+
+def distinct_names(paths: Sequence[str]) -> list[str]:
+    """The last part of each path, with as many folders before it as all need to differ."""
+    parts = [PurePath(path).parts for path in paths]
+    longest = max((len(part) for part in parts), default=0)
+    for length in range(1, longest + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(paths)
+
+
+def watch(watched: dict[str, bool], keep: Keep) -> Watch:
+    """Keeps the evidence features of hooked activation modules (last layer mode)."""
+
+    def before(name: str, activation: Activation, s: Tensor, channels_last: bool) -> Callable[[Tensor], None]:
+        if name not in watched:
+            return lambda a: None
+        slopes = pool(activation.gate(s)[0], channels_last)
+        return lambda a: keep(name, torch.cat([pool(a, channels_last), slopes], 1))
+
+    return before
+
+
+def observe(watched: dict[str, bool], keep: Keep) -> Observer:
+    """Keeps the evidence features of activation steps, some of which have their channels last (full mode)."""
+
+    def see(step: Step, inputs: list[Tensor], output: Tensor) -> None:
+        if step.name in watched:
+            keep(step.name, layer_features(step.activation(), inputs[0], output, watched[step.name]))
+
+    return see

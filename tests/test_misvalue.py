@@ -1,0 +1,276 @@
+"""Which target values are wrong: leave-one-out residuals, the two components, and what the command makes of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import perceptron
+
+from fsdtool import residuals as module
+from fsdtool.cli import main
+from fsdtool.errors import FsdtoolError
+from fsdtool.evidence import FeatureStore
+from fsdtool.mislabel import find_mislabeled
+from fsdtool.outliers import outliers, spread
+from fsdtool.residuals import target_evidence, weighted
+
+
+def draw(n: int, d: int, outputs: int = 1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    x = generator.uniform(-1.5, 1.5, size=(n, d)).astype(np.float32)
+    y = np.sin(x @ generator.normal(size=(d, outputs))) + 0.1 * generator.normal(size=(n, outputs))
+    return x, y.astype(np.float32)
+
+
+def collect(layers: dict[str, np.ndarray], y: np.ndarray) -> module.TargetEvidence:
+    with FeatureStore(len(y), seed=0) as store:
+        for name, x in layers.items():
+            store.put(name, slice(0, len(y)), torch.from_numpy(x.astype(np.float32)))
+        return target_evidence(store, torch.from_numpy(y), seed=0)
+
+
+# Residuals
+
+
+def naive(phi: np.ndarray, y: np.ndarray, weights: np.ndarray, ridge: float) -> np.ndarray:
+    """Residuals (N, O) under weighted ridge regressions, each fitted to all other examples."""
+    design = np.column_stack([np.ones(len(phi)), phi])
+    penalty = ridge * np.diag([0.0] + [1.0] * phi.shape[1])
+    found = np.empty_like(y)
+    for i in range(len(y)):
+        rest = np.arange(len(y)) != i
+        scaled = design[rest] * weights[rest, None]
+        found[i] = y[i] - design[i] @ np.linalg.solve(scaled.T @ design[rest] + penalty, scaled.T @ y[rest])
+    return found
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 1.0, 100.0])
+def test_leaving_an_example_out_in_closed_form_equals_fitting_again_without_it(monkeypatch, ridge):
+    generator = np.random.default_rng(0)
+    phi, y, weights = generator.normal(size=(40, 6)), generator.normal(size=(40, 2)), generator.uniform(0.1, 1, 40)
+    monkeypatch.setattr(module, "RIDGES", torch.tensor([ridge], dtype=torch.float64))
+    found = module._Ridge(*(torch.from_numpy(v) for v in (phi, y, weights)))
+    np.testing.assert_allclose(found.residuals, naive(phi, y, weights, ridge), rtol=1e-8)
+
+
+def test_the_unit_and_the_zero_of_targets_and_features_change_nothing():
+    x, y = draw(150, 3)
+    expected = collect({"layer": x}, y)
+    moved = collect({"layer": x * np.float32([1e-3, 1.0, 1e4]) + 5}, 1000 * y + 300)
+    torch.testing.assert_close(moved.residuals / 1000, expected.residuals, rtol=1e-2, atol=1e-2)
+
+
+def test_an_example_outside_the_fitted_sample_moves_no_other(monkeypatch):
+    monkeypatch.setattr(module, "SAMPLE", 60)
+    x, y = draw(120, 3)
+    rows = torch.linspace(0, 119, 60).round().long().tolist()
+    left = next(i for i in range(120) if i not in rows)
+    changed = y.copy()
+    changed[left] += 0.5
+    before, after = (collect({"a": x, "b": x[:, :2]}, v).residuals for v in (y, changed))
+    difference = (after - before)[:, 0].numpy()
+    assert difference[left] == pytest.approx(0.5, abs=1e-4)
+    np.testing.assert_allclose(np.delete(difference, left), 0, atol=1e-4)
+
+
+def test_examples_outside_the_sample_are_predicted_as_well_as_those_in_it(monkeypatch):
+    x, y = draw(600, 3)
+    whole = collect({"layer": x}, y).residuals.abs().mean()
+    monkeypatch.setattr(module, "SAMPLE", 400)
+    assert collect({"layer": x}, y).residuals.abs().mean() < 1.5 * whole
+
+
+def test_the_size_of_a_chunk_changes_nothing(monkeypatch):
+    monkeypatch.setattr(module, "SAMPLE", 50)
+    x, y = draw(100, 3)
+    whole = collect({"layer": x}, y)
+    monkeypatch.setattr(module, "ROWS", 7)
+    torch.testing.assert_close(collect({"layer": x}, y).residuals, whole.residuals)
+
+
+def test_a_layer_that_predicts_badly_counts_little():
+    x, y = draw(200, 3)
+    noise = np.random.default_rng(1).normal(size=(200, 3))
+    found = collect({"good": x, "noise": noise}, y)
+    assert found.layers == ("good", "noise")
+    assert found.weights[0] > 0.9
+    assert float(found.weights.sum()) == pytest.approx(1)
+
+
+def test_the_mean_of_residuals_is_that_of_their_weights():
+    residuals = torch.randn(50, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found, weights = weighted(residuals)
+    torch.testing.assert_close(found, sum(weights[i] * residuals[:, i] for i in range(3)))
+
+
+def test_an_outlier_has_no_say_on_its_neighbours():
+    x, y = draw(200, 2)
+    x[1] = x[0]  # the same features, so a fit that trusted the wrong target would pass the blame on
+    y[1] = y[0]
+    wrong = y.copy()
+    wrong[0] += 5
+    found = collect({"layer": x}, wrong).residuals[:, 0]
+    assert found[0] > 4
+    assert abs(found[1]) < 1
+
+
+@pytest.mark.parametrize("examples", [1, 2, 5])
+@pytest.mark.parametrize("spreading", [0.0, 1.0])
+def test_few_examples_and_constant_targets_give_finite_residuals(examples, spreading):
+    x, y = draw(examples, 3)
+    found = collect({"layer": x, "dead": np.ones((examples, 2))}, spreading * y)
+    assert torch.isfinite(found.residuals).all()
+
+
+# Right values and wrong ones
+
+
+def test_the_share_of_wrong_values_is_recovered():
+    generator = np.random.default_rng(0)
+    right, wrong = 0.2 * generator.standard_t(4, 19_000), generator.normal(size=1000)
+    found = outliers(torch.from_numpy(np.concatenate([right, wrong])), broad=1.0, unit=0.2)
+    assert found.share == pytest.approx(0.05, rel=0.1)
+    assert found.scale == pytest.approx(0.2, rel=0.05)
+    assert float(found.probability.mean()) == pytest.approx(0.05, rel=0.1)
+
+
+def test_values_without_wrong_ones_are_hardly_ever_flagged():
+    residuals = torch.from_numpy(0.2 * np.random.default_rng(0).standard_t(5, 5000))
+    found = outliers(residuals, broad=1.0, unit=0.2)
+    assert found.share < 0.005
+    assert float((found.probability > 0.5).double().mean()) < 0.002
+
+
+def test_what_lies_further_off_is_no_less_suspicious():
+    residuals = torch.from_numpy(np.random.default_rng(0).standard_t(2, 500))
+    probability = outliers(residuals, broad=2.0, unit=0.5).probability[residuals.abs().argsort()]
+    assert (probability.diff() >= 0).all()
+    assert 0 <= float(probability.min()) <= float(probability.max()) <= 1
+
+
+def test_one_slip_of_the_decimal_point_does_not_widen_the_spread():
+    values = torch.from_numpy(np.random.default_rng(0).normal(size=1000))
+    values[0] = 1e6
+    assert spread(values) == pytest.approx(1, rel=0.1)
+
+
+# The command
+
+
+def rows_of(capsys, *arguments: object) -> list[dict[str, object]]:
+    capsys.readouterr()
+    assert main([str(a) for a in ("find-mislabeled", *arguments, "--format", "jsonl", "-q")]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.fixture
+def wrong(summarized):
+    """A summary of 400 examples with two targets each; the second output of 20 of them is wrong."""
+    x, y = draw(400, 3, outputs=2)
+    chosen = np.random.default_rng(1).permutation(400)[:20]
+    y[chosen, 1] += np.where(y[chosen, 1] > 0, -1.2, 1.2).astype(np.float32)
+    return summarized(perceptron(3, 16, 2), x, y, task="regression"), set(chosen.tolist()), y
+
+
+def test_wrong_targets_are_flagged_with_their_output_and_what_they_should_be(wrong, capsys):
+    summary, chosen, y = wrong
+    found = rows_of(capsys, summary.path)
+    assert list(found[0]) == ["id", "output", "given_target", "suggested_target", "standard_error", "score", "rank"]
+    flagged = {row["id"] for row in found}
+    assert len(flagged & chosen) >= 16
+    assert len(flagged - chosen) <= 4
+    first = found[0]
+    assert (first["output"], first["rank"]) == (1, 1)
+    assert first["given_target"] == pytest.approx(float(y[first["id"], 1]), rel=1e-5)
+    assert abs(first["suggested_target"] - first["given_target"]) > 0.6
+    assert 0 < first["standard_error"] < 0.5
+
+
+def test_the_ranking_has_every_example_once_in_the_order_of_the_scores(wrong, capsys):
+    found = rows_of(capsys, wrong[0].path, "--all")
+    assert sorted(row["id"] for row in found) == list(range(400))
+    assert [row["rank"] for row in found] == list(range(1, 401))
+    scores = [row["score"] for row in found]
+    assert scores == sorted(scores, reverse=True)
+    assert all(0 <= score <= 1 for score in scores)
+    assert rows_of(capsys, wrong[0].path, "--top", 3) == found[:3]
+
+
+def test_right_targets_are_hardly_ever_flagged(summarized):
+    x, y = draw(500, 3)
+    found = find_mislabeled(summarized(perceptron(3, 16, 1), x, y, task="regression"))
+    assert found.flagged <= 5
+    assert found.noise_rate < 0.01
+
+
+def test_thresholds_limits_and_words_are_those_of_targets(wrong, capsys, tmp_path):
+    path = str(wrong[0].path)
+    flagged = len(rows_of(capsys, path))
+    assert main(["find-mislabeled", path, "--max-flagged", "2"]) == 1
+    err = capsys.readouterr().err
+    assert f"{flagged} of 400 targets are flagged (score above 0.5)" in err
+    assert "estimated share of wrong targets: " in err
+    assert f"warning: {flagged} targets are flagged, more than --max-flagged 2" in err
+    assert main(["find-mislabeled", path, "--max-rate", "0.5", "-q"]) == 0
+    (tmp_path / "ids").write_text("3\n4\n")
+    assert {row["id"] for row in rows_of(capsys, path, "--all", "--ids", tmp_path / "ids")} == {3, 4}
+    main(["find-mislabeled", path, "--top", "1", "--format", "github", "-q"])
+    assert capsys.readouterr().out.startswith("::warning title=fsdtool find-mislabeled::the target ")
+
+
+def test_the_page_of_a_regression_leaves_out_what_has_no_meaning(wrong, capsys, tmp_path):
+    assert main(["find-mislabeled", str(wrong[0].path), "--report", f"{tmp_path}/page.html", "-q"]) == 0
+    text = (tmp_path / "page.html").read_text()
+    assert "Suspicious targets in" in text
+    assert "Suggested target" in text
+    assert "(output 1)" in text
+    assert "Standard error" in text
+    assert "Wrong labels by class" not in text
+    assert "onfidence<" not in text
+
+
+def test_a_single_output_has_no_column_of_its_own_and_can_be_corrected(summarized, capsys, tmp_path):
+    x, y = draw(300, 3)
+    y[7] += 4
+    summary = summarized(perceptron(3, 16, 1), x, y, task="regression")
+    main(["find-mislabeled", str(summary.path), "--format", "csv", "-q"])
+    out = capsys.readouterr().out
+    row = next(csv.DictReader(io.StringIO(out)))
+    assert out.startswith("id,given_target,suggested_target,standard_error,score,rank\n")
+    assert row["id"] == "7"
+    (tmp_path / "fixes.csv").write_text(out)
+    np.savez(tmp_path / "again.npz", x=x, y=y)
+    torch.save(perceptron(3, 16, 1).state_dict(), tmp_path / "n.pt")
+    command = f"summarize --model mlp:relu --checkpoint {tmp_path}/n.pt --data {tmp_path}/again.npz --task regression"
+    assert main([*command.split(), "--labels", f"{tmp_path}/fixes.csv", "-o", f"{tmp_path}/again.h5", "-q"]) == 0
+    assert "7" not in {row["id"] for row in rows_of(capsys, tmp_path / "again.h5")}
+
+
+def test_records_without_residuals_are_refused_in_one_line(wrong, edited, capsys):
+    def forget(file):
+        del file["records/residual"]
+
+    path = edited(wrong[0].path, forget)
+    assert main(["find-mislabeled", str(path)]) == 2
+    assert f"'{path}' has no residuals of its targets; write the summary again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("weights", [np.ones(5), np.full(2, np.nan), np.array([b"a", b"b"])])
+def test_weights_that_are_none_are_refused_in_one_line(wrong, edited, capsys, weights):
+    def change(file):
+        file["records/residual"].attrs["weights"] = weights
+
+    assert main(["find-mislabeled", str(edited(wrong[0].path, change))]) == 2
+    assert "the weights of 'records/residual' do not fit its layers" in capsys.readouterr().err
+
+
+def test_a_summary_without_records_is_refused(summarized):
+    x, y = draw(50, 3)
+    summary = summarized(perceptron(3, 8, 1), x, y, task="regression", records=False)
+    with pytest.raises(FsdtoolError, match="written with --no-records; write it again with records"):
+        find_mislabeled(summary)
