@@ -41,16 +41,16 @@ class Misvalued:
     """
 
     summary: Catalogue
-    score: Tensor
-    output: Tensor
-    given: Tensor
-    suggested: Tensor
-    standard_error: Tensor
-    order: Tensor
+    score: np.ndarray
+    output: np.ndarray
+    given: np.ndarray
+    suggested: np.ndarray
+    standard_error: np.ndarray
+    order: np.ndarray
     flagged: int
     judged: int
     layers: tuple[str, ...]
-    weights: Tensor
+    weights: np.ndarray
     threshold: float
     noise_rate: float
     noise_matrix: None = None
@@ -111,21 +111,21 @@ def find_misvalued(
     output = rank.indices
     score = probability.gather(1, output[:, None])[:, 0]
     order = np.lexsort([-distance.gather(1, output[:, None])[:, 0].numpy(), -score.numpy()])
-    order = torch.from_numpy(order if among is None else order[among[order]])
-    flagged = int((score[order] > threshold).sum())
+    order = order if among is None else order[among[order]]
+    flagged = int((score.numpy()[order] > threshold).sum())
     given = targets.gather(1, output[:, None])[:, 0]
     return Misvalued(
         summary=summary,
-        score=score,
-        output=output,
-        given=given,
-        suggested=given - residuals.gather(1, output[:, None])[:, 0],
-        standard_error=torch.tensor([found.scale for found, _ in judged], dtype=torch.float64),
+        score=score.numpy(),
+        output=output.numpy(),
+        given=given.numpy(),
+        suggested=(given - residuals.gather(1, output[:, None])[:, 0]).numpy(),
+        standard_error=np.array([found.scale for found, _ in judged]),
         order=order if everything else order[: flagged if top is None else top],
         flagged=flagged,
         judged=len(order),
         layers=tuple(str(name) for name in np.atleast_1d(records.attribute("residual", "layers"))),
-        weights=torch.from_numpy(np.atleast_1d(records.attribute("residual", "weights"))),
+        weights=np.atleast_1d(records.attribute("residual", "weights")),
         threshold=threshold,
         noise_rate=sum(found.share for found, _ in judged) / len(judged),
     )

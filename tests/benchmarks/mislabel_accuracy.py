@@ -25,11 +25,12 @@ from mislabel_baselines import Verdict
 from mislabel_cases import Case, cifar, mnist, pairs, uci, unequal, uniform
 from torch import Tensor
 
+from fsdtool.catalogue import open_catalogue
 from fsdtool.checkpoints import Checkpoint
 from fsdtool.datasets import load_dataset
-from fsdtool.mislabel import find_mislabeled
+from fsdtool.mislabel import THRESHOLD, find_mislabeled
+from fsdtool.misvalue import find_misvalued
 from fsdtool.summarize import summarize
-from fsdtool.summary import load
 
 NONE = "-"
 
@@ -53,11 +54,12 @@ def _fsdtool(case: Case, name: str, states: list[State]) -> Verdict:
         np.savez(source, x=case.inputs.numpy(), y=case.given.numpy())
         data = load_dataset(str(source), task="classification" if case.classification else "regression")
         summarize(model=case.build(), checkpoint=last, earlier=earlier, data=data, output=output)
-        found = find_mislabeled(load(output))
+        opened = open_catalogue(output)
+        found = find_mislabeled(opened) if case.classification else find_misvalued(opened, threshold=THRESHOLD)
         flagged = torch.zeros(len(found.score), dtype=torch.bool)
-        flagged[found.order] = True
-        suggested = found.suggested if case.classification else None
-        return Verdict(name, found.score, flagged, suggested, found.noise_rate)
+        flagged[torch.from_numpy(found.order)] = True
+        suggested = torch.from_numpy(found.suggested) if case.classification else None
+        return Verdict(name, torch.from_numpy(found.score), flagged, suggested, found.noise_rate)
 
 
 METHODS: dict[str, Callable[[Case, int], Iterator[Verdict]]] = {
@@ -80,7 +82,7 @@ CASES: dict[str, tuple[Callable[[Path, Path], Case], ...]] = {
     "pair": (lambda data, cache: mnist(data, cache, "MNIST pairs", lambda y: pairs(y, 0.4), (2, 3)),),
     "uniform40": (lambda data, cache: mnist(data, cache, "MNIST 40 % uniform", lambda y: uniform(y, 0.4), (2, 3)),),
     "unequal": (unequal,),
-    "clean": (lambda data, cache: mnist(data, cache, "MNIST clean", lambda y: y, (2,)),),
+    "clean": (lambda data, cache: mnist(data, cache, "MNIST clean", lambda y: y, (1, 2, 3)),),
     "random1": (lambda data, cache: cifar(data, cache, "random1", folds=(1,)),),
     "aggregate": (lambda data, cache: cifar(data, cache, "aggregate"),),
     "worst": (lambda data, cache: cifar(data, cache, "worst"),),

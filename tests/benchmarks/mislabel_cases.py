@@ -124,14 +124,14 @@ def mlp(*widths: int) -> nn.Module:
 
 
 def convnet() -> nn.Module:
-    """Six 3 x 3 convolutions with batch norm, pooled after each pair, and a linear layer."""
+    """Six 3 x 3 convolutions with batch norm, pooled after each pair and at the end over the image, and a linear one."""
     layers: list[nn.Module] = []
     before = 3
     for block, after in enumerate((32, 32, 64, 64, 128, 128)):
         layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
         layers += [nn.MaxPool2d(2)] if block % 2 else []
         before = after
-    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * 4 * 4, 10))
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
     return net.to(memory_format=torch.channels_last)
 
 
