@@ -34,14 +34,22 @@ class OutputCoupling:
         self.f0[margin(f0, label).argsort()] = recorded[margin(recorded, label).argsort()[places]]
         self._simulated, self._shift = f0, (self.f0 - f0).double()
         d = (f0 - f0.mean(0)).double()
-        second = d.T @ d
-        ridge = second.diagonal().mean().clamp(min=1e-30) * self.RIDGE
-        self._regression = torch.linalg.solve(second + ridge * torch.eye(outputs).to(second), d.T)  # (O, n)
+        self._regression = _ridge(d, float(d.square().sum()) / outputs * self.RIDGE)
 
     def other(self, f1: Tensor) -> Tensor:
         """The outputs (n, O) beside `f0` of a checkpoint that simulated f1 (n, O); differentiable in f1."""
         df = (f1 - self._simulated).double()
-        return self.f0 + (df + self._shift @ (self._regression @ df)).to(f1.dtype)
+        few = len(df) < df.shape[1]  # then (n, n) is smaller than (O, O)
+        moved = (self._shift @ self._regression) @ df if few else self._shift @ (self._regression @ df)
+        return self.f0 + (df + moved).to(f1.dtype)
+
+
+def _ridge(d: Tensor, penalty: float) -> Tensor:
+    """(d^T d + penalty)^-1 d^T (O, n) of d (n, O), by the smaller of the two matrices that give it."""
+    n, outputs = d.shape
+    small = d.T @ d if outputs <= n else d @ d.T
+    small.diagonal().add_(max(penalty, 1e-30))
+    return torch.linalg.solve(small, d.T) if outputs <= n else torch.linalg.solve(small, d).T
 
 
 def margin(f: Tensor, label: int | None) -> Tensor:
