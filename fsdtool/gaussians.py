@@ -105,8 +105,8 @@ class ClassGaussians:
         z = self._z(rows)
         q, log_determinant = self._shared(z, y, beta) if self.own is None else self._each(z, y, beta, w / rest)
         q = q.scatter(1, y[:, None], q.gather(1, y[:, None]) * (n / rest).square())
-        q[:, self.members == 0] = torch.inf  # a class without examples explains nothing
         log_likelihood = student(q, z.shape[1]) - log_determinant / 2
+        log_likelihood[:, self.members == 0] = -torch.inf  # a class without examples explains nothing
         best_other = log_likelihood.scatter(1, y[:, None], -torch.inf).max(1, keepdim=True).values
         given = torch.where(single, best_other, log_likelihood.gather(1, y[:, None]))
         return bounded(log_likelihood.scatter(1, y[:, None], given))
