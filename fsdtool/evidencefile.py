@@ -16,13 +16,11 @@ import torch
 from torch import Tensor
 
 from fsdtool import hdf5
-from fsdtool.agreement import combination, weighted
+from fsdtool.agreement import combination
 from fsdtool.discriminant import Discriminant
 from fsdtool.errors import FsdtoolError
 from fsdtool.evidence import LabelEvidence
 from fsdtool.features import OUTPUTS
-from fsdtool.noise import estimate
-from fsdtool.posterior import posterior
 from fsdtool.summary import Summary, tensor
 from fsdtool.writer import Writer
 
@@ -43,10 +41,8 @@ class Judges:
 
 def write_judges(writer: Writer, labelled: LabelEvidence, recorded: Tensor) -> None:
     """Write `/evidence`, with the factors that `recorded` (N, L, T), the evidence in the records, leads to."""
-    evidence, candidates = recorded.numpy(), labelled.candidates.numpy()
-    factors, weights = combination(evidence)
-    noise = estimate(evidence, candidates, len(labelled.layers) - 1, len(labelled.members))
-    factors = factors * np.float32(posterior(weighted(evidence, factors), candidates, noise).unit)
+    factors, weights = combination(recorded.numpy())
+    factors = factors * np.float32(labelled.unit)
     described = {"layers": list(labelled.layers)}
     writer.put("evidence/factor", factors, "factors of the layers' evidence in the combined evidence (L,)", **described)
     writer.put("evidence/weight", weights, "weights of the layers (L,)", **described)

@@ -31,7 +31,9 @@ from fsdtool.discriminant import Discriminant, student
 from fsdtool.features import ROWS
 
 OWN_SHARE = 0.12  # of a class's own covariance in its covariance
+RIVALS = 5  # classes of which an example is judged by their own covariances, beside that of its label
 OWN_NUMBERS = 2**23  # in the covariances of all classes: of more, all share one
+LEAST_EIGENVALUE = 1e-8  # of the shrunk correlations
 WEAKEST = -1e4  # log-likelihood, in nats, below the strongest class: float16 ends at 65504
 
 
@@ -63,9 +65,7 @@ class ClassGaussians:
         self.shrinkage = oracle_shrinkage(correlation, self.freedom)
         shrunk = (1 - self.shrinkage) * correlation
         shrunk.diagonal().add_(self.shrinkage)
-        # rounding may leave the smallest eigenvalues of a singular, unshrunk matrix below zero
-        eigenvalues, vectors = torch.linalg.eigh(shrunk)
-        self.root = vectors * eigenvalues.clamp(min=1e-8).rsqrt()
+        self.root = _inverse_root(shrunk)
         self.middle = means.mean(0)
         self.whiten = (self.scale[:, None] * self.root).float()  # z = (x - middle)[live] whiten
         self.centres = ((means - self.middle)[:, self.live] * self.scale) @ self.root
@@ -92,7 +92,7 @@ class ClassGaussians:
                 scatter += d.T @ d
             covariance = k * scatter.double() / self.count[c].clamp(min=1e-12)
             covariance.diagonal().add_(1 - k)
-            found.append(_Own(covariance, self.centres, k))
+            found.append(_Own(c, covariance, self.centres, k))
         return found
 
     def log_likelihood(self, rows: slice) -> Tensor:
@@ -102,17 +102,16 @@ class ClassGaussians:
         single = self.members[y][:, None] == 1  # nothing is left of the class: no evidence either way
         rest = torch.where(single, 1.0, n - w)
         beta = (1 - self.shrinkage) * w * n / (rest * self.freedom)
-        z = self._z(rows)
-        q, log_determinant = self._shared(z, y, beta) if self.own is None else self._each(z, y, beta, w / rest)
-        q = q.scatter(1, y[:, None], q.gather(1, y[:, None]) * (n / rest).square())
-        log_likelihood = student(q, z.shape[1]) - log_determinant / 2
-        log_likelihood[:, self.members == 0] = -torch.inf  # a class without examples explains nothing
-        best_other = log_likelihood.scatter(1, y[:, None], -torch.inf).max(1, keepdim=True).values
-        given = torch.where(single, best_other, log_likelihood.gather(1, y[:, None]))
-        return bounded(log_likelihood.scatter(1, y[:, None], given))
+        z, farther = self._z(rows), (n / rest).square()
+        found = self._common(z, y, beta, farther)
+        if self.own is not None:
+            found = self._contended(found, z, y, torch.cat([beta, w / rest, farther], 1))
+        found[:, self.members == 0] = -torch.inf  # a class without examples explains nothing
+        best_other = found.scatter(1, y[:, None], -torch.inf).max(1, keepdim=True).values
+        return bounded(found.scatter(1, y[:, None], torch.where(single, best_other, found.gather(1, y[:, None]))))
 
-    def _shared(self, z: Tensor, y: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared distances (n, classes) without the example's part in the covariance, and its log determinant (n, 1).
+    def _common(self, z: Tensor, y: Tensor, beta: Tensor, farther: Tensor) -> Tensor:
+        """Log-likelihood (n, classes) float64 under the covariance of all classes, but what is the same for all.
 
         Between the centres, the distances of the labels at hand alone: of 10,000 classes all pairs would take 800 MB.
         """
@@ -122,21 +121,22 @@ class ClassGaussians:
         apart = (lengths[y, None] + lengths - 2 * self.centres[y] @ self.centres.T).clamp(min=0)
         cross = (q + given - apart) / 2  # (z - centre_c) . (z - centre_y)
         left = (1 - beta * given).clamp(min=1e-6)
-        return q + beta * cross.square() / left, left.log()
+        return student((q + beta * cross.square() / left).scatter(1, y[:, None], farther * given / left), z.shape[1])
 
-    def _each(self, z: Tensor, y: Tensor, beta: Tensor, portion: Tensor) -> tuple[Tensor, Tensor]:
-        """The same where classes have covariances of their own; `portion` (n, 1) is w / (n_y - w)."""
-        q, log_determinant = (torch.empty(len(z), len(self.own), dtype=torch.float64) for _ in range(2))
+    def _contended(self, common: Tensor, z: Tensor, y: Tensor, leaving: Tensor) -> Tensor:
+        """The same under the covariances of the classes, where it matters: for the given class and its rivals.
+
+        The other classes follow at the distance that they have under the `common` covariance.  leaving (n, 3): beta,
+        w / (n_y - w) and (n_y / (n_y - w))^2 of each example.
+        """
+        rivals = common.topk(min(RIVALS, common.shape[1]), dim=1).indices
+        contends = torch.zeros_like(common, dtype=torch.bool).scatter(1, rivals, True)
+        found = torch.full_like(common, torch.inf)
         for c, own in enumerate(self.own):
-            v = z @ own.inverse.T
-            to_own, to_given = v - own.centres[c], v - own.centres[y]
-            e = to_given.square().sum(1, dtype=torch.float64)
-            cross = (to_own * to_given).sum(1, dtype=torch.float64)
-            g = (1 - own.share) * beta[:, 0] + torch.where(y == c, own.share * portion[:, 0], 0.0)
-            left = (1 - g * e).clamp(min=1e-6)
-            q[:, c] = to_own.square().sum(1, dtype=torch.float64) + g * cross.square() / left
-            log_determinant[:, c] = own.log_determinant + left.log()
-        return q, log_determinant
+            rows = (contends[:, c] | (y == c)).nonzero()[:, 0]
+            found[rows, c] = own.log_likelihood(z[rows], y[rows], leaving[rows])
+        behind = (found - common).gather(1, rivals).amin(1, keepdim=True)
+        return torch.where(torch.isinf(found), common + behind, found)
 
     def discriminant(self) -> Discriminant:
         """The means and the common covariance, for examples that are not in the data."""
@@ -148,14 +148,39 @@ class ClassGaussians:
 
 
 class _Own:
-    """A class's covariance (d, d): `inverse` L^-1 of its Cholesky factor L, and the centres of all classes after it."""
+    """Class c's covariance (d, d): `inverse` L^-1 of its Cholesky factor L, and the centres of all classes after it."""
 
-    def __init__(self, covariance: Tensor, centres: Tensor, share: float):
+    def __init__(self, c: int, covariance: Tensor, centres: Tensor, share: float):
         factor = torch.linalg.cholesky(covariance)
         identity = torch.eye(len(factor), dtype=factor.dtype)
         inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
-        self.inverse, self.centres, self.share = inverse.float(), (centres @ inverse.T).float(), share
+        self.label, self.share = c, share
+        self.inverse, self.centres = inverse.float(), (centres @ inverse.T).float()
         self.log_determinant = 2 * float(factor.diagonal().log().sum())
+
+    def log_likelihood(self, z: Tensor, y: Tensor, leaving: Tensor) -> Tensor:
+        """Leave-one-out log-likelihood (n,) float64 of examples z (n, d) labelled y (n,)."""
+        beta, portion, farther = leaving.unbind(1)
+        v = z @ self.inverse.T
+        to_class, to_given = v - self.centres[self.label], v - self.centres[y]
+        e = to_given.square().sum(1, dtype=torch.float64)
+        cross = (to_class * to_given).sum(1, dtype=torch.float64)
+        given = y == self.label
+        g = (1 - self.share) * beta + torch.where(given, self.share * portion, 0.0)
+        left = (1 - g * e).clamp(min=1e-6)
+        q = to_class.square().sum(1, dtype=torch.float64) + g * cross.square() / left
+        q = torch.where(given, farther * e / left, q)
+        return student(q, z.shape[1]) - (self.log_determinant + left.log()) / 2
+
+
+def _inverse_root(matrix: Tensor) -> Tensor:
+    """R with R^T matrix R = I, for a symmetric matrix that rounding may have left singular or worse."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if not failed and float(factor.diagonal().square().amin() if len(factor) else 1) > LEAST_EIGENVALUE:
+        identity = torch.eye(len(factor), dtype=factor.dtype)
+        return torch.linalg.solve_triangular(factor, identity, upper=False).T
+    eigenvalues, vectors = torch.linalg.eigh(matrix)
+    return vectors * eigenvalues.clamp(min=LEAST_EIGENVALUE).rsqrt()
 
 
 def bounded(log_likelihood: Tensor) -> Tensor:

@@ -23,9 +23,11 @@ REFITTED = 5  # steps from one fit of the unit to the next
 FIRST_RATE = 0.1
 LEAST_INFORMATION = 0.1  # that a layer has on the labels, of their entropy
 NUMBERS = 2**20  # examples x candidates that are fitted
+OF_UNIT = 8192  # examples from which the unit is fitted
 SMOOTHING = 1e-3  # wrong labels added to each class
-COARSE = np.logspace(-2, 2, 41)
+COARSE = np.logspace(-2, 2, 21)
 FINE = np.logspace(-0.1, 0.1, 5)
+SETTLED = 1e-5  # of all examples, that a step moves between the cells
 
 
 @dataclass(frozen=True)
@@ -88,36 +90,49 @@ class _Fit:
     """Expectation maximization on evidence (n, T) of candidates (n, T); `likelihood` is the mean log-likelihood."""
 
     def __init__(self, evidence: np.ndarray, candidates: np.ndarray, classes: int):
-        self.evidence, self.classes = evidence, classes
         self.key, cell = np.unique(candidates * classes + candidates[:, :1], return_inverse=True)
-        self.cell = cell.reshape(candidates.shape)
+        self.evidence, self.cell = evidence, cell.reshape(candidates.shape)
         wrong = self.key // classes != self.key % classes
         self.count = np.where(wrong, FIRST_RATE / max(classes - 1, 1), 1 - FIRST_RATE)
         self.concentration = np.inf
-        log_confusion = np.log(self.count)
+        log_confusion = np.log(self.count).astype(np.float32)
         unit = self._best(COARSE, log_confusion)
         for step in range(STEPS):
             if step % REFITTED == 0:
                 unit = self._best(unit * FINE, log_confusion)
-            joint = unit * evidence + log_confusion[self.cell]
-            responsibility = np.exp(joint - _log_sum(joint)[:, None])
-            self.count = np.bincount(self.cell.ravel(), responsibility.ravel(), minlength=len(self.key))
+            responsibility = softmax(np.float32(unit) * evidence + log_confusion[self.cell])
+            before, self.count = self.count, np.bincount(self.cell.ravel(), responsibility.ravel(), len(self.key))
             self.concentration = _concentration(self.key, self.count, classes)
-            log_confusion = _log_confusion(self.key, self.count, classes, self.concentration, self.key, self.count)
+            found = _log_confusion(self.key, self.count, classes, self.concentration, self.key, self.count)
+            log_confusion = found.astype(np.float32)
+            if np.abs(self.count - before).sum() < SETTLED * len(evidence):
+                break
         self.likelihood = self._likelihood(unit, log_confusion)
 
     def _best(self, units: np.ndarray, log_confusion: np.ndarray) -> float:
         return float(max(units, key=lambda unit: self._likelihood(unit, log_confusion)))
 
     def _likelihood(self, unit: float, log_confusion: np.ndarray) -> float:
-        scaled = unit * self.evidence
-        return float((_log_sum(scaled + log_confusion[self.cell]) - _log_sum(scaled)).mean())
+        stride = -(-len(self.evidence) // OF_UNIT)
+        return label_likelihood(self.evidence[::stride], log_confusion[self.cell[::stride]], unit)
+
+
+def label_likelihood(evidence: np.ndarray, log_confusion: np.ndarray, unit: float) -> float:
+    """Mean log-likelihood of the labels, for evidence E (n, T) and log M[t, y] (n, T), both float32, and unit u."""
+    scaled = np.float32(unit) * evidence
+    return float((_log_sum(scaled + log_confusion) - _log_sum(scaled)).mean(dtype=np.float64))
+
+
+def softmax(values: np.ndarray) -> np.ndarray:
+    """exp of values (n, T), in sum 1."""
+    raised = np.exp(values - values.max(1, keepdims=True))
+    return raised / raised.sum(1, keepdims=True)
 
 
 def _scaled(evidence: np.ndarray) -> np.ndarray:
-    """Evidence (n, T) float64 with margins that spread by one."""
-    values = evidence.astype(np.float64)
-    return values / max(values[:, 1:].max(1).std(), 1e-12)
+    """Evidence (n, T) float32 with margins that spread by one."""
+    values = evidence.astype(np.float32)
+    return values / np.float32(max(values[:, 1:].max(1).std(dtype=np.float64), 1e-12))
 
 
 def _log_sum(values: np.ndarray) -> np.ndarray:

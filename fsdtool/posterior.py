@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fsdtool.noise import Noise
+from fsdtool.noise import Noise, label_likelihood, softmax
 
-SAMPLE = 65536  # examples on which the unit is fitted
+SAMPLE = 16384  # examples on which the unit is fitted
 COARSE = np.logspace(-2, 3, 26)
 FINE = np.logspace(-0.2, 0.2, 9)
 HALVINGS = 60
@@ -51,22 +51,17 @@ def posterior(
     best = joint[:, 1:].argmax(1)
     margin = (joint[:, 1:].max(1) - joint[:, 0]).astype(np.float64)
     offset = 0.0 if noise is None else _offset(margin, noise.rate)
-    others = joint[:, 1:] - joint[:, 1:].max(1, keepdims=True)
     return Posterior(
         score=_logistic(margin - offset),
         suggested=np.take_along_axis(candidates, best[:, None] + 1, 1)[:, 0].astype(np.int64),
-        confidence=1 / np.exp(others.astype(np.float64)).sum(1),
+        confidence=softmax(joint[:, 1:].astype(np.float64)).max(1),
         unit=unit,
     )
 
 
 def _unit(combined: np.ndarray, prior: np.ndarray) -> float:
-    def likelihood(unit: float) -> float:
-        scaled = unit * combined.astype(np.float64)
-        return float((np.logaddexp.reduce(scaled + prior, 1) - np.logaddexp.reduce(scaled, 1)).mean())
-
-    coarse = max(COARSE, key=likelihood)
-    return float(max(coarse * FINE, key=likelihood))
+    coarse = max(COARSE, key=lambda unit: label_likelihood(combined, prior, unit))
+    return float(max(coarse * FINE, key=lambda unit: label_likelihood(combined, prior, unit)))
 
 
 def _offset(margin: np.ndarray, rate: float) -> float:

@@ -124,7 +124,7 @@ def mlp(*widths: int) -> nn.Module:
 
 
 def convnet() -> nn.Module:
-    """Six 3 x 3 convolutions with batch norm, pooled after each pair and at the end over the image, and a linear one."""
+    """Six 3 x 3 convolutions with batch norm, pooled after each pair and over the image at the end, then one linear."""
     layers: list[nn.Module] = []
     before = 3
     for block, after in enumerate((32, 32, 64, 64, 128, 128)):
