@@ -13,7 +13,8 @@ from fsdtool.gaussians import ClassGaussians, bounded, oracle_shrinkage
 def chen(matrix: np.ndarray, n: float) -> float:
     """Chen et al. 2010, equation 23, for a sample covariance of n degrees of freedom."""
     p, square, trace = len(matrix), np.trace(matrix @ matrix), np.trace(matrix)
-    return min(1.0, ((1 - 2 / p) * square + trace**2) / ((n + 1 - 2 / p) * (square - trace**2 / p)))
+    spread = square - trace**2 / p
+    return min(1.0, ((1 - 2 / p) * square + trace**2) / ((n + 1 - 2 / p) * spread)) if spread > 0 else 1.0
 
 
 def class_means(x: np.ndarray, y: np.ndarray, w: np.ndarray, classes: int) -> np.ndarray:
@@ -30,7 +31,9 @@ def class_scatters(x: np.ndarray, y: np.ndarray, w: np.ndarray, classes: int) ->
 def naive(x: np.ndarray, y: np.ndarray, classes: int, trust: np.ndarray | None = None, own: bool = False) -> np.ndarray:
     """Log-likelihood (N, classes) of each example under the models of all others; nan for no other example.
 
-    The scale of features, the shrinkage, the shares k and all divisors are those of all examples.
+    The scale of features, the shrinkage, the shares k and all divisors are those of all examples.  own: the given
+    class and the likeliest five under the covariance of all have their own; the others keep their distance to the
+    five, which is that to the one that lost most.
     """
     x, w = x.astype(np.float64), np.ones(len(y)) if trust is None else trust
     size = x.shape[1]
@@ -38,19 +41,32 @@ def naive(x: np.ndarray, y: np.ndarray, classes: int, trust: np.ndarray | None =
     freedom = w.sum() - len(np.unique(y))
     x = x / np.sqrt(np.diag(class_scatters(x, y, w, classes).sum(0)) / freedom)
     shrinkage = chen(class_scatters(x, y, w, classes).sum(0) / freedom, freedom)
-    share = 0.12 * count / (count + size / 4) if own else np.zeros(classes)
+    share = 0.12 * count / (count + size / 4)
     found = np.full((len(y), classes), np.nan)
     for i in range(len(y)):
         others = np.arange(len(y)) != i
         rest = x[others], y[others], w[others]
         means, scatters = class_means(*rest, classes), class_scatters(*rest, classes)
-        common = (1 - shrinkage) * scatters.sum(0) / freedom + shrinkage * np.eye(size)
-        for c in np.unique(y[others]):
-            covariance = (1 - share[c]) * common + share[c] * scatters[c] / count[c]
-            d = x[i] - means[c]
-            q = d @ np.linalg.solve(covariance, d)
-            found[i, c] = -size * np.log1p(q / size) - np.linalg.slogdet(covariance)[1] / 2
+        shared = (1 - shrinkage) * scatters.sum(0) / freedom + shrinkage * np.eye(size)
+        there = np.unique(y[others])
+        for c in there:
+            found[i, c] = student_t(x[i] - means[c], shared)
+        if own:
+            rivals = there[np.argsort(-found[i, there])[:5]]
+            changed = found[i].copy()
+            for c in {*rivals.tolist(), *there[there == y[i]].tolist()}:
+                changed[c] = student_t(x[i] - means[c], (1 - share[c]) * shared + share[c] * scatters[c] / count[c])
+            behind = (changed - found[i])[rivals].min()
+            follows = [c for c in there if c not in rivals and c != y[i]]
+            changed[follows] = found[i, follows] + behind
+            found[i] = changed
     return found
+
+
+def student_t(d: np.ndarray, covariance: np.ndarray) -> float:
+    """Log-density at d off the middle of a Student t of as many degrees of freedom as dimensions, but a constant."""
+    q = d @ np.linalg.solve(covariance, d)
+    return -len(d) * np.log1p(q / len(d)) - np.linalg.slogdet(covariance)[1] / 2
 
 
 def draw(n: int, d: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

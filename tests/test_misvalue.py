@@ -14,7 +14,7 @@ from conftest import perceptron
 from fsdtool import residuals as module
 from fsdtool.cli import main
 from fsdtool.errors import FsdtoolError
-from fsdtool.evidence import FeatureStore
+from fsdtool.features import FeatureStore
 from fsdtool.mislabel import find_mislabeled
 from fsdtool.outliers import outliers, spread
 from fsdtool.residuals import target_evidence, weighted
