@@ -1,4 +1,4 @@
-"""Class means and their common covariance for new examples, against dense ones and leave-one-out of the same example."""
+"""Class means and their common covariance for new examples, against dense ones and leave-one-out."""
 
 from __future__ import annotations
 

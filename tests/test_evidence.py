@@ -12,7 +12,9 @@ from fsdtool.evidence import evidence
 from fsdtool.features import FeatureStore
 
 
-def collect(layers: dict[str, np.ndarray], y: np.ndarray, logits: np.ndarray, trusting: bool = True) -> module.LabelEvidence:
+def collect(
+    layers: dict[str, np.ndarray], y: np.ndarray, logits: np.ndarray, trusting: bool = True
+) -> module.LabelEvidence:
     with FeatureStore(len(y), seed=0) as store:
         for name, x in layers.items():
             store.put(name, slice(0, len(y)), torch.from_numpy(x.astype(np.float32)))

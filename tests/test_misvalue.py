@@ -133,28 +133,28 @@ def test_few_examples_and_constant_targets_give_finite_residuals(examples, sprea
 def test_the_share_of_wrong_values_is_recovered():
     generator = np.random.default_rng(0)
     right, wrong = 0.2 * generator.standard_t(4, 19_000), generator.normal(size=1000)
-    found = outliers(torch.from_numpy(np.concatenate([right, wrong])), broad=1.0, unit=0.2)
+    found = outliers(np.concatenate([right, wrong]), broad=1.0, unit=0.2)
     assert found.share == pytest.approx(0.05, rel=0.1)
     assert found.scale == pytest.approx(0.2, rel=0.05)
     assert float(found.probability.mean()) == pytest.approx(0.05, rel=0.1)
 
 
 def test_values_without_wrong_ones_are_hardly_ever_flagged():
-    residuals = torch.from_numpy(0.2 * np.random.default_rng(0).standard_t(5, 5000))
+    residuals = 0.2 * np.random.default_rng(0).standard_t(5, 5000)
     found = outliers(residuals, broad=1.0, unit=0.2)
     assert found.share < 0.005
-    assert float((found.probability > 0.5).double().mean()) < 0.002
+    assert float((found.probability > 0.5).mean()) < 0.002
 
 
 def test_what_lies_further_off_is_no_less_suspicious():
-    residuals = torch.from_numpy(np.random.default_rng(0).standard_t(2, 500))
-    probability = outliers(residuals, broad=2.0, unit=0.5).probability[residuals.abs().argsort()]
-    assert (probability.diff() >= 0).all()
+    residuals = np.random.default_rng(0).standard_t(2, 500)
+    probability = outliers(residuals, broad=2.0, unit=0.5).probability[np.abs(residuals).argsort()]
+    assert (np.diff(probability) >= 0).all()
     assert 0 <= float(probability.min()) <= float(probability.max()) <= 1
 
 
 def test_one_slip_of_the_decimal_point_does_not_widen_the_spread():
-    values = torch.from_numpy(np.random.default_rng(0).normal(size=1000))
+    values = np.random.default_rng(0).normal(size=1000)
     values[0] = 1e6
     assert spread(values) == pytest.approx(1, rel=0.1)
 
