@@ -1,9 +1,8 @@
 """The part `/evidence` of a summary: what judges the label of an example that is not in the summarized data.
 
-`factor` and `weight` (L,) say how the layers' evidence is added up (fsdtool.agreement, in the unit of
-fsdtool.posterior), `members` (classes,) how many examples each class had, and `layers/LAYER` holds the discriminant
-of a layer (fsdtool.discriminant); the last layer is the network's own outputs, which need none.  Layers of earlier
-checkpoints (fsdtool.trajectory) are not among them.
+`factor` and `weight` (L,) say how the layers' evidence is added up (fsdtool.agreement), `members` (classes,) how many
+examples each class had, and `layers/LAYER` holds the discriminant of a layer (fsdtool.discriminant); the last layer is
+the network's own outputs, which need none.  Layers of earlier checkpoints (fsdtool.trajectory) are not among them.
 """
 
 from __future__ import annotations
@@ -49,7 +48,6 @@ def write_judges(writer: Writer, labelled: LabelEvidence, recorded: Tensor, earl
     others = tuple(f"@{name}" for name in earlier)
     kept = [i for i, layer in enumerate(labelled.layers) if not layer.endswith(others)]
     factors, weights = combination(recorded[:, kept].numpy())
-    factors = factors * np.float32(labelled.unit)
     described = {"layers": [labelled.layers[i] for i in kept]}
     writer.put("evidence/factor", factors, "factors of the layers' evidence in the combined evidence (L,)", **described)
     writer.put("evidence/weight", weights, "weights of the layers (L,)", **described)

@@ -24,6 +24,7 @@ from fsdtool.outliers import Outliers, middle, outliers, robust_unit, spread
 
 log = logging.getLogger("fsdtool")
 
+THRESHOLD = 0.5
 FEW_EXAMPLES = 100
 
 
@@ -82,7 +83,7 @@ def find_misvalued(
     *,
     top: int | None = None,
     everything: bool = False,
-    threshold: float,
+    threshold: float = THRESHOLD,
     among: np.ndarray | None = None,
 ) -> Misvalued:
     """Rank the training examples of a regression by how probably a target value of theirs is wrong.

@@ -140,6 +140,22 @@ def test_few_examples_are_judged_without_an_estimate_of_the_wrong_ones(mlp_summa
     assert [row["rank"] for row in found.rows()] == [1]
 
 
+def test_how_many_examples_are_judged_with_it_changes_no_score_of_a_few(mlp_summary, arrays):
+    digits = np.load(SAMPLE / "test.npz")
+    data = [load_dataset(str(arrays(digits["x"][:n], digits["y"][:n], f"{n}.npz"))) for n in (5, 99)]
+    few, more = (judge(mlp_summary, source) for source in data)
+    np.testing.assert_allclose(few.score, more.score[:5], rtol=1e-4)
+
+
+def test_a_few_wrong_labels_are_flagged_and_a_few_right_ones_are_not(mlp_summary, arrays):
+    digits = np.load(SAMPLE / "test.npz")
+    given = np.where(np.arange(60) % 3 == 0, (digits["y"][:60] + 1 + np.arange(60) % 7) % 10, digits["y"][:60])
+    found = judge(mlp_summary, load_dataset(str(arrays(digits["x"][:60], given))))
+    flags = found.score > 0.5
+    assert flags[given != digits["y"][:60]].sum() >= 18
+    assert flags[given == digits["y"][:60]].sum() <= 2
+
+
 # Refusals
 
 
@@ -160,11 +176,16 @@ def test_a_summary_that_cannot_judge_is_refused(summarized, arrays, edited):
         (lambda file: file.pop("evidence/layers/1/root"), "'/evidence/layers/1/root' is missing"),
         (lambda file: file["evidence/members"].write_direct(np.array([-1, 2, 3])), "a count or factor is negative"),
         (lambda file: file.move("evidence/layers/1", "evidence/layers/(input)/x"), "'/evidence/layers/1' is missing"),
+        (lambda file: rename_layer(file["records/evidence"]), "its records have no layer '(input)'"),
         (lambda file: shorten(file["evidence/layers/1"]), "layer '1' has 16 features, the file 5"),
     ):
         path = edited(whole.path, change)
         with pytest.raises(FsdtoolError, match=message.replace("(", r"\(")):
             judge(load(path), data)
+
+
+def rename_layer(recorded) -> None:
+    recorded.attrs["layers"] = np.array(["other", *recorded.attrs["layers"][1:]], "S")
 
 
 def shorten(layer) -> None:
