@@ -31,7 +31,7 @@ from fsdtool.discriminant import Discriminant, student
 from fsdtool.features import ROWS
 
 OWN_SHARE = 0.12  # of a class's own covariance in its covariance
-RIVALS = 5  # classes of which an example is judged by their own covariances, beside that of its label
+RIVALS = 10  # classes of which an example is judged by their own covariances, beside that of its label
 OWN_NUMBERS = 2**23  # in the covariances of all classes: of more, all share one
 LEAST_EIGENVALUE = 1e-8  # of the shrunk correlations
 WEAKEST = -1e4  # log-likelihood, in nats, below the strongest class: float16 ends at 65504

@@ -36,9 +36,9 @@ _RUNS_CODE = re.compile(r"(\.py|^[\w.]+):\w|\?")
 READING = (
     (
         "Score",
-        "Between 0 and 1, higher is more suspicious: the probability that the label is wrong, by what the layers of "
-        "the network say, weighted by how well they agree, and by how often classes are taken for one another. "
-        "Labels above the cut-off are flagged.",
+        "Between 0 and 1, higher is more suspicious: the probability that the label is wrong. It follows from how "
+        "strongly the layers of the network, weighted by how well they agree, prefer another class, and from how often "
+        "that class is taken for the given one. Labels above the cut-off are flagged.",
     ),
     (
         "Confidence",
@@ -47,8 +47,8 @@ READING = (
     ),
     (
         "Wrong labels",
-        "The numbers in all and by class are estimates from the earliest layer that tells the classes apart, without "
-        "any clean label. They can differ from the number flagged.",
+        "The number in all and the noise matrix are estimated from the earliest layer that tells the classes apart, "
+        "the input itself if it does: it has not memorised labels. Where it tells them apart badly they are rough.",
     ),
     ("Layer weights", "A layer that has memorised the given labels agrees with no other layer and counts little."),
     (

@@ -144,6 +144,7 @@ def test_dead_units_and_constant_features_give_finite_answers(tmp_path, arrays, 
     assert np.isfinite(find_mislabeled(summary).score).all()
     assert np.isfinite(self_influence(summary).values).all()
     assert all(np.isfinite(row["loss_change_if_removed"]) for row in influence(summary, queries, mean=True).rows())
+    capsys.readouterr()
     code = cli.main(["fsd", str(summary.path), "--checkpoint", str(tmp_path / "n.pt"), "--format", "jsonl", "-q"])
     out, err = capsys.readouterr()
     assert (code, err) == (0, "")

@@ -32,8 +32,8 @@ def naive(x: np.ndarray, y: np.ndarray, classes: int, trust: np.ndarray | None =
     """Log-likelihood (N, classes) of each example under the models of all others; nan for no other example.
 
     The scale of features, the shrinkage, the shares k and all divisors are those of all examples.  own: the given
-    class and the likeliest five under the covariance of all have their own; the others keep their distance to the
-    five, which is that to the one that lost most.
+    class and the likeliest RIVALS under the covariance of all have their own; the others keep their distance to the
+    rivals, which is that to the one that lost most.
     """
     x, w = x.astype(np.float64), np.ones(len(y)) if trust is None else trust
     size = x.shape[1]
@@ -52,7 +52,7 @@ def naive(x: np.ndarray, y: np.ndarray, classes: int, trust: np.ndarray | None =
         for c in there:
             found[i, c] = student_t(x[i] - means[c], shared)
         if own:
-            rivals = there[np.argsort(-found[i, there])[:5]]
+            rivals = there[np.argsort(-found[i, there])[: module.RIVALS]]
             changed = found[i].copy()
             for c in {*rivals.tolist(), *there[there == y[i]].tolist()}:
                 changed[c] = student_t(x[i] - means[c], (1 - share[c]) * shared + share[c] * scatters[c] / count[c])
@@ -100,6 +100,16 @@ def test_leaving_an_example_out_in_closed_form_equals_fitting_again_without_it(n
     trust = np.ones(n) if trusting else trust
     expected = naive(x, y, classes, trust, own)
     np.testing.assert_allclose(closed(x, y, classes, trust, own), from_the_strongest(expected), **CLOSE)
+
+
+def test_classes_that_are_no_rivals_follow_the_rivals_at_their_distance(monkeypatch):
+    x, y, trust = draw(60, 2, 12)
+    ten = closed(x, y, 12, trust, own=True)
+    monkeypatch.setattr(module, "RIVALS", 3)
+    expected = from_the_strongest(naive(x, y, 12, trust, own=True))
+    found = closed(x, y, 12, trust, own=True)
+    np.testing.assert_allclose(found, expected, **CLOSE)
+    assert np.abs(found - ten).max() > 0.01
 
 
 def test_own_covariances_and_trust_make_a_difference():
