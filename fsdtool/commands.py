@@ -471,8 +471,8 @@ def find_mislabeled_command(
     if max_flagged is not None and found.flagged > max_flagged:
         log.warning(f"{found.flagged} {kind}s are flagged, more than --max-flagged {max_flagged}")
         raise typer.Exit(ExitStatus.FINDINGS)
-    if max_rate is not None and found.flagged > max_rate * found.judged:
-        share = found.flagged / found.judged
+    share = found.flagged / max(found.judged, 1)
+    if max_rate is not None and share > max_rate:
         log.warning(f"{share:.2%} of the {kind}s are flagged, more than --max-rate {max_rate:g}")
         raise typer.Exit(ExitStatus.FINDINGS)
 

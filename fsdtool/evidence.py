@@ -10,7 +10,7 @@ probability of its label under the evidence just found (fsdtool.posterior).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,8 +34,7 @@ class LabelEvidence:
     layers: names (L,).  candidates (N, T) int32: classes, the given label first, then those with most
     evidence.  evidence (N, L, T) float32: log-likelihood of each candidate minus that of the given label, in
     nats; the first column is 0, and positive values speak against the given label.  discriminants: of
-    the layers but the outputs, for other examples.  members (classes,) int64: examples of each class.  unit: of the
-    layers' evidence added up, see fsdtool.posterior.
+    the layers but the outputs, for other examples.  members (classes,) int64: examples of each class.
     """
 
     layers: tuple[str, ...]
@@ -43,7 +42,6 @@ class LabelEvidence:
     evidence: Tensor
     discriminants: tuple[Discriminant, ...]
     members: Tensor
-    unit: float = 1.0
 
 
 def evidence(store: FeatureStore, labels: Tensor, logits: Tensor, *, trusting: bool = False) -> LabelEvidence:
@@ -59,7 +57,7 @@ def evidence(store: FeatureStore, labels: Tensor, logits: Tensor, *, trusting: b
     noise = estimate(values, candidates, len(found.layers) - 1, classes)
     judged = posterior(weighted(values, combination(values)[0]), candidates, noise)
     trust = (1 - torch.from_numpy(judged.score)).clamp(min=LEAST_TRUST)
-    return replace(_fit(store, labels, logits, trust, own=True), unit=judged.unit)
+    return _fit(store, labels, logits, trust, own=True)
 
 
 def _fit(store: FeatureStore, labels: Tensor, logits: Tensor, trust: Tensor, own: bool) -> LabelEvidence:

@@ -1,13 +1,14 @@
 """The part `/evidence` of a summary: what judges the label of an example that is not in the summarized data.
 
-`factor` and `weight` (L,) say how the layers' evidence is added up (fsdtool.agreement, in the unit of
-fsdtool.posterior), `members` (classes,) how many examples each class had, and `layers/LAYER` holds the discriminant
-of a layer (fsdtool.discriminant); the last layer is the network's own outputs, which need none.
+`factor` and `weight` (L,) say how the layers' evidence is added up (fsdtool.agreement), `members` (classes,) how many
+examples each class had, and `layers/LAYER` holds the discriminant of a layer (fsdtool.discriminant); the last layer is
+the network's own outputs, which need none.  Layers of earlier checkpoints (fsdtool.trajectory) are not among them.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import h5py
@@ -39,16 +40,20 @@ class Judges:
     weights: np.ndarray
 
 
-def write_judges(writer: Writer, labelled: LabelEvidence, recorded: Tensor) -> None:
-    """Write `/evidence`, with the factors that `recorded` (N, L, T), the evidence in the records, leads to."""
-    factors, weights = combination(recorded.numpy())
-    factors = factors * np.float32(labelled.unit)
-    described = {"layers": list(labelled.layers)}
+def write_judges(writer: Writer, labelled: LabelEvidence, recorded: Tensor, earlier: Sequence[str] = ()) -> None:
+    """Write `/evidence`, with the factors that `recorded` (N, L, T), the evidence in the records, leads to.
+
+    Layers of the `earlier` networks of these names are left out: the file has no weights to run them with.
+    """
+    others = tuple(f"@{name}" for name in earlier)
+    kept = [i for i, layer in enumerate(labelled.layers) if not layer.endswith(others)]
+    factors, weights = combination(recorded[:, kept].numpy())
+    described = {"layers": [labelled.layers[i] for i in kept]}
     writer.put("evidence/factor", factors, "factors of the layers' evidence in the combined evidence (L,)", **described)
     writer.put("evidence/weight", weights, "weights of the layers (L,)", **described)
     writer.put("evidence/members", labelled.members, "examples of each class (classes,)", "examples")
-    for layer, found in zip(labelled.layers, labelled.discriminants, strict=False):
-        name = f"evidence/layers/{layer}"
+    for i in kept[:-1]:
+        name, found = f"evidence/layers/{labelled.layers[i]}", labelled.discriminants[i]
         writer.put(f"{name}/middle", found.middle, "taken off the features of the layer (D,)")
         writer.put(f"{name}/scale", found.scale, "one over their deviation within classes (D,)")
         writer.put(f"{name}/root", found.root, "R; the coordinates are ((x - middle) scale) R (D, d)")

@@ -64,12 +64,41 @@ def judge(
         for batch, found, values in examples.parts(batch_size, None, witness.of):
             candidates[batch.index], evidence[batch.index] = found.long(), values
             advance(len(batch.index))
-    few = len(examples) < FEW_EXAMPLES
-    if few:
-        log.info(f"too few examples ({len(examples)}) to estimate how many labels are wrong")
-    values = (candidates.numpy(), evidence.numpy())
-    judged = Judged(data.spec, examples.ids, *values, judges.layers, judges.weights, judges.factors)
-    return ranked(summary, judged, top=top, everything=everything, threshold=threshold, among=among, noisy=not few)
+    judged = Judged(
+        spec=data.spec,
+        ids=examples.ids,
+        candidates=candidates.numpy(),
+        evidence=evidence.numpy(),
+        layers=judges.layers,
+        weights=judges.weights,
+        factors=judges.factors,
+    )
+    like = None
+    if len(examples) < FEW_EXAMPLES:
+        log.info(
+            f"too few examples ({len(examples)}) to estimate how many labels are wrong: "
+            "they are judged as those of the summarized data"
+        )
+        like = _summarized(summary, judges)
+    return ranked(summary, judged, top=top, everything=everything, threshold=threshold, among=among, like=like)
+
+
+def _summarized(summary: Summary, judges: Judges) -> Judged:
+    """The summarized examples under the layers that judge new ones."""
+    records = summary.records
+    layers = [str(name) for name in np.atleast_1d(records.attribute("evidence", "layers"))]
+    missing = [layer for layer in judges.layers if layer not in layers]
+    if missing:
+        raise FsdtoolError(f"'{summary.path}': its records have no layer '{missing[0]}'; {hdf5.WRITE_AGAIN}")
+    return Judged(
+        spec=summary.data_spec,
+        ids=records.ids,
+        candidates=records.read("candidates"),
+        evidence=records.read("evidence")[:, [layers.index(layer) for layer in judges.layers]],
+        layers=judges.layers,
+        weights=judges.weights,
+        factors=judges.factors,
+    )
 
 
 class _Witness:

@@ -89,8 +89,7 @@ class Judged:
     """The evidence on the labels of the examples `ids` (N,) of the data `spec`.
 
     candidates (N, T) int: classes, the given label first.  evidence (N, L, T) float16: by layer, in nats relative to
-    the given label.  layers, weights and factors: (L,), of fsdtool.agreement.  unit: of the evidence added up, where
-    there are too few examples to fit it.
+    the given label.  layers, weights and factors: (L,), of fsdtool.agreement.
     """
 
     spec: str
@@ -100,7 +99,6 @@ class Judged:
     layers: tuple[str, ...]
     weights: np.ndarray
     factors: np.ndarray
-    unit: float = 1.0
 
 
 def find_mislabeled(
@@ -154,19 +152,19 @@ def ranked(
     everything: bool,
     threshold: float,
     among: np.ndarray | None,
-    noisy: bool = True,
+    like: Judged | None = None,
 ) -> Mislabeled:
     """Scores and ranking from the evidence; the options are those of `find_mislabeled`.
 
-    noisy: whether to estimate how many labels are wrong.
+    like: other examples that these are judged as, where they are too few to estimate how many labels are wrong.
     """
-    noise = None
-    if noisy:
-        noise = estimate(judged.evidence, judged.candidates, len(judged.layers) - 1, summary.outputs)
-        if noise.layer is None:
-            log.warning("no layer tells the classes apart; do not trust the estimated share of wrong labels")
-    combined = weighted(judged.evidence, judged.factors)
-    found = posterior(combined, judged.candidates, noise, None if noisy else judged.unit)
+    many = judged if like is None else like
+    noise = estimate(many.evidence, many.candidates, len(many.layers) - 1, summary.outputs)
+    if noise.layer is None:
+        log.warning("no layer tells the classes apart; do not trust the estimated share of wrong labels")
+    found = posterior(weighted(many.evidence, many.factors), many.candidates, noise)
+    if like is not None:
+        found = posterior(weighted(judged.evidence, judged.factors), judged.candidates, noise, found)
     order = np.argsort(-found.score, kind="stable")
     if among is not None:
         order = order[among[order]]
@@ -186,5 +184,5 @@ def ranked(
         weights=judged.weights,
         margins=margins_of(judged.evidence),
         threshold=threshold,
-        noise=noise,
+        noise=noise if like is None else None,
     )

@@ -16,17 +16,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fsdtool import hdf5
 from fsdtool.catalogue import Catalogue
 from fsdtool.errors import FsdtoolError
-from fsdtool.outliers import Outliers, outliers, spread
-from fsdtool.residuals import units
+from fsdtool.outliers import Outliers, middle, outliers, robust_unit, spread
 
 log = logging.getLogger("fsdtool")
 
+THRESHOLD = 0.5
 FEW_EXAMPLES = 100
 
 
@@ -85,7 +83,7 @@ def find_misvalued(
     *,
     top: int | None = None,
     everything: bool = False,
-    threshold: float,
+    threshold: float = THRESHOLD,
     among: np.ndarray | None = None,
 ) -> Misvalued:
     """Rank the training examples of a regression by how probably a target value of theirs is wrong.
@@ -103,23 +101,25 @@ def find_misvalued(
         log.warning(
             f"{len(records)} examples are too few to predict targets well; trust the order more than the scores"
         )
-    targets, residuals = (torch.from_numpy(records.read(name)) for name in ("target", "residual"))
+    targets, residuals = records.read("target"), records.read("residual")
     judged = [_judge(targets[:, o], residuals[:, o]) for o in range(targets.shape[1])]
-    probability = torch.stack([found.probability for found, _ in judged], 1)
-    distance = torch.stack([far for _, far in judged], 1)  # breaks ties: scores end at 1
-    rank = (probability + 1e-9 * distance / (1 + distance)).max(1)
-    output = rank.indices
-    score = probability.gather(1, output[:, None])[:, 0]
-    order = np.lexsort([-distance.gather(1, output[:, None])[:, 0].numpy(), -score.numpy()])
+    probability = np.stack([found.probability for found, _ in judged], 1)
+    distance = np.stack([far for _, far in judged], 1)  # breaks ties: scores end at 1
+    output = (probability + 1e-9 * distance / (1 + distance)).argmax(1)
+
+    def of_output(values: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(values, output[:, None], 1)[:, 0]
+
+    score, given = of_output(probability), of_output(targets)
+    order = np.lexsort([-of_output(distance), -score])
     order = order if among is None else order[among[order]]
-    flagged = int((score.numpy()[order] > threshold).sum())
-    given = targets.gather(1, output[:, None])[:, 0]
+    flagged = int((score[order] > threshold).sum())
     return Misvalued(
         summary=summary,
-        score=score.numpy(),
-        output=output.numpy(),
-        given=given.numpy(),
-        suggested=(given - residuals.gather(1, output[:, None])[:, 0]).numpy(),
+        score=score,
+        output=output,
+        given=given,
+        suggested=given - of_output(residuals),
         standard_error=np.array([found.scale for found, _ in judged]),
         order=order if everything else order[: flagged if top is None else top],
         flagged=flagged,
@@ -131,9 +131,9 @@ def find_misvalued(
     )
 
 
-def _judge(target: Tensor, residual: Tensor) -> tuple[Outliers, Tensor]:
+def _judge(target: np.ndarray, residual: np.ndarray) -> tuple[Outliers, np.ndarray]:
     """The outliers among the residuals (N,) of one output, and how many units (N,) each lies off the middle."""
-    centred = residual.double() - residual.double().median()
-    unit = float(units(residual.double()[:, None]))
+    residual = residual.astype(np.float64)
+    centred, unit = residual - middle(residual), robust_unit(residual)
     broad = math.hypot(spread(target), spread(target - residual))
-    return outliers(centred, broad, unit), centred.abs() / unit
+    return outliers(centred, broad, unit), np.abs(centred) / unit

@@ -81,7 +81,7 @@ def estimate(evidence: np.ndarray, candidates: np.ndarray, layers: int, classes:
     fits = ((layer, _Fit(values, sample, classes)) for layer, values in scaled.items() if values.any())
     informed = ((layer, fit) for layer, fit in fits if entropy + fit.likelihood >= LEAST_INFORMATION * entropy)
     layer, fit = next(informed, (None, None))
-    fit = fit or _Fit(sum(scaled.values()), sample, classes)
+    fit = fit or _Fit(sum(scaled.values(), np.zeros(sample.shape, np.float32)), sample, classes)
     share = np.bincount(candidates[:, 0], minlength=classes) / np.maximum(np.bincount(given, minlength=classes), 1)
     return Noise(classes, fit.key, fit.count * share[fit.key % classes], fit.concentration, layer)
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
 RIGHT, WRONG = 4.0, 10.0  # degrees of freedom
 STEPS = 300
+NORMAL_SPREAD = 1.4826  # standard deviation of a normal over its median absolute deviation
+LEAST_UNIT = 0.01  # of the root mean square, where more than half of the residuals are all the same
 MIDDLE = 0.99  # share of the values that a spread is sure of: what lies outside may be a slip of the decimal point
 
 
@@ -26,39 +27,50 @@ MIDDLE = 0.99  # share of the values that a spread is sure of: what lies outside
 class Outliers:
     """probability (N,) float64 of each residual to be wrong, share of wrong ones, and the scale s of the right ones."""
 
-    probability: Tensor
+    probability: np.ndarray
     share: float
     scale: float
 
 
-def outliers(residuals: Tensor, broad: float, unit: float) -> Outliers:
+def outliers(residuals: np.ndarray, broad: float, unit: float) -> Outliers:
     """The two components of residuals (N,) around zero.  broad: spread of wrong ones; unit: a first guess of s."""
-    z = residuals.double() / unit
+    z = residuals.astype(np.float64) / unit
     if not z.any():
-        return Outliers(torch.zeros_like(z), 0.0, 0.0)
+        return Outliers(np.zeros_like(z), 0.0, 0.0)
     other = _log_t(z, max(broad / unit, 1.0) * ((WRONG - 2) / WRONG) ** 0.5, WRONG)
     scale, share = 1.0, 0.05
     for _ in range(STEPS):
-        wrong = torch.sigmoid(_logit(share) + other - _log_t(z, scale, RIGHT))
+        wrong = 0.5 * (1 + np.tanh(0.5 * (_logit(share) + other - _log_t(z, scale, RIGHT))))
         share = min(max(float(wrong.mean()), 1e-9), 0.5)
-        weight = (1 - wrong) * (RIGHT + 1) / (RIGHT + (z / scale).square())
-        scale = max(float((weight * z.square()).sum() / (1 - wrong).sum().clamp(min=1e-9)) ** 0.5, 1e-6)
-    order = z.abs().argsort(stable=True)
-    probability = torch.empty_like(z)
-    probability[order] = wrong[order].cummax(0).values
+        weight = (1 - wrong) * (RIGHT + 1) / (RIGHT + (z / scale) ** 2)
+        scale = max(float((weight * z**2).sum() / max((1 - wrong).sum(), 1e-9)) ** 0.5, 1e-6)
+    order = np.argsort(np.abs(z), kind="stable")
+    probability = np.empty_like(z)
+    probability[order] = np.maximum.accumulate(wrong[order])
     return Outliers(probability, share, scale * unit)
 
 
-def spread(values: Tensor) -> float:
+def middle(values: np.ndarray) -> float:
+    """The median of values (N,), the lower one of two."""
+    return float(np.quantile(values, 0.5, method="lower"))
+
+
+def robust_unit(residuals: np.ndarray) -> float:
+    """The robust spread of residuals (N,) around their median; positive."""
+    centred = residuals.astype(np.float64) - middle(residuals)
+    return max(NORMAL_SPREAD * middle(np.abs(centred)), LEAST_UNIT * float((centred**2).mean()) ** 0.5, 1e-30)
+
+
+def spread(values: np.ndarray) -> float:
     """Standard deviation of values (N,), the outermost of which count as if they were at the edge of the middle."""
-    ordered = values.double().sort().values
+    ordered = np.sort(values.astype(np.float64))
     edge = round((1 - MIDDLE) / 2 * (len(ordered) - 1))
-    return float(ordered.clamp(ordered[edge], ordered[len(ordered) - 1 - edge]).std(correction=0))
+    return float(ordered.clip(ordered[edge], ordered[len(ordered) - 1 - edge]).std())
 
 
-def _log_t(z: Tensor, scale: float, freedom: float) -> Tensor:
+def _log_t(z: np.ndarray, scale: float, freedom: float) -> np.ndarray:
     constant = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - 0.5 * math.log(freedom * math.pi)
-    return constant - math.log(scale) - (freedom + 1) / 2 * ((z / scale).square() / freedom).log1p()
+    return constant - math.log(scale) - (freedom + 1) / 2 * np.log1p((z / scale) ** 2 / freedom)
 
 
 def _logit(share: float) -> float:

@@ -24,7 +24,7 @@ HALVINGS = 60
 
 @dataclass(frozen=True)
 class Posterior:
-    """score, suggested and confidence (N,) of each example, and the unit of its evidence.
+    """score, suggested and confidence (N,) of each example, the unit of its evidence, and the offset.
 
     score: float64 in [0, 1].  suggested: int64, the likeliest class other than the given label.  confidence: its
     probability among these.
@@ -34,28 +34,30 @@ class Posterior:
     suggested: np.ndarray
     confidence: np.ndarray
     unit: float
+    offset: float
 
 
-def posterior(
-    combined: np.ndarray, candidates: np.ndarray, noise: Noise | None, unit: float | None = None
-) -> Posterior:
+def posterior(combined: np.ndarray, candidates: np.ndarray, noise: Noise, like: Posterior | None = None) -> Posterior:
     """What the combined evidence (N, T) says of the given labels, in column 0 of the candidates (N, T).
 
-    noise: None where nothing is known of it; then all confusions are alike and the offset is 0.  unit: None to fit it.
+    like: whose unit and offset to take, where there are too few examples to find their own.
     """
-    prior = np.zeros((1, combined.shape[1]), np.float32) if noise is None else noise.log_confusion(candidates)
-    if unit is None:
+    prior = noise.log_confusion(candidates)
+    if like is None:
         stride = -(-len(combined) // SAMPLE)
         unit = _unit(combined[::stride], prior[::stride])
+    else:
+        unit = like.unit
     joint = combined * np.float32(unit) + prior
     best = joint[:, 1:].argmax(1)
     margin = (joint[:, 1:].max(1) - joint[:, 0]).astype(np.float64)
-    offset = 0.0 if noise is None else _offset(margin, noise.rate)
+    offset = _offset(margin, noise.rate) if like is None else like.offset
     return Posterior(
         score=_logistic(margin - offset),
         suggested=np.take_along_axis(candidates, best[:, None] + 1, 1)[:, 0].astype(np.int64),
         confidence=softmax(joint[:, 1:].astype(np.float64)).max(1),
         unit=unit,
+        offset=offset,
     )
 
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from fsdtool.features import ROWS, FeatureStore
+from fsdtool.outliers import robust_unit
 
 SCALES = (0.25, 0.5, 1.0, 2.0)  # of the kernel, in typical distances between two examples
 FREQUENCIES = 128
@@ -35,8 +36,6 @@ FREEDOM = 3.0
 USUAL, POWER = 0.95, 3  # how the size of a prediction's residuals weighs it
 SAMPLE = 8192
 LEAST_LEFT = 1e-3  # of 1 - h: an example that alone decides its own prediction
-NORMAL_SPREAD = 1.4826  # standard deviation of a normal over its median absolute deviation
-LEAST_UNIT = 0.01  # of the root mean square, where more than half of the residuals are all the same
 
 
 @dataclass(frozen=True)
@@ -80,15 +79,9 @@ def weighted(residuals: Tensor) -> tuple[Tensor, Tensor]:
     return torch.einsum("nlo,l->no", residuals, weights), weights
 
 
-def units(residuals: Tensor) -> Tensor:
-    """The robust spread (O,) of residuals (N, O) around their median; positive."""
-    centred = residuals - residuals.median(0).values
-    robust = NORMAL_SPREAD * centred.abs().median(0).values
-    return torch.maximum(robust, LEAST_UNIT * centred.square().mean(0).sqrt()).clamp(min=1e-30)
-
-
 def _trust(residuals: Tensor) -> Tensor:
-    z = (residuals - residuals.median(0).values) / units(residuals)
+    units = torch.tensor([robust_unit(column.numpy()) for column in residuals.T], dtype=torch.float64)
+    z = (residuals - residuals.median(0).values) / units
     return (FREEDOM + 1) / (FREEDOM + z.abs().amax(1).square())
 
 

@@ -177,7 +177,7 @@ def summarize(
                     found_evidence = evidence(store, seen.targets, seen.logits)
                 else:
                     found_evidence = target_evidence(store, seen.targets, seed)
-            _write_outputs(writer, data, seen, found_evidence)
+            _write_outputs(writer, data, seen, found_evidence, [other.name for other in trajectory])
             _write_self_influence(writer, found, len(data), data.task)
         size = writer.commit()
     return Report(
@@ -194,7 +194,9 @@ def summarize(
     )
 
 
-def _write_outputs(writer: Writer, data: DataSource, seen: Seen, judged: LabelEvidence | TargetEvidence) -> None:
+def _write_outputs(
+    writer: Writer, data: DataSource, seen: Seen, judged: LabelEvidence | TargetEvidence, earlier: Sequence[str]
+) -> None:
     classification = isinstance(judged, LabelEvidence)
     writer.put("records/id", encode_ids(data.ids), "stable id of the example")
     target = seen.targets.int() if classification else seen.targets
@@ -215,7 +217,7 @@ def _write_outputs(writer: Writer, data: DataSource, seen: Seen, judged: LabelEv
         description = "log-likelihood of each candidate minus that of the given label (N, L, T)"
         writer.put("records/evidence", values, description, "nats", layers=list(judged.layers))
         if values.shape[2] > 1:
-            write_judges(writer, judged, values)
+            write_judges(writer, judged, values, earlier)
     else:
         description = "target minus its prediction from the features of all other examples (N, O)"
         shares = {"layers": list(judged.layers), "weights": judged.weights.numpy()}

@@ -419,7 +419,8 @@ def test_find_mislabeled_csv(shell, calls):
     assert code == 0
     assert out == ("id,given_label,suggested_label,score,confidence,rank\n7,3,5,4.25,0.98,1\n2,'=8,1,0.1,,2\n")
     assert err == ("note: 2 of 100 labels are flagged (score above 0.5)\nnote: estimated share of wrong labels: 3.0%\n")
-    assert calls["load"] == ((Path("s.h5"),), {})
+    assert calls["open_catalogue"] == ((Path("s.h5"),), {})
+    assert "load" not in calls
     assert calls["find_mislabeled"][1] == {"top": 2, "everything": False, "threshold": 0.5, "among": None}
 
 
@@ -644,7 +645,7 @@ def test_demo(shell, calls):
     ],
 )
 def test_errors_are_one_line(shell, install, calls, error, code, line):
-    install("summary", load=calls.answer("load", error))
+    install("catalogue", open_catalogue=calls.answer("open_catalogue", error))
     install("inspection", inspect_rows=calls.answer("inspect_rows", error))
     assert shell("inspect", "s.h5") == (code, "", f"{line}\n")
     assert shell("find-mislabeled", "s.h5", "-q") == (code, "", f"{line}\n")
@@ -673,10 +674,10 @@ def rows():
     for number in range(200_000):
         yield {"id": number, "given_label": "a"}
 
-summary, mislabel = ModuleType("fsdtool.summary"), ModuleType("fsdtool.mislabel")
-summary.load = lambda path: SimpleNamespace(task="classification", records=None)
+catalogue, mislabel = ModuleType("fsdtool.catalogue"), ModuleType("fsdtool.mislabel")
+catalogue.open_catalogue = lambda path: SimpleNamespace(task="classification", records=None)
 mislabel.find_mislabeled = lambda *a, **k: SimpleNamespace(rows=rows, flagged=5, judged=200_000, noise_rate=0.03)
-sys.modules.update({"fsdtool.summary": summary, "fsdtool.mislabel": mislabel})
+sys.modules.update({"fsdtool.catalogue": catalogue, "fsdtool.mislabel": mislabel})
 from fsdtool.cli import main
 sys.exit(main(["find-mislabeled", "s.h5", *sys.argv[1:]]))
 """

@@ -143,18 +143,42 @@ def test_rows_go_to_a_pipe_as_csv_and_remarks_to_stderr(place):
     assert all(line.startswith("note: ") for line in result.stderr.splitlines())
 
 
+def without_torch(folder: Path, *arguments: str) -> list[str]:
+    """The lines of csv that a command writes in a process of its own, which must succeed and not import torch."""
+    command = [*arguments, "--format", "csv"]
+    script = f"import sys; from fsdtool.cli import main; print(int(main({command})), 'torch' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    *rows, last = result.stdout.splitlines()
+    assert last == "0 False", result.stderr
+    assert all(line.startswith("note: ") for line in result.stderr.splitlines())
+    return rows
+
+
 @pytest.mark.parametrize("selection", [[], ["--ids", "few.txt"]])
 def test_self_influence_does_not_wait_for_torch(place, selection):
     (place / "few.txt").write_text("7\n11\n")
-    arguments = ["influence", "mlp.h5", "--self", "--format", "csv", *selection]
-    script = f"import sys; from fsdtool.cli import main; print(int(main({arguments})), 'torch' in sys.modules)"
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=place, env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    *rows, last = result.stdout.splitlines()
-    assert (last, result.stderr) == ("0 False", "")
+    rows = without_torch(place, "influence", "mlp.h5", "--self", *selection)
     assert rows[0] == "id,label,self_influence"
     assert len(rows) == (3 if selection else 1438)
+
+
+@pytest.mark.parametrize("more", [[], ["--ids", "few.txt"], ["--noise-matrix", "noise.json", "--by-layer"]])
+def test_finding_wrong_labels_does_not_wait_for_torch(place, more):
+    (place / "few.txt").write_text("7\n11\n")
+    rows = without_torch(place, "find-mislabeled", "mlp.h5", "--all", *more)
+    assert rows[0].startswith("id,given_label,suggested_label,score,confidence,rank")
+    assert len(rows) == (3 if "--ids" in more else 1438)
+    assert (place / "noise.json").is_file() == ("--noise-matrix" in more)
+
+
+def test_finding_wrong_targets_does_not_wait_for_torch(summarized, tmp_path):
+    x = np.random.default_rng(0).normal(size=(120, 4)).astype(np.float32)
+    summarized(perceptron(4, 8, 1), x, x.sum(1), task="regression")
+    rows = without_torch(tmp_path, "find-mislabeled", "summary.h5", "--all")
+    assert rows[0] == "id,given_target,suggested_target,standard_error,score,rank"
+    assert len(rows) == 121
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")

@@ -1,61 +1,24 @@
-"""Evidence on labels, against a loop that takes each example out and fits the Gaussians again."""
+"""Evidence on labels: what the layers and the outputs say of the classes, and what trust in the labels adds."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from test_gaussians import naive
 
 from fsdtool import evidence as module
-from fsdtool.activations import activation
-from fsdtool.evidence import FeatureStore, choose_layers, evidence, layer_features, pool
+from fsdtool.evidence import evidence
+from fsdtool.features import FeatureStore
 
 
-def oracle_shrinkage(matrix: np.ndarray, n: int) -> float:
-    """Chen et al. 2010, equation 23, for a sample covariance of n degrees of freedom."""
-    p, square, trace = len(matrix), np.trace(matrix @ matrix), np.trace(matrix)
-    return min(1.0, ((1 - 2 / p) * square + trace**2) / ((n + 1 - 2 / p) * (square - trace**2 / p)))
-
-
-def scatter(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Sum of outer products around the class means."""
-    total = np.zeros((x.shape[1], x.shape[1]))
-    for c in np.unique(y):
-        d = x[y == c] - x[y == c].mean(0)
-        total += d.T @ d
-    return total
-
-
-def naive(x: np.ndarray, y: np.ndarray, classes: int) -> np.ndarray:
-    """Log-likelihood (N, classes) of each example under Gaussians fitted to the others; nan for no example.
-
-    Scale, shrinkage and degrees of freedom are those of all examples.
-    """
-    x = x.astype(np.float64)
-    freedom = len(y) - len(np.unique(y))
-    covariance = scatter(x, y) / freedom
-    scale = 1 / np.sqrt(np.diag(covariance))
-    correlation = covariance * np.outer(scale, scale)
-    rho = oracle_shrinkage(correlation, freedom)
-    found = np.full((len(y), classes), np.nan)
-    for i in range(len(y)):
-        others = np.arange(len(y)) != i
-        rest, labels = x[others] * scale, y[others]
-        fitted = (1 - rho) * scatter(rest, labels) / freedom + rho * np.eye(x.shape[1])
-        precision = np.linalg.inv(fitted)
-        for c in np.unique(labels):
-            d = x[i] * scale - rest[labels == c].mean(0)
-            found[i, c] = -0.5 * d @ precision @ d
-    return found
-
-
-def collect(layers: dict[str, np.ndarray], y: np.ndarray, logits: np.ndarray, fits: int = 1) -> module.LabelEvidence:
+def collect(
+    layers: dict[str, np.ndarray], y: np.ndarray, logits: np.ndarray, trusting: bool = True
+) -> module.LabelEvidence:
     with FeatureStore(len(y), seed=0) as store:
         for name, x in layers.items():
             store.put(name, slice(0, len(y)), torch.from_numpy(x.astype(np.float32)))
-        return evidence(store, torch.from_numpy(y), torch.from_numpy(logits), fits=fits)
+        return evidence(store, torch.from_numpy(y), torch.from_numpy(logits), trusting=trusting)
 
 
 def by_class(found: module.LabelEvidence, classes: int) -> np.ndarray:
@@ -171,53 +134,3 @@ def test_an_example_far_from_every_class_still_has_a_nearest_one():
     y[0] = 0
     found = by_class(collect({"layer": x}, y, logits), 3)
     assert len(np.unique(found[0, 0])) == 3
-
-
-def test_wide_layers_are_projected_on_512_seeded_directions():
-    x = torch.randn(20, 700)
-
-    def stored(seed: int) -> np.ndarray:
-        with FeatureStore(20, seed) as store:
-            store.put("wide", slice(0, 15), x[:15])
-            store.put("wide", slice(15, 20), x[15:])
-            return np.array(store.get("wide"))
-
-    assert stored(0).shape == (20, 512)
-    np.testing.assert_array_equal(stored(0), stored(0))
-    assert not np.array_equal(stored(0), stored(1))
-    lengths = np.linalg.norm(stored(0), axis=1) / (512 / 700) ** 0.5
-    np.testing.assert_allclose(lengths, x.norm(dim=1), rtol=0.15)  # distances are kept, roughly
-
-
-def test_the_stored_features_leave_nothing_behind():
-    with FeatureStore(3, seed=0) as store:
-        store.put("layer", slice(0, 3), torch.ones(3, 2))
-        folder = Path(store.get("layer").filename).parent
-        assert folder.is_dir()
-    assert not folder.exists()
-
-
-def test_at_most_twelve_layers_are_chosen_from_first_to_last():
-    assert choose_layers(["a", "b"]) == ["a", "b"]
-    names = [str(i) for i in range(40)]
-    chosen = choose_layers(names)
-    assert len(set(chosen)) == 12
-    assert (chosen[0], chosen[-1]) == ("0", "39")
-    assert chosen == sorted(chosen, key=int)
-
-
-@pytest.mark.parametrize("function", ["relu", "leaky_relu", "tanh"])
-def test_the_features_of_a_layer_are_mean_output_and_mean_slope_per_channel(function):
-    phi, s = activation(function), torch.randn(5, 3, 2, 2, dtype=torch.float64)
-    s.requires_grad_()
-    a = phi.function(s)
-    (m,) = torch.autograd.grad(a.sum(), s)
-    expected = torch.cat([a.mean((2, 3)), m.mean((2, 3))], 1)
-    torch.testing.assert_close(layer_features(phi, s.detach(), a, channels_last=False), expected)
-
-
-def test_channels_may_come_last():
-    value = torch.randn(5, 4, 3)
-    torch.testing.assert_close(pool(value, channels_last=True), value.mean(1))
-    torch.testing.assert_close(pool(value, channels_last=False), value.mean(2))
-    torch.testing.assert_close(pool(value[:, 0], channels_last=False), value[:, 0])

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import SAMPLE
 
-from fsdtool import cli, evidence, files
+from fsdtool import cli, features, files
 from fsdtool.errors import FsdtoolError
 from fsdtool.files import Sibling, Sink
 from fsdtool.matrix import matrix_file
@@ -64,7 +64,7 @@ def dead_process() -> int:
 def test_a_disk_that_fills_up_at_any_point_leaves_the_old_summary(tmp_path, monkeypatch, capsys, size):
     output = tmp_path / "s.h5"
     output.write_bytes(OLD)
-    monkeypatch.setattr(evidence, "reserve", lambda file, size: None)  # its files are tested below
+    monkeypatch.setattr(features, "reserve", lambda file, size: None)  # its files are tested below
     monkeypatch.setattr(np, "memmap", lambda file, dtype, mode, shape: np.zeros(shape, dtype))
     with small_files(size):
         code = cli.main([*SUMMARIZE, str(output)])

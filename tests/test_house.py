@@ -15,9 +15,9 @@ catalogue selfinfluence
 npyfiles h5files arrays imagefiles tables csvtables parquet items huggingface sources datasets fitting
 activations infer spellings graph nodes translate trace
 spectra moments components sums propagate simulate outputs gradients losses curvature
-agreement noise posterior discriminant records features gaussians evidence residuals trajectory summary writer
+agreement noise posterior discriminant records features gaussians evidence outliers residuals trajectory summary writer
 evidencefile sweep summarize fsd penalty
-examples ranking screening matrix candidates krylov response influence outliers misvalue mislabel judge inspection
+examples ranking screening matrix candidates krylov response influence misvalue mislabel judge inspection
 checks report noisefile options inputs markup charts page thumbnails review commands cli demo
 """
 ORDER = re.findall(r"\w+", ROOMS)

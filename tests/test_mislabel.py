@@ -3,42 +3,49 @@
 from __future__ import annotations
 
 import logging
+from statistics import NormalDist
 
 import numpy as np
 import pytest
-import torch
 from conftest import gaussian_classes, perceptron
 
-from fsdtool.agreement import layer_weights
+from fsdtool import agreement
+from fsdtool.agreement import combination, layer_weights, margins_of, weighted
 from fsdtool.errors import FsdtoolError
 from fsdtool.mislabel import find_mislabeled
-from fsdtool.noise import noise_matrix
 from fsdtool.summary import load
 
 
-def one_factor(loadings: list[float], n: int, seed: int = 0) -> torch.Tensor:
+def one_factor(loadings: list[float], n: int, seed: int = 0) -> np.ndarray:
     """Margins (n, L) with correlations loading_l loading_m off the diagonal."""
-    generator = torch.Generator().manual_seed(seed)
-    factor = torch.randn(n, 1, generator=generator)
-    own = torch.randn(n, len(loadings), generator=generator)
-    lambda_ = torch.tensor(loadings)
-    return lambda_ * factor + (1 - lambda_**2).sqrt() * own
+    generator = np.random.default_rng(seed)
+    factor, own = generator.normal(size=(n, 1)), generator.normal(size=(n, len(loadings)))
+    lambda_ = np.array(loadings)
+    return (lambda_ * factor + np.sqrt(1 - lambda_**2) * own).astype(np.float32)
 
 
 # Weights of the layers
 
 
 def test_the_loadings_of_one_factor_are_recovered():
-    loadings = torch.tensor([0.9, 0.7, 0.5, 0.3])
+    loadings = np.array([0.9, 0.7, 0.5, 0.3])
     expected = loadings / (1 - loadings**2)
     found = layer_weights(one_factor(loadings.tolist(), 50_000))
-    torch.testing.assert_close(found, expected / expected.sum(), rtol=0.05, atol=0.01)
+    np.testing.assert_allclose(found, expected / expected.sum(), rtol=0.05, atol=0.01)
+
+
+def test_of_many_examples_a_sample_tells_the_weights(monkeypatch):
+    margins = one_factor([0.8, 0.7, 0.5, 0.3], 20_000)
+    whole = layer_weights(margins)
+    monkeypatch.setattr(agreement, "SAMPLE", 10_000)
+    np.testing.assert_allclose(layer_weights(margins), whole, atol=0.02)
+    np.testing.assert_array_equal(layer_weights(margins), layer_weights(margins[::2]))
 
 
 def test_only_the_order_of_the_margins_matters():
     margins = one_factor([0.8, 0.7, 0.6], 2000)
-    stretched = torch.stack([margins[:, 0].exp(), 1e3 * margins[:, 1] - 5, margins[:, 2] ** 3], 1)
-    torch.testing.assert_close(layer_weights(stretched), layer_weights(margins))
+    stretched = np.stack([np.exp(margins[:, 0]), 1e3 * margins[:, 1] - 5, margins[:, 2] ** 3], 1)
+    np.testing.assert_allclose(layer_weights(stretched), layer_weights(margins), rtol=1e-5)
 
 
 def test_a_layer_that_memorised_the_labels_has_almost_no_weight():
@@ -52,12 +59,20 @@ def test_a_layer_that_disagrees_has_no_weight():
     assert layer_weights(margins)[3] == 0
 
 
-def test_a_layer_that_says_nothing_has_no_weight():
+@pytest.mark.parametrize("dead", [0, 2, 3])
+def test_a_layer_that_says_nothing_has_no_weight(dead):
     margins = one_factor([0.9, 0.8, 0.85, 0.5], 5000)
-    margins[:, 3] = 2.0
+    margins[:, dead] = 2.0
     weights = layer_weights(margins)
-    assert weights[3] == 0
-    torch.testing.assert_close(weights[:3], layer_weights(margins[:, :3]))
+    assert weights[dead] == 0
+    np.testing.assert_allclose(np.delete(weights, dead), layer_weights(np.delete(margins, dead, 1)), rtol=1e-6)
+
+
+def test_where_all_but_two_layers_are_dead_these_count_alike():
+    margins = np.zeros((100, 4), np.float32)
+    margins[:, 1:3] = one_factor([0.9, 0.2], 100)
+    np.testing.assert_allclose(layer_weights(margins), [0, 0.5, 0.5, 0])
+    assert not layer_weights(np.zeros((100, 4), np.float32)).any()
 
 
 def test_no_layer_takes_all_the_weight_even_if_two_are_the_same():
@@ -69,23 +84,41 @@ def test_no_layer_takes_all_the_weight_even_if_two_are_the_same():
 
 def test_layers_that_are_nearly_always_level_do_not_agree_because_of_that():
     margins = one_factor([0.9, 0.8, 0.85, 0.0, 0.0], 5000)
-    margins[:, 3:] = (margins[:, 3:] > 2.5).float()  # the same rank for nearly all examples
+    margins[:, 3:] = margins[:, 3:] > 2.5  # the same rank for nearly all examples
     weights = layer_weights(margins)
     assert float(weights[3:].sum()) < 0.05
 
 
+def test_ties_share_their_mean_rank():
+    found = agreement._normal_scores(np.array([3.0, 1.0, 3.0, 2.0]))
+    knots = np.array([NormalDist().inv_cdf((rank + 0.5) / 4) for rank in range(4)])
+    np.testing.assert_allclose(found, [(knots[2] + knots[3]) / 2, knots[0], (knots[2] + knots[3]) / 2, knots[1]])
+
+
 def test_the_order_of_the_examples_does_not_matter():
-    margins = one_factor([0.8, 0.7, 0.6, 0.2], 3000).round(decimals=1)
-    shuffled = margins[torch.randperm(3000, generator=torch.Generator().manual_seed(0))]
-    torch.testing.assert_close(layer_weights(shuffled), layer_weights(margins), rtol=1e-5, atol=1e-5)
+    margins = one_factor([0.8, 0.7, 0.6, 0.2], 3000).round(1)
+    shuffled = margins[np.random.default_rng(0).permutation(3000)]
+    np.testing.assert_allclose(layer_weights(shuffled), layer_weights(margins), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (2, 4), (50, 1), (50, 2)])
 def test_where_no_loadings_can_be_fitted_the_layers_count_alike(shape):
-    margins = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-    weights = layer_weights(margins)
-    assert torch.isfinite(weights).all()
+    weights = layer_weights(np.random.default_rng(0).normal(size=shape).astype(np.float32))
+    assert np.isfinite(weights).all()
     assert len(set(weights.tolist())) == 1
+
+
+def test_evidence_is_added_up_in_units_of_the_spread_of_its_margins(monkeypatch):
+    evidence = np.random.default_rng(0).normal(size=(500, 4, 3)).astype(np.float16)
+    evidence[:, :, 0] = 0
+    factors, weights = combination(evidence)
+    margins = evidence[:, :, 1:].astype(np.float64).max(2)
+    np.testing.assert_allclose(margins_of(evidence), margins, rtol=1e-6)
+    np.testing.assert_allclose(factors, weights / margins.std(0), rtol=1e-4)
+    expected = sum(factors[layer] * evidence[:, layer].astype(np.float64) for layer in range(4))
+    np.testing.assert_allclose(weighted(evidence, factors), expected, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(agreement, "SAMPLE", 7)
+    np.testing.assert_allclose(weighted(evidence, factors), expected, rtol=1e-4, atol=1e-5)
 
 
 # Scores and what is listed
@@ -121,11 +154,10 @@ def test_the_flags_hold_most_wrong_labels_and_few_right_ones(sample_paths, truth
     found = find_mislabeled(load(sample_paths[network]))
     wrong = truth["given_label"] != truth["true_label"]
     flagged = np.zeros(1437, dtype=bool)
-    flagged[found.order.numpy()] = True
+    flagged[found.order] = True
     assert wrong[flagged].mean() > 0.85
     assert flagged[wrong].mean() > 0.85
-    suggested = found.suggested.numpy()
-    assert (suggested == truth["true_label"])[wrong & flagged].mean() > 0.9
+    assert (found.suggested == truth["true_label"])[wrong & flagged].mean() > 0.9
 
 
 def test_equal_scores_stand_in_record_order(mlp_summary, edited):
@@ -161,19 +193,8 @@ def test_the_noise_rate_is_within_a_quarter_of_the_truth(sample_paths, truth, ne
     found = find_mislabeled(load(sample_paths[network]))
     wrong = (truth["given_label"] != truth["true_label"]).mean()
     assert found.noise_rate == pytest.approx(wrong, rel=0.25)
-    given = torch.bincount(torch.from_numpy(truth["given_label"]), minlength=10).double()
-    torch.testing.assert_close(found.noise_matrix.sum(1), given, rtol=1e-6, atol=1e-6)
-
-
-def test_the_noise_matrix_of_independent_views_is_recovered():
-    generator = np.random.default_rng(0)
-    true = generator.integers(0, 3, 20_000)
-    given = np.where((true == 0) & (generator.random(20_000) < 0.3), 2, true)
-    views = np.stack([np.where(generator.random(20_000) < 0.8, true, generator.integers(0, 3, 20_000)) for _ in "ab"])
-    expected = np.zeros((3, 3))
-    np.add.at(expected, (given, true), 1)
-    found = noise_matrix(torch.from_numpy(given), torch.from_numpy(views.T.copy()), 3)
-    np.testing.assert_allclose(found, expected, atol=0.02 * 20_000)
+    given = np.bincount(truth["given_label"], minlength=10)
+    np.testing.assert_allclose(found.noise_matrix.sum(1), given, rtol=1e-6)
 
 
 @pytest.mark.parametrize("examples", [1, 2, 5])
@@ -182,8 +203,20 @@ def test_very_few_examples_are_scored_with_a_warning(summarized, caplog, example
     summary = summarized(perceptron(4, 8, 3), x, np.arange(examples) % 3)
     with caplog.at_level(logging.WARNING, "fsdtool"):
         found = find_mislabeled(summary, everything=True)
-    assert torch.isfinite(found.score).all()
+    assert np.isfinite(found.score).all()
     assert "too few" in caplog.text
+
+
+def test_a_summary_of_one_layer_is_judged(mlp_summary, edited):
+    def outputs_alone(file):
+        values = file["records/evidence"][:, -1:]
+        del file["records/evidence"]
+        file["records/evidence"] = values
+        file["records/evidence"].attrs["layers"] = np.array(["(outputs)"], "S")
+
+    found = find_mislabeled(load(edited(mlp_summary.path, outputs_alone)))
+    assert np.isfinite(found.score).all()
+    assert found.noise.layer is None
 
 
 # Refusals

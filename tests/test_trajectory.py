@@ -11,7 +11,7 @@ from torch import nn
 
 from fsdtool.checkpoints import read_checkpoint
 from fsdtool.cli import main
-from fsdtool.evidence import layer_features
+from fsdtool.features import layer_features
 from fsdtool.graph import Graph
 from fsdtool.summary import Summary, load
 from fsdtool.trace import trace
@@ -39,6 +39,9 @@ def here(tmp_path, monkeypatch):
         torch.save(perceptron(4, 8, 6, 3, seed=seed).state_dict(), f"{name}.pt")
     torch.save(perceptron(4, 9, 6, 3).state_dict(), "wide.pt")
     return tmp_path
+
+
+EVIDENCE = {"records/evidence", "records/candidates"}
 
 
 def summarize(*checkpoints: str, more: tuple[str, ...] = (), output: str = "s.h5") -> int:
@@ -74,9 +77,17 @@ def test_nothing_but_the_evidence_depends_on_earlier_checkpoints(here):
             parts.append(found)
     assert set(parts[0]) == set(parts[1])
     differing = {path for path in parts[0] if not np.array_equal(parts[0][path], parts[1][path])}
-    assert differing <= {"records/evidence", "records/candidates"}
+    assert all(path.split("/")[0] == "evidence" or path in EVIDENCE for path in differing)
     alone, both = (load(name) for name in ("alone.h5", "s.h5"))
     assert layers_of(both)[:3] == layers_of(alone)[:3]
+
+
+def test_new_data_are_judged_by_the_layers_of_the_last_checkpoint(here, capsys):
+    assert summarize("a.pt", "b.pt", "final.pt") == 0
+    assert main(["find-mislabeled", "s.h5", "--data", "data.npz", "--all", "--by-layer", "--format", "csv", "-q"]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split(",")[6:] == [f"margin:{layer}" for layer in layers_of(load("s.h5")) if "@" not in layer]
+    assert len(rows) == 300
 
 
 @pytest.mark.parametrize("network", [perceptron(4, 8, 6, 3), Normed()])
