@@ -537,3 +537,14 @@ def test_changes_follow_the_outputs_that_are_coupled():
     # Weights scaled by 0.9 at the last layer: the regression, shrunk by 0.3 / 1.3, finds the rest.
     missed = (coupling.other(0.9 * f0) - 0.9 * coupling.f0).norm()
     assert missed < 0.25 * 0.1 * (coupling.f0 - f0).norm()
+
+
+@pytest.mark.parametrize(("samples", "outputs"), [(7, 20), (20, 20), (30, 5)])
+def test_the_regression_of_changes_is_the_same_by_either_matrix(samples, outputs):
+    generator = torch.Generator().manual_seed(0)
+    f0, recorded, f1 = (torch.randn(samples, outputs, generator=generator).double() for _ in range(3))
+    coupling = OutputCoupling(f0, recorded, one_class=False, generator=generator)
+    d = f0 - f0.mean(0)
+    penalty = OutputCoupling.RIDGE * (d.T @ d).diagonal().mean()
+    slope = torch.linalg.inv(d.T @ d + penalty * torch.eye(outputs)) @ d.T @ (f1 - f0)
+    torch.testing.assert_close(coupling.other(f1), f1 + (coupling.f0 - f0) @ (torch.eye(outputs) + slope))
