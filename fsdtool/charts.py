@@ -23,10 +23,10 @@ def histogram(counts: np.ndarray, edges: np.ndarray, cut: float, label: str) -> 
 
     Bars that begin at the cut or above it have the class "hot".  `label` says the picture in words.
     """
-    left, top, height = 40, 22, 190
-    across = WIDTH - left - 8
     span = float(edges[-1] - edges[0]) or 1.0
     decades = max(math.ceil(math.log10(max(int(counts.max()), 1) + 1)), 1)
+    left, top, height = 8 + LETTER * max(len(f"{10**decades:,}"), 5), 22, 190
+    across = WIDTH - left - 8
 
     def x(value: float) -> float:
         return left + across * (value - float(edges[0])) / span
