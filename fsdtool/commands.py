@@ -416,19 +416,18 @@ def find_mislabeled_command(
     if noise is not None:
         check_output(noise, "--noise-matrix", inputs=inputs, suffix=(".csv", ".json"))
 
-    from fsdtool.catalogue import open_catalogue
+    if data is None and page is None:
+        from fsdtool.catalogue import open_catalogue as load
+    else:
+        from fsdtool.summary import load
 
-    opened = open_catalogue(summary)
+    opened = load(summary)
     kind = "target" if opened.task == "regression" else "label"
     if kind == "target" and (by_layer or noise is not None):
         wanted = "--by-layer" if by_layer else "--noise-matrix"
         raise FsdtoolError(f"'{summary}' is of a regression, and {wanted} is of class labels; leave it out")
     choice = {"top": top, "everything": everything, "threshold": threshold}
     source = None
-    if data is not None or page is not None:
-        from fsdtool.summary import load
-
-        opened = load(summary)
     if data is not None:
         from fsdtool.device import choose_device
         from fsdtool.judge import judge

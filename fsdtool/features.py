@@ -8,6 +8,7 @@ positions of tokens have no such meaning; their mean is taken.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from torch import Tensor
 from fsdtool.activations import Activation
 from fsdtool.errors import FsdtoolError
 from fsdtool.files import reserve
+from fsdtool.graph import Observer, Step
+from fsdtool.trace import Watch
 
 INPUT, FEATURES, OUTPUTS = "(input)", "(features)", "(outputs)"  # no module can have these names
 MOST_LAYERS = 12
@@ -27,17 +30,32 @@ GRIDS = (4, 2)  # cells along each axis of positions, the finest for which that 
 ROWS = 1024  # examples read at once from the stored features: few enough for the memory to be used again
 
 
-class FeatureStore:
-    """Features of every evidence layer for all examples, in files of a temporary folder; a context manager.
+Keep = Callable[[str, Tensor], None]
 
-    Layers wider than 512 features are projected on as many random directions of +-1 (seeded).
-    """
+
+class Narrowing:
+    """Projects features (batch, D) of more than 512 on as many random directions of +-1 (seeded by D and `seed`)."""
+
+    def __init__(self, seed: int):
+        self._seed = seed
+        self._directions: dict[int, Tensor] = {}
+
+    def __call__(self, features: Tensor) -> Tensor:
+        width = features.shape[1]
+        if width <= MOST_FEATURES:
+            return features
+        if width not in self._directions:
+            self._directions[width] = projection(width, self._seed).to(features)
+        return features @ self._directions[width]
+
+
+class FeatureStore:
+    """Narrowed features of every evidence layer for all examples, in files of a temporary folder; a context manager."""
 
     def __init__(self, examples: int, seed: int):
         self._folder = tempfile.TemporaryDirectory(prefix="fsdtool-")
-        self._examples, self._seed = examples, seed
+        self._examples, self._narrow = examples, Narrowing(seed)
         self._arrays: dict[str, np.memmap] = {}
-        self._projections: dict[int, Tensor] = {}
 
     def __enter__(self) -> FeatureStore:
         return self
@@ -52,11 +70,7 @@ class FeatureStore:
 
     def put(self, layer: str, rows: slice, features: Tensor) -> None:
         """Features (batch, D) of the examples `rows`."""
-        width = features.shape[1]
-        if width > MOST_FEATURES:
-            if width not in self._projections:
-                self._projections[width] = projection(width, self._seed).to(features.device)
-            features = features @ self._projections[width]
+        features = self._narrow(features)
         if layer not in self._arrays:
             self._arrays[layer] = self._array(features.shape[1])
         self._arrays[layer][rows] = features.cpu().numpy()
@@ -114,3 +128,25 @@ def pool(value: Tensor, channels_last: bool) -> Tensor:
         return value.flatten(2).mean(2)
     pooling = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[axes - 1]
     return pooling(value, cells if axes > 1 else cells[0]).flatten(1)
+
+
+def watch(watched: dict[str, bool], keep: Keep) -> Watch:
+    """Keeps the evidence features of hooked activation modules (last layer mode)."""
+
+    def before(name: str, activation: Activation, s: Tensor, channels_last: bool) -> Callable[[Tensor], None]:
+        if name not in watched:
+            return lambda a: None
+        slopes = pool(activation.gate(s)[0], channels_last)
+        return lambda a: keep(name, torch.cat([pool(a, channels_last), slopes], 1))
+
+    return before
+
+
+def observe(watched: dict[str, bool], keep: Keep) -> Observer:
+    """Keeps the evidence features of activation steps, some of which have their channels last (full mode)."""
+
+    def see(step: Step, inputs: list[Tensor], output: Tensor) -> None:
+        if step.name in watched:
+            keep(step.name, layer_features(step.activation(), inputs[0], output, watched[step.name]))
+
+    return see

@@ -12,6 +12,8 @@ import glob
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -125,6 +127,32 @@ class Sink:
     def _end(self) -> int:
         kept = max((at + len(content) for at, content in self._kept), default=0)
         return max(os.fstat(self._file.fileno()).st_size, kept)
+
+
+@contextmanager
+def replacing(path: Path, what: str) -> Iterator[Sibling]:
+    """A file to write that takes the place of `path` when the block ends well; nothing is left of it otherwise.
+
+    Raises FsdtoolError, which names `what` it is, for an OSError.
+    """
+    try:
+        sibling = Sibling(path)
+    except OSError as error:
+        raise cannot_write(what, path, error) from error
+    try:
+        yield sibling
+        sibling.put_in_place()
+    except OSError as error:
+        raise cannot_write(what, path, error) from error
+    finally:
+        sibling.discard()
+
+
+def write_whole(path: Path, content: bytes, what: str) -> None:
+    """Write a small file, which appears at `path` when it is complete.  Raises FsdtoolError as `replacing` does."""
+    with replacing(path, what) as sibling:
+        reserve(sibling.file, len(content))
+        sibling.file.write(content)
 
 
 def reserve(file: BinaryIO, size: int) -> None:

@@ -9,7 +9,7 @@ in the data, itself left out.  Only what a record would keep of an example is he
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -17,14 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from fsdtool import activations, hdf5
-from fsdtool.activations import Activation
 from fsdtool.errors import FsdtoolError
 from fsdtool.evidence import MOST_CANDIDATES, SCORES, strongest
 from fsdtool.evidencefile import Judges, read_judges
 from fsdtool.examples import Examples
-from fsdtool.features import FEATURES, INPUT, MOST_FEATURES, layer_features, pool, projection
+from fsdtool.features import FEATURES, INPUT, Narrowing, observe, watch
 from fsdtool.gaussians import bounded
-from fsdtool.graph import Step
 from fsdtool.mislabel import FEW_EXAMPLES, THRESHOLD, Judged, Mislabeled, check_judges, ranked
 from fsdtool.progress import Track, silent
 from fsdtool.sources import Batch, DataSource
@@ -109,9 +107,8 @@ class _Witness:
         self.network = _observed(examples.network, judges.layers, summary)
         basis = summary.statistics.input.basis
         self.basis = None if basis is None else basis.to(examples.device)
-        graph = self.network.graph
-        self.channels_last = {graph.steps[i].name: graph.channels_last(i) for i in graph.indices("activation")}
-        self.projections: dict[int, Tensor] = {}
+        self.watched = _watched(self.network, judges.layers)
+        self.narrow = Narrowing(summary.identity.seed)
 
     def of(self, batch: Batch) -> tuple[Batch, Tensor, Tensor]:
         """The batch, its candidates (n, T) and their evidence (n, L, T) float16."""
@@ -147,33 +144,17 @@ class _Witness:
         features: dict[str, Tensor] = {}
 
         def keep(layer: str, values: Tensor) -> None:
-            features[layer] = self._narrow(values).cpu()
-
-        def observe(step: Step, inputs: list[Tensor], output: Tensor) -> None:
-            if step.kind == "activation" and step.name in self.judges.layers:
-                keep(step.name, layer_features(step.activation(), inputs[0], output, self.channels_last[step.name]))
-
-        def watch(name: str, activation: Activation, s: Tensor, channels_last: bool) -> Callable[[Tensor], None]:
-            slopes = pool(activation.gate(s)[0], channels_last)
-            return lambda a: keep(name, torch.cat([pool(a, channels_last), slopes], 1))
+            features[layer] = self.narrow(values).cpu()
 
         with torch.no_grad():
-            signal = self.network.signal(batch.x.to(self.examples.device), watch)
+            signal = self.network.signal(batch.x.to(self.examples.device), watch(self.watched, keep))
             flat = signal.flatten(1)
             keep(INPUT if self.network.mode == FULL else FEATURES, flat if self.basis is None else flat @ self.basis)
-            outputs = self.network.graph.run(self.network.parameters, signal, observe=observe).cpu()
+            outputs = self.network.graph.run(self.network.parameters, signal, observe=observe(self.watched, keep)).cpu()
         missing = [layer for layer in self.judges.layers[:-1] if layer not in features]
         if missing:
             raise FsdtoolError(f"'{self.summary.path}': the network has no layer '{missing[0]}'; {hdf5.WRITE_AGAIN}")
         return features, outputs
-
-    def _narrow(self, features: Tensor) -> Tensor:
-        width = features.shape[1]
-        if width <= MOST_FEATURES:
-            return features
-        if width not in self.projections:
-            self.projections[width] = projection(width, self.summary.identity.seed).to(features)
-        return features @ self.projections[width]
 
     def _check_finite(self, batch: Batch, values: Tensor) -> None:
         broken = (~torch.isfinite(values).all(1)).nonzero()[:, 0].tolist()
@@ -182,6 +163,14 @@ class _Witness:
                 f"the activations or outputs for example {self.examples.ids[int(batch.index[broken[0]])]} "
                 "are not finite: its inputs are far outside those of training; correct or remove it"
             )
+
+
+def _watched(network: Network, layers: tuple[str, ...]) -> dict[str, bool]:
+    """The activation layers among `layers`, and (in full mode) whether their channels come last."""
+    if network.mode != FULL:
+        return dict.fromkeys(network.hooked, False)
+    steps = ((i, network.graph.steps[i].name) for i in network.graph.indices("activation"))
+    return {name: network.graph.channels_last(i) for i, name in steps if name in layers}
 
 
 def _observed(network: Network, layers: tuple[str, ...], summary: Summary) -> Network:

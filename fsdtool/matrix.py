@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from fsdtool.files import Sibling, Sink, cannot_write, reserve
+from fsdtool.files import Sibling, Sink, replacing, reserve
 from fsdtool.writer import encode_ids
 
 SUFFIXES = (".npy", ".h5")
@@ -32,22 +32,12 @@ def matrix_file(path: Path | None, queries: Sequence[Any], ids: np.ndarray, unit
         yield lambda queries, examples, values: None
         return
     open_matrix = _npy if path.suffix == ".npy" else _hdf5
-    try:
-        sibling = Sibling(path)
-    except OSError as error:
-        raise cannot_write("the matrix", path, error) from error
-    try:
-        with open_matrix(sibling, queries, ids, units) as matrix:
+    with replacing(path, "the matrix") as sibling, open_matrix(sibling, queries, ids, units) as matrix:
 
-            def put(rows: slice, columns: slice, values: np.ndarray) -> None:
-                matrix[rows, columns] = values
+        def put(rows: slice, columns: slice, values: np.ndarray) -> None:
+            matrix[rows, columns] = values
 
-            yield put
-        sibling.put_in_place()
-    except OSError as error:
-        raise cannot_write("the matrix", path, error) from error
-    finally:
-        sibling.discard()
+        yield put
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from fsdtool.errors import FsdtoolError
-from fsdtool.files import Sibling, cannot_write, reserve
+from fsdtool.files import write_whole
 from fsdtool.mislabel import FEW_EXAMPLES, Mislabeled
 from fsdtool.report import write_csv
 
@@ -21,40 +21,27 @@ def write_noise(found: Mislabeled, path: Path) -> None:
 
     Raises FsdtoolError where there is no estimate, or the file cannot be written.
     """
-    if found.noise_matrix is None:
+    if found.noise is None:
         raise FsdtoolError(
             f"'{found.spec}' has {len(found.ids)} examples, too few to estimate the noise matrix; "
             f"give {FEW_EXAMPLES} or more, or leave --noise-matrix out"
         )
-    content = (_csv if path.suffix == ".csv" else _json)(found).encode("utf-8", "backslashreplace")
-    try:
-        sibling = Sibling(path)
-    except OSError as error:
-        raise cannot_write("the noise matrix", path, error) from error
-    try:
-        reserve(sibling.file, len(content))
-        sibling.file.write(content)
-        sibling.put_in_place()
-    except OSError as error:
-        raise cannot_write("the noise matrix", path, error) from error
-    finally:
-        sibling.discard()
+    labels = [found.summary.label_name(label) for label in range(found.summary.outputs)]
+    form = _csv if path.suffix == ".csv" else _json
+    content = form(found, labels).encode("utf-8", "backslashreplace")
+    write_whole(path, content, "the noise matrix")
 
 
-def _labels(found: Mislabeled) -> list[int | str]:
-    return [found.summary.label_name(label) for label in range(len(found.noise_matrix))]
-
-
-def _csv(found: Mislabeled) -> str:
-    labels, text = _labels(found), io.StringIO()
+def _csv(found: Mislabeled, labels: list[int | str]) -> str:
+    text = io.StringIO()
     rows = ([label, *row] for label, row in zip(labels, found.noise_matrix.tolist(), strict=True))
     write_csv(rows, ["given_label", *labels], text)
     return text.getvalue()
 
 
-def _json(found: Mislabeled) -> str:
+def _json(found: Mislabeled, labels: list[int | str]) -> str:
     content = {
-        "labels": _labels(found),
+        "labels": labels,
         "given_by_true": [[_rounded(value) for value in row] for row in found.noise_matrix.tolist()],
         "noise_rate": _rounded(found.noise_rate),
         "layer_weights": {layer: _rounded(w) for layer, w in zip(found.layers, found.weights.tolist(), strict=True)},

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fsdtool import charts
-from fsdtool.files import Sibling, cannot_write, reserve
+from fsdtool.files import write_whole
 from fsdtool.markup import count, escape, isolated, shorten
 
 LARGEST_LIST = 40  # bars in one picture
@@ -67,18 +67,7 @@ def write_page(page: Page, path: Path) -> int:
     Raises FsdtoolError where the file cannot be written.
     """
     content = render_page(page).encode("utf-8", "xmlcharrefreplace")
-    try:
-        sibling = Sibling(path)
-    except OSError as error:
-        raise cannot_write("the report", path, error) from error
-    try:
-        reserve(sibling.file, len(content))
-        sibling.file.write(content)
-        sibling.put_in_place()
-    except OSError as error:
-        raise cannot_write("the report", path, error) from error
-    finally:
-        sibling.discard()
+    write_whole(path, content, "the report")
     return len(content)
 
 

@@ -90,6 +90,7 @@ def review(found: Mislabeled | Misvalued, pictures: Sequence[Picture | None] = (
     wrong = f"Of {examples:,} {kind}s "
     if found.noise_rate is not None:
         wrong += f"about {count(found.noise_rate * examples)} ({found.noise_rate:.1%}) are estimated to be wrong. "
+    matrix = found.noise_matrix
     return Page(
         title=f"Suspicious {kind}s in {_last(found.spec)}",
         lead=f"{wrong}{found.flagged:,} score above the cut-off {found.threshold:.2f} and are flagged.",
@@ -97,12 +98,10 @@ def review(found: Mislabeled | Misvalued, pictures: Sequence[Picture | None] = (
         rows=rows,
         pictures=[*pictures, *[None] * (len(rows) - len(pictures))] if pictures else (),
         remarks=[said, *remarks],
-        histogram=histogram(np.asarray(found.score), found.threshold),
+        histogram=histogram(found.score, found.threshold),
         cut=found.threshold,
-        matrix=found.noise_matrix,
-        names=[]
-        if found.noise_matrix is None
-        else [str(found.summary.label_name(i)) for i in range(len(found.noise_matrix))],
+        matrix=matrix,
+        names=[] if matrix is None else [str(found.summary.label_name(i)) for i in range(len(matrix))],
         weights=list(zip(found.layers, found.weights.tolist(), strict=True)),
         reading=READING if kind == "label" else TARGET_READING,
         kind=kind,

@@ -18,7 +18,7 @@ from torch import Tensor
 from fsdtool.components import Assignment, GatePattern, k_means
 from fsdtool.curvature import BlockCurvature, EigenvalueSums, eigenbases
 from fsdtool.errors import FsdtoolError
-from fsdtool.features import FEATURES, INPUT, MOST_LAYERS, FeatureStore, choose_layers
+from fsdtool.features import FEATURES, INPUT, MOST_LAYERS, FeatureStore, Keep, choose_layers, observe, watch
 from fsdtool.gradients import Use, blocks, capture
 from fsdtool.graph import Observer, Step
 from fsdtool.losses import curvature_draw, loss, loss_gradient
@@ -29,7 +29,7 @@ from fsdtool.records import factors
 from fsdtool.sources import Batch, DataSource, Fingerprint, check_labels
 from fsdtool.sums import StatisticsSums
 from fsdtool.trace import FULL, Network
-from fsdtool.trajectory import Earlier, Keep, layers_each, observe, watch
+from fsdtool.trajectory import Earlier, layers_each
 from fsdtool.writer import Writer
 
 log = logging.getLogger("fsdtool")

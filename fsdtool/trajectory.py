@@ -9,21 +9,17 @@ layers as the summarized network has at most, so a summary grows by no more than
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 import torch
 from torch import Tensor, nn
 
-from fsdtool.activations import Activation
 from fsdtool.checkpoints import Checkpoint, apply_checkpoint
 from fsdtool.errors import FsdtoolError
-from fsdtool.features import MOST_LAYERS, OUTPUTS, layer_features, pool
-from fsdtool.graph import Observer, Step
-from fsdtool.trace import FULL, Network, Watch
-
-Keep = Callable[[str, Tensor], None]
+from fsdtool.features import MOST_LAYERS, OUTPUTS, Keep, observe, watch
+from fsdtool.trace import FULL, Network
 
 
 @dataclass(frozen=True)
@@ -92,25 +88,3 @@ def distinct_names(paths: Sequence[str]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return list(paths)
-
-
-def watch(watched: dict[str, bool], keep: Keep) -> Watch:
-    """Keeps the evidence features of hooked activation modules (last layer mode)."""
-
-    def before(name: str, activation: Activation, s: Tensor, channels_last: bool) -> Callable[[Tensor], None]:
-        if name not in watched:
-            return lambda a: None
-        slopes = pool(activation.gate(s)[0], channels_last)
-        return lambda a: keep(name, torch.cat([pool(a, channels_last), slopes], 1))
-
-    return before
-
-
-def observe(watched: dict[str, bool], keep: Keep) -> Observer:
-    """Keeps the evidence features of activation steps, some of which have their channels last (full mode)."""
-
-    def see(step: Step, inputs: list[Tensor], output: Tensor) -> None:
-        if step.name in watched:
-            keep(step.name, layer_features(step.activation(), inputs[0], output, watched[step.name]))
-
-    return see
