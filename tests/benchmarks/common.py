@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -53,6 +54,21 @@ def cached(folder: Path, recipe: dict[str, object], make: Callable[[], State]) -
         torch.save(state, path.with_suffix(".part"))
         path.with_suffix(".part").rename(path)
     return torch.load(path, weights_only=True)
+
+
+def mlp(*widths: int) -> nn.Module:
+    """Fully connected layers with ReLU between them."""
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def standardized(path: Path) -> tuple[Tensor, Tensor]:
+    """Inputs (n, d) and target (n, 1), the last column, of a csv table, each in mean 0 and deviation 1."""
+    table = np.loadtxt(path, delimiter=",", skiprows=1)
+    table = torch.from_numpy((table - table.mean(0)) / table.std(0)).float()
+    return table[:, :-1], table[:, -1:]
 
 
 def train(

@@ -10,7 +10,6 @@ ratio of estimate to truth, and the bytes that the estimate keeps besides the we
 
 from __future__ import annotations
 
-import itertools
 import sys
 import tempfile
 import time
@@ -20,7 +19,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import State, cached, noisy, options_of, parse, print_table, pruned, quantized, spearman, train
+from common import (
+    State,
+    cached,
+    mlp,
+    noisy,
+    options_of,
+    parse,
+    print_table,
+    pruned,
+    quantized,
+    spearman,
+    standardized,
+    train,
+)
 from fsd_baselines import Baseline, Quadratics, published
 from torch import Tensor, nn
 
@@ -62,14 +74,6 @@ class Case:
 
 
 # The cases
-
-
-def mlp(*widths: int) -> nn.Module:
-    """Fully connected layers with ReLU between them."""
-    layers: list[nn.Module] = []
-    for before, after in itertools.pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
 
 
 def convnet(width: int = 16, classes: int = 10) -> nn.Module:
@@ -128,10 +132,9 @@ class Trainer:
 
 def uci(data: Path, cache: Path, name: str, file: str) -> Case:
     """A regression: 70 % of the table is the data, the rest is what training goes on with."""
-    table = np.loadtxt(data / file, delimiter=",", skiprows=1)
-    table = (table - table.mean(0)) / table.std(0)
-    order = np.random.default_rng(SEED).permutation(len(table))
-    x, y = (torch.from_numpy(part[order]).float() for part in (table[:, :-1], table[:, -1:]))
+    x, y = standardized(data / file)
+    order = np.random.default_rng(SEED).permutation(len(x))
+    x, y = x[order], y[order]
     cut = int(0.7 * len(x))
     (x, later_x), (y, later_y) = x.split([cut, len(x) - cut]), y.split([cut, len(y) - cut])
 

@@ -11,7 +11,6 @@ the Kronecker curvature, the whole matrix by conjugate gradients (cg), or its ow
 
 from __future__ import annotations
 
-import itertools
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from bregman import DataGaussNewton, ExactResponse, Vectors, lissa
-from common import State, cached, options_of, parse, print_table, spearman, train
+from common import State, cached, mlp, options_of, parse, print_table, spearman, standardized, train
 from influence_methods import Problem, flat, gradients, loss_of, measured_ekfac, summarized
 from torch import Tensor, nn
 
@@ -55,20 +54,11 @@ class Case:
 # The cases
 
 
-def mlp(*widths: int) -> nn.Module:
-    """Fully connected layers with ReLU between them."""
-    layers: list[nn.Module] = []
-    for before, after in itertools.pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
 def uci(data: Path, cache: Path, name: str, file: str) -> Case:
     """70 % of the table is the training data, 50 rows of the rest the queries."""
-    table = np.loadtxt(data / file, delimiter=",", skiprows=1)
-    table = (table - table.mean(0)) / table.std(0)
-    order = np.random.default_rng(SEED).permutation(len(table))
-    x, y = (torch.from_numpy(part[order]).float() for part in (table[:, :-1], table[:, -1:]))
+    x, y = standardized(data / file)
+    order = np.random.default_rng(SEED).permutation(len(x))
+    x, y = x[order], y[order]
     cut = int(0.7 * len(x))
 
     def build() -> nn.Module:

@@ -67,13 +67,19 @@ def _repeat(writer: Writer, name: str, item: h5py.Group | h5py.Dataset, examples
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def scale_options(description: str) -> argparse.ArgumentParser:
+    """The options of a benchmark on the records of very many examples."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=10**6)
-    parser.add_argument("--record-bytes", type=int, default=1024, help="of each example (default 1024)")
     parser.add_argument("--folder", type=Path, help="where the summary is written (default: a temporary folder)")
     parser.add_argument("--threads", type=int, default=2, help="of the processor (default 2)")
     parser.add_argument("--csv", type=Path, help="write the table to this file as well")
+    return parser
+
+
+def main() -> None:
+    parser = scale_options(__doc__)
+    parser.add_argument("--record-bytes", type=int, default=1024, help="of each example (default 1024)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)

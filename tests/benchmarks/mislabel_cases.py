@@ -6,14 +6,13 @@ are memorised from stage to stage.  All that was trained is kept by its recipe.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import State, cached, train
+from common import State, cached, mlp, standardized, train
 from torch import Tensor, nn
 
 SEED = 0
@@ -115,14 +114,6 @@ class Case:
 # Networks
 
 
-def mlp(*widths: int) -> nn.Module:
-    """Fully connected layers with ReLU between them."""
-    layers: list[nn.Module] = []
-    for before, after in itertools.pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
 def convnet() -> nn.Module:
     """Six 3 x 3 convolutions with batch norm, pooled after each pair and over the image at the end, then one linear."""
     layers: list[nn.Module] = []
@@ -190,9 +181,7 @@ def cifar(data: Path, cache: Path, labels: str, folds: tuple[int, ...] = ()) -> 
 
 def uci(data: Path, cache: Path, name: str, file: str) -> Case:
     """A table, standardized; one target in twenty is replaced by another value that occurs."""
-    table = np.loadtxt(data / file, delimiter=",", skiprows=1)
-    table = torch.from_numpy((table - table.mean(0)) / table.std(0)).float()
-    x, y = table[:, :-1], table[:, -1:]
+    x, y = standardized(data / file)
     values, place = y[:, 0].unique(return_inverse=True)
     generator = torch.Generator().manual_seed(UNIFORM_SEED)
     chosen = torch.randperm(len(y), generator=generator)[: len(y) // 20]

@@ -9,7 +9,6 @@ find-mislabeled` as a process, with its results written as csv: seconds and peak
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 from common import print_table, train
 from influence_methods import Problem, summarized
-from influence_scale import widen
+from influence_scale import scale_options, widen
 from process import run
 from torch import nn
 
@@ -47,12 +46,7 @@ def small_problem() -> Problem:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=int, default=10**6)
-    parser.add_argument("--folder", type=Path, help="where the summary is written (default: a temporary folder)")
-    parser.add_argument("--threads", type=int, default=2, help="of the processor (default 2)")
-    parser.add_argument("--csv", type=Path, help="write the table to this file as well")
-    options = parser.parse_args()
+    options = scale_options(__doc__).parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
         summary = summarized(small_problem(), folder, record_bytes=64)
