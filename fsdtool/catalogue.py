@@ -98,6 +98,9 @@ class Records:
             _, kept = self.dataset("candidates", (n, None), INTEGERS).shape
             layers = len(np.atleast_1d(self.attribute("evidence", "layers")))
             self.dataset("evidence", (n, layers, kept), FLOATS)
+            before = np.atleast_1d(self.attribute("evidence", "parameters"))
+            if before.shape != (layers,) or before.dtype.kind not in INTEGERS or before.min() < 0:
+                raise hdf5.unusable(self._group, "'records/evidence' has no count of parameters for each of its layers")
             self.dataset("prediction", (n,), INTEGERS)
             self.dataset("target", (n,), INTEGERS)
             self._check_classes("target", outputs)

@@ -4,14 +4,17 @@ Every layer's features (fsdtool.features) are modelled class by class (fsdtool.g
 is its log-likelihood, up to a constant of the example.  The network's outputs give log p as they are.
 
 Trust.  Wrong labels pollute the class they name, and where one class is taken for another they do so together.
-The models are therefore fitted twice: an example counts in its class with weight w, at first 1 and then the
-probability of its label under the evidence just found (fsdtool.posterior).
+The models are therefore fitted twice: an example counts in its class with weight w, at first 1 and then 1 - q^2,
+where q is the probability that its label is wrong under the evidence just found (fsdtool.posterior).  With 1 - q the
+models would lose the unusual examples of their class, and more right labels would then look wrong.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +37,8 @@ class LabelEvidence:
     layers: names (L,).  candidates (N, T) int32: classes, the given label first, then those with most
     evidence.  evidence (N, L, T) float32: log-likelihood of each candidate minus that of the given label, in
     nats; the first column is 0, and positive values speak against the given label.  discriminants: of
-    the layers but the outputs, for other examples.  members (classes,) int64: examples of each class.
+    the layers but the outputs, for other examples.  members (classes,) int64: examples of each class.  parameters
+    (L,) int64: of the network before each layer.
     """
 
     layers: tuple[str, ...]
@@ -42,25 +46,32 @@ class LabelEvidence:
     evidence: Tensor
     discriminants: tuple[Discriminant, ...]
     members: Tensor
+    parameters: np.ndarray
 
 
-def evidence(store: FeatureStore, labels: Tensor, logits: Tensor, *, trusting: bool = False) -> LabelEvidence:
+def evidence(
+    store: FeatureStore, labels: Tensor, logits: Tensor, parameters: Sequence[int], *, trusting: bool = False
+) -> LabelEvidence:
     """Evidence for the labels (N,) int64: leave-one-out by layer, and last the network's own log p.
 
-    logits: (N, classes).  trusting: all labels count fully, and classes share one covariance.
+    logits: (N, classes).  parameters: of the network before each layer of the store, and all of them.  trusting: all
+    labels count fully, and classes share one covariance.
     """
     classes = logits.shape[1]
-    found = _fit(store, labels, logits, torch.ones(len(labels), dtype=torch.float64), own=False)
+    before = np.asarray(parameters, np.int64)
+    found = _fit(store, labels, logits, before, torch.ones(len(labels), dtype=torch.float64), own=False)
     if trusting or classes < 2:
         return found
     values, candidates = found.evidence.numpy(), found.candidates.numpy()
-    noise = estimate(values, candidates, len(found.layers) - 1, classes)
+    noise = estimate(values, candidates, len(found.layers) - 1, classes, before / len(labels))
     judged = posterior(weighted(values, combination(values)[0]), candidates, noise)
-    trust = (1 - torch.from_numpy(judged.score)).clamp(min=LEAST_TRUST)
-    return _fit(store, labels, logits, trust, own=True)
+    trust = (1 - torch.from_numpy(judged.score).square()).clamp(min=LEAST_TRUST)
+    return _fit(store, labels, logits, before, trust, own=True)
 
 
-def _fit(store: FeatureStore, labels: Tensor, logits: Tensor, trust: Tensor, own: bool) -> LabelEvidence:
+def _fit(
+    store: FeatureStore, labels: Tensor, logits: Tensor, parameters: np.ndarray, trust: Tensor, own: bool
+) -> LabelEvidence:
     """The evidence under models to which each example contributes with its trust (N,) float64."""
     examples, classes = logits.shape
     kept = min(classes, MOST_CANDIDATES)
@@ -75,7 +86,7 @@ def _fit(store: FeatureStore, labels: Tensor, logits: Tensor, trust: Tensor, own
         candidates[rows], values[rows] = strongest(scores, labels[rows], kept)
     discriminants = tuple(layer.discriminant() for layer in layers)
     members = torch.bincount(labels, minlength=classes)
-    return LabelEvidence((*store.layers, OUTPUTS), candidates, values, discriminants, members)
+    return LabelEvidence((*store.layers, OUTPUTS), candidates, values, discriminants, members, parameters)
 
 
 def strongest(scores: Tensor, labels: Tensor, kept: int) -> tuple[Tensor, Tensor]:

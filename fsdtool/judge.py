@@ -70,6 +70,7 @@ def judge(
         layers=judges.layers,
         weights=judges.weights,
         factors=judges.factors,
+        parameters=_parameters(summary, judges),
     )
     like = None
     if len(examples) < FEW_EXAMPLES:
@@ -84,19 +85,31 @@ def judge(
 def _summarized(summary: Summary, judges: Judges) -> Judged:
     """The summarized examples under the layers that judge new ones."""
     records = summary.records
-    layers = [str(name) for name in np.atleast_1d(records.attribute("evidence", "layers"))]
-    missing = [layer for layer in judges.layers if layer not in layers]
-    if missing:
-        raise FsdtoolError(f"'{summary.path}': its records have no layer '{missing[0]}'; {hdf5.WRITE_AGAIN}")
     return Judged(
         spec=summary.data_spec,
         ids=records.ids,
         candidates=records.read("candidates"),
-        evidence=records.read("evidence")[:, [layers.index(layer) for layer in judges.layers]],
+        evidence=records.read("evidence")[:, _places(summary, judges)],
         layers=judges.layers,
         weights=judges.weights,
         factors=judges.factors,
+        parameters=_parameters(summary, judges),
     )
+
+
+def _parameters(summary: Summary, judges: Judges) -> np.ndarray:
+    """Parameters of the network before each layer that judges (L,), for each summarized example."""
+    before = np.atleast_1d(summary.records.attribute("evidence", "parameters"))
+    return before[_places(summary, judges)] / len(summary.records)
+
+
+def _places(summary: Summary, judges: Judges) -> list[int]:
+    """Where the layers that judge are among those of the records."""
+    layers = [str(name) for name in np.atleast_1d(summary.records.attribute("evidence", "layers"))]
+    missing = [layer for layer in judges.layers if layer not in layers]
+    if missing:
+        raise FsdtoolError(f"'{summary.path}': its records have no layer '{missing[0]}'; {hdf5.WRITE_AGAIN}")
+    return [layers.index(layer) for layer in judges.layers]
 
 
 class _Witness:

@@ -89,7 +89,8 @@ class Judged:
     """The evidence on the labels of the examples `ids` (N,) of the data `spec`.
 
     candidates (N, T) int: classes, the given label first.  evidence (N, L, T) float16: by layer, in nats relative to
-    the given label.  layers, weights and factors: (L,), of fsdtool.agreement.
+    the given label.  layers, weights and factors: (L,), of fsdtool.agreement.  parameters: (L,) of the network before
+    each layer, for each summarized example.
     """
 
     spec: str
@@ -99,6 +100,7 @@ class Judged:
     layers: tuple[str, ...]
     weights: np.ndarray
     factors: np.ndarray
+    parameters: np.ndarray
 
 
 def find_mislabeled(
@@ -124,7 +126,16 @@ def find_mislabeled(
     layers = tuple(str(name) for name in np.atleast_1d(records.attribute("evidence", "layers")))
     evidence = records.read("evidence")
     factors, weights = combination(evidence)
-    judged = Judged(summary.data_spec, records.ids, records.read("candidates"), evidence, layers, weights, factors)
+    judged = Judged(
+        spec=summary.data_spec,
+        ids=records.ids,
+        candidates=records.read("candidates"),
+        evidence=evidence,
+        layers=layers,
+        weights=weights,
+        factors=factors,
+        parameters=np.atleast_1d(records.attribute("evidence", "parameters")) / len(records),
+    )
     return ranked(summary, judged, top=top, everything=everything, threshold=threshold, among=among)
 
 
@@ -159,8 +170,8 @@ def ranked(
     like: other examples that these are judged as, where they are too few to estimate how many labels are wrong.
     """
     many = judged if like is None else like
-    noise = estimate(many.evidence, many.candidates, len(many.layers) - 1, summary.outputs)
-    if noise.layer is None:
+    noise = estimate(many.evidence, many.candidates, len(many.layers) - 1, summary.outputs, many.parameters)
+    if not noise.layers:
         log.warning("no layer tells the classes apart; do not trust the estimated share of wrong labels")
     found = posterior(weighted(many.evidence, many.factors), many.candidates, noise)
     if like is not None:

@@ -1,15 +1,22 @@
 """How many labels are wrong, and which class is taken for which, from evidence that has not memorised labels.
 
 Given the evidence E_t of one layer on an example, itself left out, its true class is t with probability p_t =
-softmax(u E)_t, and its label is y with probability sum_t p_t M[t, y]: the forward model of label noise (Patrini et
-al. 2017).  The unit u and the confusion M of classes are fitted to the labels by expectation maximization
+softmax(u E + b)_t, and its label is y with probability sum_t p_t M[t, y]: the forward model of label noise (Patrini et
+al. 2017).  The unit u, the bias b of each class (the models of some classes fit better than those of others, which
+would pass for wrong labels) and the confusion M of classes are fitted to the labels by expectation maximization
     r_i(t) ~ p_i(t) M[t, y_i]        M[t, c] ~ sum of r_i(t) over i with y_i = c
-Evidence from what training has fitted to the labels would find nothing wrong, so the earliest layer is used that
-says anything of the classes: the input itself, if it does.
+    b_t += log sum_i r_i(t) / p_i(t)        u by a step of Newton's on sum r log p
+
+Evidence from what training has fitted to the labels would find nothing wrong.  A parameter can hold about two bits of
+them (Cover 1965), so layers are used that have too few parameters before them, in all, to have learned a tenth of the
+labels by heart.  Two such layers are fitted, each for itself: the earliest, often the input itself, and the one that
+says most of the classes.  Their M are averaged, by the square of what they say.  If there is none, it is the earliest
+layer that says anything.
 
 Of many classes there are few wrong labels each.  The cells M[t, c], c != t, of a class are therefore drawn to their
 mean by the Dirichlet-multinomial whose concentration, over all classes, explains how the cells spread: even noise
-becomes even, and confusion of a few classes stays as it is.
+becomes even, and confusion of a few classes stays as it is.  They are fitted freely first: drawn together from the
+start, uneven cells would never come apart.
 """
 
 from __future__ import annotations
@@ -18,16 +25,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-STEPS = 60
-REFITTED = 5  # steps from one fit of the unit to the next
+STEPS = 100  # of the free fit, and of the drawn one
+LARGEST_STEP = 0.3  # of the unit, relative
+BITS = 2.0  # that a parameter can hold
+BY_HEART = 0.1  # of what the labels say, that a layer may hold and still count as one that has not memorised
 FIRST_RATE = 0.1
 LEAST_INFORMATION = 0.1  # that a layer has on the labels, of their entropy
 NUMBERS = 2**20  # examples x candidates that are fitted
 OF_UNIT = 8192  # examples from which the unit is fitted
+BIAS_SMOOTHING = 1.0  # examples added to each class, so that classes of few have little bias
 SMOOTHING = 1e-3  # wrong labels added to each class
 COARSE = np.logspace(-2, 2, 21)
-FINE = np.logspace(-0.1, 0.1, 5)
-SETTLED = 1e-5  # of all examples, that a step moves between the cells
+SETTLED = 1e-4  # of all examples, that a step moves between the cells
 
 
 @dataclass(frozen=True)
@@ -35,15 +44,15 @@ class Noise:
     """Estimated examples by true class and given label, for the pairs that occur, in the order of `key`.
 
     key: (M,) int64, true class x classes + given label.  count: (M,) float64, examples.  concentration: of the
-    Dirichlet prior of each class's wrong labels; infinite where they are even.  layer: the one it was estimated from,
-    None for all together.
+    Dirichlet prior of each class's wrong labels; infinite where they are even.  layers: those it was estimated from,
+    none where all were taken together.
     """
 
     classes: int
     key: np.ndarray
     count: np.ndarray
     concentration: float
-    layer: int | None
+    layers: tuple[int, ...]
 
     @property
     def rate(self) -> float:
@@ -66,55 +75,97 @@ class Noise:
         return found.astype(np.float32)
 
 
-def estimate(evidence: np.ndarray, candidates: np.ndarray, layers: int, classes: int) -> Noise:
-    """The noise in labels, from the earliest of the first `layers` layers that knows the classes, or all together.
+def estimate(
+    evidence: np.ndarray, candidates: np.ndarray, layers: int, classes: int, parameters: np.ndarray | None = None
+) -> Noise:
+    """The noise in labels, from those of the first `layers` layers that have not memorised them, or all together.
 
     evidence: (N, L, T), nats, relative to the given label in column 0.  candidates: (N, T) classes, the given label
-    first.  Many examples are estimated on an even sample and scaled to all.
+    first.  parameters: (L,) of the network before each layer, for each label that it learned; without, only the first
+    layer is sure not to have memorised.  Many examples are estimated on an even sample and scaled to all.
     """
     stride = -(-len(candidates) * candidates.shape[1] // NUMBERS)
     sample = candidates[::stride].astype(np.int64)
     given = sample[:, 0]
     frequency = np.bincount(given, minlength=classes) / len(given)
     entropy = -float(np.log(frequency[given]).mean())
-    scaled = {layer: _scaled(evidence[::stride, layer]) for layer in range(layers)}
-    fits = ((layer, _Fit(values, sample, classes)) for layer, values in scaled.items() if values.any())
-    informed = ((layer, fit) for layer, fit in fits if entropy + fit.likelihood >= LEAST_INFORMATION * entropy)
-    layer, fit = next(informed, (None, None))
-    fit = fit or _Fit(sum(scaled.values(), np.zeros(sample.shape, np.float32)), sample, classes)
+    cells = np.unique(sample * classes + sample[:, :1], return_inverse=True)
+    fits = [_Fit(_scaled(evidence[::stride, layer]), sample, classes, *cells) for layer in range(layers)]
+    if parameters is None:
+        parameters = np.where(np.arange(layers) > 0, np.inf, 0)
+    capacity = BITS * np.log(2) * parameters[:layers]
+    information = np.array([entropy + fit.likelihood for fit in fits])
+    chosen = _choice(information, capacity, entropy)
+    together = sum((fit.evidence for fit in fits), np.zeros(sample.shape, np.float32))
+    used = [fits[layer] for layer in chosen] or [_Fit(together, sample, classes, *cells)]
+    say = information[list(chosen)] ** 2 if chosen else None
+    for fit in used:
+        fit.run()
+    key = cells[0]
     share = np.bincount(candidates[:, 0], minlength=classes) / np.maximum(np.bincount(given, minlength=classes), 1)
-    return Noise(classes, fit.key, fit.count * share[fit.key % classes], fit.concentration, layer)
+    count = np.average([fit.count for fit in used], 0, say)
+    return Noise(classes, key, count * share[key % classes], _concentration(key, count, classes), chosen)
+
+
+def _choice(information: np.ndarray, capacity: np.ndarray, entropy: float) -> tuple[int, ...]:
+    """The layers to estimate from, by what each says of a label and can hold of it, in nats."""
+    informed = np.flatnonzero(information >= LEAST_INFORMATION * entropy).tolist()
+    naive = [i for i in informed if capacity[i] <= BY_HEART * entropy] or informed[:1]
+    return tuple(sorted({naive[0], max(naive, key=lambda i: information[i])})) if naive else ()
 
 
 class _Fit:
-    """Expectation maximization on evidence (n, T) of candidates (n, T); `likelihood` is the mean log-likelihood."""
+    """Expectation maximization on evidence (n, T) of candidates (n, T).
 
-    def __init__(self, evidence: np.ndarray, candidates: np.ndarray, classes: int):
-        self.key, cell = np.unique(candidates * classes + candidates[:, :1], return_inverse=True)
-        self.evidence, self.cell = evidence, cell.reshape(candidates.shape)
-        wrong = self.key // classes != self.key % classes
-        self.count = np.where(wrong, FIRST_RATE / max(classes - 1, 1), 1 - FIRST_RATE)
-        self.concentration = np.inf
-        log_confusion = np.log(self.count).astype(np.float32)
-        unit = self._best(COARSE, log_confusion)
-        for step in range(STEPS):
-            if step % REFITTED == 0:
-                unit = self._best(unit * FINE, log_confusion)
-            responsibility = softmax(np.float32(unit) * evidence + log_confusion[self.cell])
-            before, self.count = self.count, np.bincount(self.cell.ravel(), responsibility.ravel(), len(self.key))
-            self.concentration = _concentration(self.key, self.count, classes)
-            found = _log_confusion(self.key, self.count, classes, self.concentration, self.key, self.count)
-            log_confusion = found.astype(np.float32)
-            if np.abs(self.count - before).sum() < SETTLED * len(evidence):
-                break
-        self.likelihood = self._likelihood(unit, log_confusion)
+    `likelihood` is the mean log-likelihood of the labels at the start, by the best unit.
+    """
 
-    def _best(self, units: np.ndarray, log_confusion: np.ndarray) -> float:
-        return float(max(units, key=lambda unit: self._likelihood(unit, log_confusion)))
+    def __init__(self, evidence: np.ndarray, candidates: np.ndarray, classes: int, key: np.ndarray, cell: np.ndarray):
+        self.evidence, self.candidates, self.classes = evidence, candidates, classes
+        self.key, self.cell = key, cell.reshape(candidates.shape)
+        self.wrong = self.key // classes != self.key % classes
+        self.confusion = np.where(self.wrong, FIRST_RATE / max(classes - 1, 1), 1 - FIRST_RATE).astype(np.float32)
+        self.bias = np.zeros(classes, np.float32)
+        self.count, self.concentration = np.zeros(len(self.key)), np.inf
+        stride = -(-len(evidence) // OF_UNIT)
+        log_confusion = np.log(self.confusion)[self.cell[::stride]]
+        self.likelihood, self.unit = max(
+            (label_likelihood(evidence[::stride], log_confusion, unit), float(unit)) for unit in COARSE
+        )
 
-    def _likelihood(self, unit: float, log_confusion: np.ndarray) -> float:
-        stride = -(-len(self.evidence) // OF_UNIT)
-        return label_likelihood(self.evidence[::stride], log_confusion[self.cell[::stride]], unit)
+    def run(self) -> None:
+        """Fit the unit, the biases and the confusion, whose cells are free at first and then drawn together."""
+        for drawn in (False, True):
+            for _ in range(STEPS):
+                before = self.count
+                self._step(drawn)
+                if np.abs(self.count - before).sum() < SETTLED * len(self.evidence):
+                    break
+
+    def _step(self, drawn: bool) -> None:
+        expected = softmax(np.float32(self.unit) * self.evidence + self.bias[self.candidates])
+        responsibility = expected * self.confusion[self.cell]
+        responsibility /= responsibility.sum(1, keepdims=True)
+        self.count = np.bincount(self.cell.ravel(), responsibility.ravel(), len(self.key))
+        self.concentration = _concentration(self.key, self.count, self.classes) if drawn else 0.0
+        log_confusion = _log_confusion(self.key, self.count, self.classes, self.concentration, self.key, self.count)
+        self.confusion = np.exp(log_confusion).astype(np.float32)
+        self.bias += self._more_bias(responsibility, expected)
+        self.unit *= 1 + self._more_unit(responsibility, expected)
+
+    def _more_bias(self, responsibility: np.ndarray, expected: np.ndarray) -> np.ndarray:
+        """What the bias (classes,) lacks: log of the examples that a class has over those that it is expected to."""
+        of = self.candidates.ravel()
+        has, should = (np.bincount(of, part.ravel(), self.classes) for part in (responsibility, expected))
+        return np.log((has + BIAS_SMOOTHING) / (should + BIAS_SMOOTHING)).astype(np.float32)
+
+    def _more_unit(self, responsibility: np.ndarray, expected: np.ndarray) -> float:
+        """Newton's step of the unit, relative to it."""
+        mean = np.einsum("nt,nt->n", expected, self.evidence)
+        slope = np.einsum("nt,nt->", responsibility, self.evidence, dtype=np.float64) - mean.sum(dtype=np.float64)
+        square = np.einsum("nt,nt,nt->", expected, self.evidence, self.evidence, dtype=np.float64)
+        curvature = square - float((mean.astype(np.float64) ** 2).sum())
+        return float(np.clip(slope / max(curvature * self.unit, 1e-12), -LARGEST_STEP, LARGEST_STEP))
 
 
 def label_likelihood(evidence: np.ndarray, log_confusion: np.ndarray, unit: float) -> float:
@@ -167,6 +218,7 @@ def _log_confusion(
     wrong = wrong + SMOOTHING
     total = total + 2 * SMOOTHING
     true, cells = wanted // classes, max(classes - 1, 1)
+    concentration = max(concentration, SMOOTHING)
     if np.isinf(concentration):
         drawn = wrong[true] / cells
     else:

@@ -23,7 +23,7 @@ from fsdtool.curvature import curvature as simulated_curvature
 from fsdtool.errors import FsdtoolError
 from fsdtool.evidence import LabelEvidence, evidence
 from fsdtool.evidencefile import write_judges
-from fsdtool.features import FeatureStore
+from fsdtool.features import OUTPUTS, FeatureStore
 from fsdtool.fitting import fit_layout
 from fsdtool.gradients import blocks, left_out
 from fsdtool.losses import UNITS
@@ -36,7 +36,7 @@ from fsdtool.sources import DataSource
 from fsdtool.summary import Identity
 from fsdtool.sweep import Pass, Seen, activation_steps, auto_batch, gate_bytes
 from fsdtool.trace import FULL, Network, trace
-from fsdtool.trajectory import check_distinct, earlier_networks
+from fsdtool.trajectory import check_distinct, earlier_networks, parameters_before
 from fsdtool.writer import Writer, encode_ids
 
 log = logging.getLogger("fsdtool")
@@ -174,7 +174,8 @@ def summarize(
         if records:
             with track("evidence", None):
                 if data.task == "classification":
-                    found_evidence = evidence(store, seen.targets, seen.logits)
+                    before = [parameters_before(network, trajectory, layer) for layer in (*store.layers, OUTPUTS)]
+                    found_evidence = evidence(store, seen.targets, seen.logits, before)
                 else:
                     found_evidence = target_evidence(store, seen.targets, seed)
             _write_outputs(writer, data, seen, found_evidence, [other.name for other in trajectory])
@@ -215,7 +216,8 @@ def _write_outputs(
         writer.put("records/candidates", judged.candidates, "classes with evidence, the given label first (N, T)")
         values = judged.evidence.clamp(-65504, 65504).half()
         description = "log-likelihood of each candidate minus that of the given label (N, L, T)"
-        writer.put("records/evidence", values, description, "nats", layers=list(judged.layers))
+        held = {"layers": list(judged.layers), "parameters": judged.parameters}
+        writer.put("records/evidence", values, description, "nats", **held)
         if values.shape[2] > 1:
             write_judges(writer, judged, values, earlier)
     else:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fsdtool.checkpoints import Checkpoint, apply_checkpoint
 from fsdtool.errors import FsdtoolError
-from fsdtool.features import MOST_LAYERS, OUTPUTS, Keep, observe, watch
+from fsdtool.features import INPUT, MOST_LAYERS, OUTPUTS, Keep, observe, watch
 from fsdtool.trace import FULL, Network
 
 
@@ -56,6 +56,21 @@ def earlier_networks(model: nn.Module, network: Network, checkpoints: Sequence[C
         inner = None if network.mode == FULL else other.eval().to(device)
         found.append(Earlier(name, checkpoint.sha256, replace(network, parameters=parameters, model=inner)))
     return found
+
+
+def parameters_before(network: Network, earlier: Sequence[Earlier], layer: str) -> int:
+    """How many numbers, in weights and buffers, lead to a layer's features, in the network or an earlier one.
+
+    In last layer mode the order of the layers is not known: it is all of the model's.
+    """
+    if network.mode != FULL:
+        return sum(value.numel() for value in network.model.state_dict().values())
+    for other in earlier:
+        layer = layer.removesuffix(f"@{other.name}")
+    names = [step.name for step in network.graph.steps]
+    end = 0 if layer == INPUT else names.index(layer) if layer in names else len(names)
+    used = {name for step in network.graph.steps[:end] for name in step.parameters.values()}
+    return sum(network.parameters[name].numel() for name in used)
 
 
 def check_distinct(checkpoints: Sequence[Checkpoint]) -> None:

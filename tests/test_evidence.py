@@ -18,7 +18,8 @@ def collect(
     with FeatureStore(len(y), seed=0) as store:
         for name, x in layers.items():
             store.put(name, slice(0, len(y)), torch.from_numpy(x.astype(np.float32)))
-        return evidence(store, torch.from_numpy(y), torch.from_numpy(logits), trusting=trusting)
+        before = range(len(store.layers) + 1)
+        return evidence(store, torch.from_numpy(y), torch.from_numpy(logits), before, trusting=trusting)
 
 
 def by_class(found: module.LabelEvidence, classes: int) -> np.ndarray:

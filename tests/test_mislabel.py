@@ -213,10 +213,11 @@ def test_a_summary_of_one_layer_is_judged(mlp_summary, edited):
         del file["records/evidence"]
         file["records/evidence"] = values
         file["records/evidence"].attrs["layers"] = np.array(["(outputs)"], "S")
+        file["records/evidence"].attrs["parameters"] = np.array([9000])
 
     found = find_mislabeled(load(edited(mlp_summary.path, outputs_alone)))
     assert np.isfinite(found.score).all()
-    assert found.noise.layer is None
+    assert not found.noise.layers
 
 
 # Refusals
@@ -233,3 +234,14 @@ def test_a_network_with_one_class_is_refused(summarized):
     summary = summarized(perceptron(4, 8, 1), x, np.zeros(50, dtype=np.int64))
     with pytest.raises(FsdtoolError, match="of a network with one class"):
         find_mislabeled(summary)
+
+
+@pytest.mark.parametrize("broken", [None, [1, 2], [-1, 0, 0, 0], [0.5, 1, 2, 3]])
+def test_a_damaged_count_of_parameters_is_refused(mlp_summary, edited, broken):
+    def damage(file):
+        del file["records/evidence"].attrs["parameters"]
+        if broken is not None:
+            file["records/evidence"].attrs["parameters"] = broken
+
+    with pytest.raises(FsdtoolError, match="no count of parameters for each of its layers; write the summary again"):
+        load(edited(mlp_summary.path, damage))

@@ -68,7 +68,7 @@ def test_rate_and_matrix_of_drawn_labels_are_recovered(name):
     evidence, candidates, true = draw(confusion, n)
     found = estimate(evidence[:, None], candidates, 1, classes)
     wrong = (true != candidates[:, 0]).mean()
-    assert found.layer == 0
+    assert found.layers == (0,)
     assert found.rate == pytest.approx(wrong, rel=0.15, abs=0.005)
     np.testing.assert_allclose(found.matrix(), counted(true, candidates[:, 0], classes), atol=0.01 * n)
 
@@ -105,6 +105,25 @@ def test_without_wrong_labels_the_noise_is_even():
     assert module._concentration(np.arange(9), np.diag([5.0, 5.0, 5.0]).ravel(), 3) == np.inf
 
 
+@pytest.mark.parametrize("name", ["uniform", "pairs"])
+def test_models_that_favour_some_classes_change_nothing(name):
+    confusion = CONFUSIONS[name]
+    classes = len(confusion)
+    evidence, candidates, true = draw(confusion, 6000, separation=2.5)
+    favour = np.linspace(-3, 3, classes)[candidates]
+    found = estimate((evidence + favour - favour[:, :1])[:, None], candidates, 1, classes)
+    assert found.rate == pytest.approx((true != candidates[:, 0]).mean(), rel=0.15)
+    np.testing.assert_allclose(found.matrix(), counted(true, candidates[:, 0], classes), atol=90)
+
+
+def test_confusion_that_the_evidence_barely_sees_is_not_drawn_to_even():
+    """Drawn together from the first step, these cells stay even, and half of the wrong labels go unseen."""
+    evidence, candidates, true = draw(pairs(6, 0.4), 8000, separation=1.2)
+    found = estimate(evidence[:, None], candidates, 1, 6)
+    assert found.rate == pytest.approx((true != candidates[:, 0]).mean(), rel=0.25)
+    assert found.concentration < 2
+
+
 # Layers
 
 
@@ -126,9 +145,32 @@ def test_the_first_layer_that_knows_the_classes_is_used():
     alone = estimate(stacked(evidence), candidates, 1, 4)
     for before in ((blind,), (dead,), (dead, blind)):
         found = estimate(stacked(*before, evidence, memorised(evidence)), candidates, len(before) + 2, 4)
-        assert found.layer == len(before)
+        assert found.layers == (len(before),)
         np.testing.assert_allclose(found.matrix(), alone.matrix())
-    assert estimate(stacked(evidence, memorised(evidence)), candidates, 2, 4).layer == 0
+    assert estimate(stacked(evidence, memorised(evidence)), candidates, 2, 4).layers == (0,)
+
+
+def test_of_layers_with_too_few_parameters_to_memorise_the_first_and_the_best_are_used():
+    # the same labels, seen better and better
+    (weak, candidates, _), (middling, _, _), (strong, _, _) = (
+        draw(uniform(4, 0.2), 4000, separation) for separation in (1.5, 2.2, 3.5)
+    )
+    layers = stacked(weak, middling, strong, memorised(strong))
+    few, many = 0.001, 10.0  # for each label
+    for parameters, used in (
+        ((0, few, many, many), (0, 1)),
+        ((0, few, few, many), (0, 2)),
+        ((few, few, few, many), (0, 2)),
+        ((0, many, many, many), (0,)),
+        ((many, few, few, many), (1, 2)),
+        ((many, many, many, many), (0,)),
+    ):
+        assert estimate(layers, candidates, 4, 4, np.array(parameters)).layers == used
+    alone = [estimate(stacked(values), candidates, 1, 4) for values in (weak, strong)]
+    both = estimate(layers, candidates, 4, 4, np.array([0, many, few, many]))
+    rates = sorted(found.rate for found in alone)
+    assert rates[0] <= both.rate <= rates[1]
+    assert abs(both.rate - alone[1].rate) < abs(both.rate - alone[0].rate)  # what says more counts more
 
 
 def test_where_no_layer_knows_the_classes_all_are_taken_together():
@@ -138,7 +180,7 @@ def test_where_no_layer_knows_the_classes_all_are_taken_together():
     blind[:, :, 0] = 0
     for evidence, layers in ((blind, 2), (np.zeros_like(blind), 2), (blind, 0)):
         found = estimate(evidence, candidates, layers, 4)
-        assert found.layer is None
+        assert not found.layers
         assert np.isfinite(found.matrix()).all()
 
 
@@ -175,7 +217,7 @@ def test_the_log_confusion_of_candidates_is_that_of_the_dense_matrix(concentrati
     occurs = generator.random((classes, classes)) < 0.7
     np.fill_diagonal(occurs, True)
     count[~occurs] = 0
-    found = Noise(classes, np.flatnonzero(occurs.ravel()), count[occurs], concentration, 0)
+    found = Noise(classes, np.flatnonzero(occurs.ravel()), count[occurs], concentration, (0,))
     dense = np.zeros((classes, classes))
     for t in range(classes):
         wrong = count[t].sum() - count[t, t] + module.SMOOTHING
@@ -192,6 +234,6 @@ def test_the_log_confusion_of_candidates_is_that_of_the_dense_matrix(concentrati
 
 
 def test_the_matrix_has_given_labels_as_rows_and_its_rate_off_the_diagonal():
-    found = Noise(3, np.array([0, 1, 4, 8]), np.array([6.0, 2.0, 5.0, 7.0]), np.inf, 0)
+    found = Noise(3, np.array([0, 1, 4, 8]), np.array([6.0, 2.0, 5.0, 7.0]), np.inf, (0,))
     assert found.matrix().tolist() == [[6, 0, 0], [2, 5, 0], [0, 0, 7]]
     assert found.rate == pytest.approx(0.1)

@@ -17,7 +17,7 @@ def confused(rate: float = 0.15) -> Noise:
     count = np.full((CLASSES, CLASSES), 2.0)  # by true class and label
     count[np.diag_indices(CLASSES)] = 500 * (1 - rate)
     count[2, 0], count[1, 3] = 1500 * rate, 500 * rate
-    return Noise(CLASSES, np.arange(CLASSES**2), count.ravel(), 2.0, 0)
+    return Noise(CLASSES, np.arange(CLASSES**2), count.ravel(), 2.0, (0,))
 
 
 def draw(n: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -77,7 +77,7 @@ def test_the_mean_score_is_the_noise_rate(rate):
 
 
 def test_without_wrong_labels_no_score_is_above_zero():
-    noise = Noise(CLASSES, np.arange(CLASSES) * (CLASSES + 1), np.full(CLASSES, 100.0), np.inf, 0)
+    noise = Noise(CLASSES, np.arange(CLASSES) * (CLASSES + 1), np.full(CLASSES, 100.0), np.inf, (0,))
     found = posterior(*draw(), noise)
     assert noise.rate == 0
     assert found.score.max() < 1e-6

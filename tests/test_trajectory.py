@@ -11,11 +11,11 @@ from torch import nn
 
 from fsdtool.checkpoints import read_checkpoint
 from fsdtool.cli import main
-from fsdtool.features import layer_features
+from fsdtool.features import FEATURES, OUTPUTS, layer_features
 from fsdtool.graph import Graph
 from fsdtool.summary import Summary, load
 from fsdtool.trace import trace
-from fsdtool.trajectory import distinct_names, earlier_networks, layers_each
+from fsdtool.trajectory import distinct_names, earlier_networks, layers_each, parameters_before
 
 
 class Normed(nn.Module):
@@ -62,6 +62,20 @@ def test_the_last_checkpoint_is_summarized_and_the_earlier_ones_are_further_laye
     assert layers_of(summary) == expected
     shas = [read_checkpoint(f"{name}.pt").sha256 for name in "ab"]
     assert summary.identity.earlier == (("a.pt", shas[0]), ("b.pt", shas[1]))
+
+
+def test_the_parameters_before_each_layer_are_counted(here):
+    assert summarize("a.pt", "final.pt") == 0
+    state = torch.load("final.pt", weights_only=True)
+    of_layer = [state[f"{i}.weight"].numel() + state[f"{i}.bias"].numel() for i in (0, 2, 4)]
+    one = np.cumsum(of_layer).tolist()
+    assert load("s.h5").records.attribute("evidence", "parameters").tolist() == [0, *one[:2], *one, one[2]]
+
+
+def test_in_last_layer_mode_every_parameter_may_come_before_a_layer():
+    traced = trace(Normed().eval(), torch.randn(3, 4))
+    whole = sum(value.numel() for value in Normed().state_dict().values())
+    assert [parameters_before(traced, (), layer) for layer in (FEATURES, traced.hooked[0], OUTPUTS)] == [whole] * 3
 
 
 def test_nothing_but_the_evidence_depends_on_earlier_checkpoints(here):
