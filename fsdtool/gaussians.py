@@ -50,11 +50,12 @@ class ClassGaussians:
         self.count = torch.bincount(labels, weights=trust, minlength=classes)
         sums = torch.zeros(classes, features.shape[1], dtype=torch.float64)
         for rows, x in self._blocks():
-            sums.index_add_(0, labels[rows], x * trust[rows, None])
+            sums.index_add_(0, labels[rows], x.double() * trust[rows, None])
         means = sums / self.count.clamp(min=1e-12)[:, None]
         scatter = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64)
+        near, root = means.float(), trust.sqrt().float()
         for rows, x in self._blocks():
-            d = ((x - means[labels[rows]]) * trust[rows, None].sqrt()).float()
+            d = (x - near[labels[rows]]) * root[rows, None]
             scatter += d.T @ d
         self.freedom = max(float(self.count.sum()) - int((self.members > 0).sum()), 1.0)
         variance = scatter.diagonal() / self.freedom
@@ -66,7 +67,7 @@ class ClassGaussians:
         shrunk = (1 - self.shrinkage) * correlation
         shrunk.diagonal().add_(self.shrinkage)
         self.root = _inverse_root(shrunk)
-        self.middle = means.mean(0)
+        self.middle = means.mean(0).float().double()  # so that what it is taken off keeps its digits in float32
         self.whiten = (self.scale[:, None] * self.root).float()  # z = (x - middle)[live] whiten
         self.centres = ((means - self.middle)[:, self.live] * self.scale) @ self.root
         self.own = self._own_covariances() if own and classes * len(self.scale) ** 2 <= OWN_NUMBERS else None
@@ -74,12 +75,15 @@ class ClassGaussians:
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         for start in range(0, len(self.labels), ROWS):
             rows = slice(start, min(start + ROWS, len(self.labels)))
-            yield rows, torch.from_numpy(np.asarray(self.features[rows])).double()
+            yield rows, self._read(rows)
+
+    def _read(self, rows: slice | np.ndarray) -> Tensor:
+        return torch.from_numpy(np.asarray(self.features[rows]))
 
     def _z(self, rows: slice | np.ndarray) -> Tensor:
         """Coordinates (n, d) float32 of some examples."""
-        x = torch.from_numpy(np.asarray(self.features[rows])).double() - self.middle
-        return x[:, self.live].float() @ self.whiten
+        x = self._read(rows) - self.middle.float()
+        return (x if self.live.all() else x[:, self.live]) @ self.whiten
 
     def _own_covariances(self) -> list[_Own]:
         size = len(self.scale)
@@ -161,14 +165,16 @@ class _Own:
     def log_likelihood(self, z: Tensor, y: Tensor, leaving: Tensor) -> Tensor:
         """Leave-one-out log-likelihood (n,) float64 of examples z (n, d) labelled y (n,)."""
         beta, portion, farther = leaving.unbind(1)
-        v = z @ self.inverse.T
-        to_class, to_given = v - self.centres[self.label], v - self.centres[y]
-        e = to_given.square().sum(1, dtype=torch.float64)
-        cross = (to_class * to_given).sum(1, dtype=torch.float64)
+        to_class = torch.addmm(-self.centres[self.label], z, self.inverse.T)
+        apart = (self.centres - self.centres[self.label])[y]
+        q = torch.linalg.vecdot(to_class, to_class).double()
+        along = torch.linalg.vecdot(to_class, apart).double()
+        cross = q - along  # with the way from the given class
+        e = (cross - along + torch.linalg.vecdot(apart, apart)).clamp(min=0)
         given = y == self.label
         g = (1 - self.share) * beta + torch.where(given, self.share * portion, 0.0)
         left = (1 - g * e).clamp(min=1e-6)
-        q = to_class.square().sum(1, dtype=torch.float64) + g * cross.square() / left
+        q = q + g * cross.square() / left
         q = torch.where(given, farther * e / left, q)
         return student(q, z.shape[1]) - (self.log_determinant + left.log()) / 2
 
