@@ -11,6 +11,10 @@ limit of small steps.  The influence on a query is the true change of its loss, 
 L-BFGS minimizes over v, theta = theta0 + r K^(-1/2) v with K the Kronecker curvature with damping, in which the Hessian
 is near the identity; it starts at the Kronecker solution, whose length r makes |v| = 1.  All in float64: one example of
 N moves the outputs by less than float32 resolves.
+
+The loss of the removed example has no bound and grows faster than linearly with the weights of several layers.  Where
+the examples beside it do not resist, as where all are classified with certainty, the minimum lies far from theta0, and
+what it does to a query says little; |v| tells.
 """
 
 from __future__ import annotations
@@ -30,18 +34,23 @@ from fsdtool.progress import Track, silent
 log = logging.getLogger("fsdtool")
 
 STEPS = 100
+FAR = 3.0  # times the length of the Kronecker solution: a step that is not small
 GRADIENT, CHANGE = 1e-4, 1e-9  # where it stops: the gradient's largest entry (at theta0 its length is 1), and progress
 
 Weights = dict[str, Tensor]
 
 
 class Response:
-    """Solves the problem for one example at a time, and counts those that did not converge."""
+    """Solves the problem for one example at a time.
+
+    lengths: of the steps so far, in lengths of their Kronecker solutions.  unsolved: how many have not converged.
+    """
 
     def __init__(self, matrix: GaussNewton, curvature: list[BlockCurvature], task: str, examples: int):
         self.matrix, self.task, self.examples = matrix.double(), task, examples
         self.curvature = [c.to(torch.float64) for c in curvature]
-        self.solved = self.unsolved = 0
+        self.lengths: list[float] = []
+        self.unsolved = 0
 
     def weights_without(self, signal: Tensor, y: Tensor) -> Weights:
         """All parameters after one example is removed: its input to the graph (1, ...) and target (1, ...)."""
@@ -57,6 +66,7 @@ class Response:
         start = self._root([-g for g in pull])
         length = float(sum(v.square().sum() for v in start).sqrt())
         if not length:  # a loss that no weight changes
+            self.lengths.append(1.0)
             return self._moved([v.detach() for v in zero])
         found = self._minimize(lambda v: objective([length * s for s in self._root(v)]) / length**2, start, length)
         return self._moved([length * s for s in self._root(found)])
@@ -68,10 +78,16 @@ class Response:
 
     def say(self) -> None:
         """Tell how the problems were solved: a warning where they were not."""
-        found = f"proximal Bregman response: {self.solved + self.unsolved} examples"
+        found = f"proximal Bregman response: {len(self.lengths)} examples"
+        far = sum(length > FAR for length in self.lengths)
         if self.unsolved:
             log.warning(f"{found}, {self.unsolved} not converged; trust their values less")
-        else:
+        if far:
+            log.warning(
+                f"{found}, of which {far} moved the weights over {FAR:.0f} times as far as the quadratic form has it "
+                f"(the farthest {max(self.lengths):,.0f} times): these steps are not small, their values mean little"
+            )
+        if not self.unsolved and not far:
             log.info(f"{found}, all converged")
 
     def _minimize(self, objective: Callable[[Vectors], Tensor], start: Vectors, length: float) -> Vectors:
@@ -89,10 +105,10 @@ class Response:
 
         optimizer.step(closure)
         # Not by its gradient: the minimum may lie on a kink, where a gate of the removed example itself flips.
-        converged = optimizer.state[v[0]]["n_iter"] < STEPS
-        self.solved += converged
-        self.unsolved += not converged
-        return [part.detach() for part in v]
+        self.unsolved += optimizer.state[v[0]]["n_iter"] >= STEPS
+        step = [part.detach() for part in v]
+        self.lengths.append(float(sum(part.square().sum() for part in step)) ** 0.5)
+        return step
 
     def _root(self, v: Vectors) -> Vectors:
         return [c.solve(part, 0.5) for c, part in zip(self.curvature, v, strict=True)]

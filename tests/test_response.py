@@ -21,7 +21,7 @@ from fsdtool.errors import FsdtoolError
 from fsdtool.gradients import blocks
 from fsdtool.influence import influence, whole_curvature
 from fsdtool.krylov import ConjugateGradients, GaussNewton
-from fsdtool.response import Response
+from fsdtool.response import FAR, Response
 
 EXAMPLES, CLASSES = 300, 3
 
@@ -86,7 +86,9 @@ def test_the_weights_are_a_minimum_of_the_problem(case):
     assert gradient_at(found) < 0.03 * gradient_at(response.matrix.parameters)
     reference = response.matrix.parameters
     assert objective(response, found, x[:1], y[:1]) < objective(response, reference, x[:1], y[:1])
-    assert (response.solved, response.unsolved) == (1, 0)
+    assert response.unsolved == 0
+    assert len(response.lengths) == 1
+    assert response.lengths[0] <= FAR
 
 
 def test_for_a_small_step_it_is_the_quadratic_form(case):
@@ -119,6 +121,16 @@ def test_it_ranks_as_the_quadratic_form_does_where_steps_are_small(case, tmp_pat
         rows, values = (torch.cat([result.proponents[i][q], result.opponents[i][q]]) for i in (0, 1))
         assert len(rows.unique()) == 16
         assert spearmanr(exact[q][rows], values).statistic >= 0.9
+
+
+def test_steps_that_are_not_small_are_said(case, caplog, monkeypatch):
+    summary, data, asked, _ = case
+    summary.identity = replace(summary.identity, examples=2)  # of two examples each weighs as much as the rest
+    with caplog.at_level(logging.INFO, "fsdtool"):
+        influence(summary, asked, data=data, solver="pbo", top=3)
+    assert "moved the weights over 3 times as far as the quadratic form has it" in caplog.text
+    assert "their values mean little" in caplog.text
+    assert "all converged" not in caplog.text
 
 
 def test_the_listed_are_measured_again_and_sorted(case, caplog):

@@ -70,6 +70,10 @@ def lissa(matrix: DataGaussNewton, g: Vectors, damping: list[float], *, depth: i
     return x
 
 
+def _length(v: Vectors) -> float:
+    return float(sum(part.detach().square().sum() for part in v)) ** 0.5
+
+
 class ExactResponse:
     """The proximal Bregman response itself, by L-BFGS in float64, for one training example at a time.
 
@@ -87,6 +91,7 @@ class ExactResponse:
         with torch.no_grad():
             self.before = self.graph.run(self.parameters, self.x)
         self.unsolved = 0
+        self.lengths: list[float] = []  # of the steps so far, in lengths of their Kronecker solutions
 
     def changes(self, i: int) -> np.ndarray:
         """What removing example i does to the loss of each query (Q,)."""
@@ -108,7 +113,10 @@ class ExactResponse:
             value.backward()
             return value
 
+        closure()
+        kronecker = _length([part.grad for part in v])
         optimizer.step(closure)
+        self.lengths.append(_length(v) / kronecker)
         self.unsolved += optimizer.state[v[0]]["n_iter"] >= 1000
         with torch.no_grad():
             step = [c.solve(part, 0.5) / n for c, part in zip(self.curvature, v, strict=True)]
