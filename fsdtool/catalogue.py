@@ -75,8 +75,15 @@ class Records:
         return name in self._group
 
     def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-        """One record dataset, or some of its rows.  Raises FsdtoolError for what cannot be used."""
-        return hdf5.read(self.dataset(name), rows)
+        """One record dataset, or some of its rows; floats as float32 or float16.  Raises FsdtoolError."""
+        values = hdf5.read(self.dataset(name), rows)
+        if values.dtype != np.float64:
+            return values
+        with np.errstate(over="ignore"):
+            narrow = values.astype(np.float32)
+        if not np.isfinite(narrow).all():
+            raise hdf5.unusable(self._group, f"'records/{name}' holds values too large for float32")
+        return narrow
 
     def attribute(self, name: str, key: str) -> Any:
         """An attribute of a record dataset."""

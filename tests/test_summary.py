@@ -20,6 +20,7 @@ from torch import nn
 import fsdtool
 from fsdtool import summarize as summarize_module
 from fsdtool.catalogue import open_catalogue
+from fsdtool.cli import main
 from fsdtool.errors import FsdtoolError
 from fsdtool.influence import self_influence
 from fsdtool.mislabel import find_mislabeled
@@ -459,6 +460,32 @@ def test_records_that_are_not_finite_are_refused_when_they_are_read(mlp_summary,
         find_mislabeled(summary)
     with pytest.raises(FsdtoolError, match="self_influence' holds values that are not finite"):
         self_influence(summary)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_numbers_of_another_width_are_read_as_their_own(sample_paths, edited, capsys, dtype):
+    """Records of any float answer as they are; what the width does not change is answered alike."""
+
+    def widen(file: h5py.File) -> None:
+        for name, item in datasets(file["records"]).items():
+            if item.dtype.kind == "f":
+                values, attributes = item[()], dict(item.attrs)
+                del file[f"records/{name}"]
+                file[f"records/{name}"] = values.astype(dtype)
+                file[f"records/{name}"].attrs.update(attributes)
+
+    changed = str(edited(sample_paths["mlp"], widen))
+    for words in (
+        ["find-mislabeled", "--all"],
+        ["influence", "--self"],
+        ["influence", "--queries", str(SAMPLE / "test.npz"), "--misclassified", "--top", "5"],
+    ):
+        answers = []
+        for path in (str(sample_paths["mlp"]), changed):
+            assert main([words[0], path, *words[1:], "--format", "csv", "-q"]) == 0
+            answers.append(capsys.readouterr().out)
+        if dtype != "f2":
+            assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize("part", [0.01, 0.3, 0.7, 0.999])
