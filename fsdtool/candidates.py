@@ -65,10 +65,13 @@ class Recorded:
     def screened(self, queries: Pairs, best: Best) -> Scores:
         """As `scores`, for queries as factors (Q, ks), (Q, ka) per weight; in full only what may be among the best."""
         screen = Screen(self._curvature, queries)
-        for rows in chunks(len(self), min(CHUNK, max(SCREENED // len(queries[0][0]), 256))):
+
+        def of(rows: slice) -> tuple[slice, Tensor]:
             parts = [read_factors(self._records.read, c.weight, rows).part(slice(None)) for c in self._curvature]
             records = [(b.to(self._device), a.to(self._device)) for b, a in parts]
-            yield rows, screen.scores(records, best, 1 / len(self)).cpu()
+            return rows, screen.scores(records, best, 1 / len(self)).cpu()
+
+        return BatchSize(min(CHUNK, max(SCREENED // len(queries[0][0]), 256))).parts(len(self), of)
 
 
 class Streamed:

@@ -181,9 +181,12 @@ def allot(axes: list[tuple[Axis, Axis]], numbers: int | None) -> list[tuple[int,
 
 def _pseudo_gradients(simulation: Simulation, samples: int) -> Iterator[dict[int, Use]]:
     """Batches of pseudo-gradients, the components drawn in proportion to their weights."""
-    for k, count in simulation.batches(samples):
+
+    def gradients(k: int, count: int) -> dict[int, Use]:
         x, gate, _ = simulation.begin(k, count)
-        yield capture(simulation.graph, simulation.reference, x, _draw_output(simulation, k), gate=gate)[1]
+        return capture(simulation.graph, simulation.reference, x, _draw_output(simulation, k), gate=gate)[1]
+
+    return simulation.each(samples, gradients)
 
 
 def _draw_output(simulation: Simulation, k: int) -> Callable[[Tensor], Tensor]:

@@ -311,17 +311,23 @@ def _sampled(
     simulation = Simulation(graph, theta0, statistics, gates=gates, seed=seed, device=device)
     shape = len(others), len(statistics.names)
     count, total, squares = torch.zeros(shape[1]), torch.zeros(*shape).double(), torch.zeros(*shape).double()
+
+    def measured(k: int, n: int) -> tuple[int, Tensor]:
+        """Distances (K, n) of pseudo-samples of component k."""
+        x, f0, tape = simulation.draw(k, n)
+        law = _recorded_law(simulation, metric, k, f0)
+        found = []
+        for other in others:
+            f1 = graph.run(other, x, gate=tape.replay)
+            found.append(measure(metric, f0, f1) if law is None else measure(metric, law.f0, law.other(f1)))
+        return k, torch.stack(found).cpu()
+
     with track("pseudo-samples", samples) as advance, torch.no_grad():
-        for k, n in simulation.batches(samples):
-            x, f0, tape = simulation.draw(k, n)
-            law = _recorded_law(simulation, metric, k, f0)
-            for c, other in enumerate(others):
-                f1 = graph.run(other, x, gate=tape.replay)
-                rho = measure(metric, f0, f1) if law is None else measure(metric, law.f0, law.other(f1))
-                total[c, k] += rho.sum().cpu()
-                squares[c, k] += rho.square().sum().cpu()
-            count[k] += n
-            advance(n)
+        for k, rho in simulation.each(samples, measured):
+            total[:, k] += rho.sum(1)
+            squares[:, k] += rho.square().sum(1)
+            count[k] += rho.shape[1]
+            advance(rho.shape[1])
     mean = total / count
     variance = (squares / count - mean.square()).clamp(min=0) / (count - 1).clamp(min=1)
     error = (variance @ statistics.weight.square()).sqrt()

@@ -68,10 +68,11 @@ class GaussNewton:
         self.hessians = simulation.statistics.output_hessian
         held = sum(graph.steps[i].units for i in (0, *graph.indices("activation", "maximum")))
         samples = samples or SAMPLES or default_samples(graph, int(statistics.count.sum()))
-        parts = list(simulation.batches(min(samples, max(POOL_BYTES // (4 * held), 64))))
+        most = min(samples, max(POOL_BYTES // (4 * held), 64))
+        parts = list(simulation.each(most, lambda k, n: (k, simulation.draw(k, n))))
         weights = statistics.weight.tolist()
-        drawn = [sum(n for k, n in parts if k == component) for component in range(len(weights))]
-        self.pool = [Draw(k, *simulation.draw(k, n), weights[k] / drawn[k]) for k, n in parts]
+        drawn = [sum(len(part[0]) for k, part in parts if k == component) for component in range(len(weights))]
+        self.pool = [Draw(k, *part, weights[k] / drawn[k]) for k, part in parts]
         self._units = sum(step.units for step in graph.steps)
         self._jacobian = self._factors()
 

@@ -98,7 +98,7 @@ class Penalty:
         """A new pool: pseudo-samples of all components, in random order."""
         held = sum(self._graph.steps[i].units for i in self._graph.indices("activation", "maximum"))
         count = max(min(POOL_BYTES // (4 * max(held, 1)), LARGEST_POOL), batch)
-        drawn = [self._draw_component(k, n) for k, n in self._simulation.batches(count)]
+        drawn = self._simulation.each(count, self._draw_component)
         x, f0, tapes = zip(*drawn, strict=True)
         self._pool = torch.cat(x), torch.cat(f0), None if self._own else type(tapes[0]).concatenate(tapes)
         generator = self._simulation.generator

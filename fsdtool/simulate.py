@@ -17,8 +17,9 @@ A maximum keeps the position that theta0's took, or, moving, takes its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,11 +27,14 @@ from torch import Tensor
 
 from fsdtool.activations import Pieces
 from fsdtool.graph import GateRule, Graph, Parameters, Step, keep_positions, select_maximum
+from fsdtool.memory import BatchSize
 from fsdtool.moments import GateStatistics, Statistics
 
 COUPLED, INDEPENDENT, MOVING = "coupled", "independent", "moving"
 BATCH_UNITS = 2**25  # scalars of all steps held per batch of pseudo-samples
 SMALLEST_BATCH = 64
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -151,18 +155,28 @@ class Simulation:
 
         return x, gate, tape
 
-    def batches(self, samples: int) -> Iterator[tuple[int, int]]:
-        """(component, count) of batches that draw about `samples` in all, in proportion to the weights pi.
+    def each(self, samples: int, compute: Callable[[int, int], T]) -> Iterator[T]:
+        """compute(component, count) of batches that draw about `samples` in all, in proportion to the weights pi.
 
         At least two of each component; a batch is as large as memory allows, since a coupled batch resolves
-        gate probabilities to one over its size.
+        gate probabilities to one over its size.  Where memory runs out the batch is drawn again, half as large; a
+        compute that fails must leave nothing behind.
         """
-        largest = max(BATCH_UNITS // sum(step.units for step in self.graph.steps), SMALLEST_BATCH)
+        size = BatchSize(max(BATCH_UNITS // sum(step.units for step in self.graph.steps), SMALLEST_BATCH))
         for k, weight in enumerate(self.statistics.weight.tolist()):
             left = max(round(weight * samples), 2)
-            parts = -(-left // largest)
-            for part in range(parts):
-                yield k, left * (part + 1) // parts - left * part // parts
+            while left:
+                count = left // -(-left // size.now)  # of as many equal parts as it takes
+                before = self.generator.get_state()
+                try:
+                    result = compute(k, count)
+                except Exception as error:
+                    if count < 4 or not size.halved_after(error, count):
+                        raise
+                    self.generator.set_state(before)
+                    continue
+                yield result
+                left -= count
 
     def draw(self, component: int, count: int) -> tuple[Tensor, Tensor, Tape]:
         """`count` pseudo-samples of a component: inputs (count, ...), logits (count, O), their gates."""

@@ -11,10 +11,13 @@ from conftest import gaussian_classes, perceptron
 from test_summarize import assert_same_statistics, images, small_convnet
 from torch import nn
 
-from fsdtool import candidates, cli, examples, fsd, influence, moments, sweep
+from fsdtool import candidates, cli, curvature, examples, fsd, influence, moments, penalty, screening, simulate, sweep
 from fsdtool.checkpoints import read_checkpoint
 from fsdtool.datasets import DataSource, load_dataset
+from fsdtool.gradients import blocks
+from fsdtool.krylov import GaussNewton
 from fsdtool.memory import BatchSize, out_of_memory
+from fsdtool.summary import load
 
 ERRORS = {
     "python": MemoryError(),
@@ -202,3 +205,71 @@ def test_the_exact_distance_that_ran_out_of_memory_is_the_same(summarized, tmp_p
     with caplog.at_level(logging.WARNING, "fsdtool"):
         assert exact() == pytest.approx(expected)
     assert "going on with 16" in caplog.text
+
+
+# Each use of pseudo-samples, where it fails after its work on so many, and what it gives.
+SIMULATED = {
+    "distance": (fsd, "measure", lambda metric, f0, f1: len(f0), lambda summary: distance(summary)),
+    "curvature": (curvature, "capture", lambda g, p, x, *rest: len(x), lambda summary: eigenvalues(summary)),
+    "whole matrix": (simulate.Simulation, "draw", lambda self, k, count: count, lambda summary: product(summary)),
+    "penalty": (penalty.Penalty, "_draw_component", lambda self, k, count: count, lambda summary: drift(summary)),
+}
+
+
+def moved(summary) -> nn.Module:
+    network = perceptron(4, 8, 3)
+    network.load_state_dict({name: 1.1 * value for name, value in summary.parameters.items()})
+    return network
+
+
+def distance(summary) -> torch.Tensor:
+    others = [dict(moved(summary).state_dict())]
+    options = {"metric": "kl", "gates": "moving", "samples": 300, "seed": 0, "device": torch.device("cpu")}
+    return fsd._sampled(summary, summary.parameters, others, **options, track=fsd.silent)[0][0]
+
+
+def eigenvalues(summary) -> torch.Tensor:
+    found = curvature.curvature(summary.identity.graph, summary.parameters, summary.statistics, seed=0, samples=300)
+    return torch.cat([c.eigenvalues.flatten() for c in found])
+
+
+def product(summary) -> torch.Tensor:
+    graph = summary.identity.graph
+    matrix = GaussNewton(graph, summary.parameters, summary.statistics, blocks(graph, summary.parameters), samples=300)
+    return torch.cat([draw.x.flatten() for draw in matrix.pool])
+
+
+def drift(summary) -> torch.Tensor:
+    return load(summary.path).penalty(moved(summary)).detach()  # a pool of its own
+
+
+@pytest.mark.parametrize("use", SIMULATED)
+def test_pseudo_samples_that_memory_does_not_hold_are_drawn_again_half_as_many(summarized, monkeypatch, caplog, use):
+    owner, name, rows, answer = SIMULATED[use]
+    summary = summarized(perceptron(4, 8, 3), *gaussian_classes(90, 4, 3), components=1)
+    monkeypatch.setattr(simulate, "BATCH_UNITS", 1)
+    monkeypatch.setattr(simulate, "SMALLEST_BATCH", 32)
+    expected = answer(summary)
+    monkeypatch.setattr(simulate, "SMALLEST_BATCH", 64)
+    failing(monkeypatch, owner, name, above=40, error=ERRORS["cuda"], rows=rows)
+    with caplog.at_level(logging.WARNING, "fsdtool"):
+        found = answer(summary)
+    assert "out of memory with" in caplog.text
+    torch.testing.assert_close(found, expected)
+
+
+def test_screened_records_that_memory_does_not_hold_are_read_again_in_halves(summarized, monkeypatch, caplog):
+    summary = summarized(perceptron(4, 8, 3), *gaussian_classes(600, 4, 3))
+    queries = load_dataset(summary.identity.data_spec)
+    monkeypatch.setattr(influence, "SCREENED_FROM", 1)
+
+    def listed() -> tuple[list[int], list[float]]:
+        rows = list(influence.influence(summary, queries, top=3).rows())
+        return [row["id"] for row in rows], [row["loss_change_if_removed"] for row in rows]
+
+    ids, values = listed()
+    failing(monkeypatch, screening._Weight, "bounds", above=200, error=ERRORS["cpu"], rows=lambda self, b, a: len(b))
+    with caplog.at_level(logging.WARNING, "fsdtool"):
+        found = listed()
+    assert found == (ids, pytest.approx(values, rel=1e-5))
+    assert "going on with 150" in caplog.text

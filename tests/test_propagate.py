@@ -409,8 +409,12 @@ def test_a_seed_reproduces_the_samples():
 def test_batches_share_the_samples_by_weight():
     graph, reference, _, statistics = wide("ReLU")
     simulation = Simulation(graph, single(reference), statistics)
-    assert list(simulation.batches(100)) == [(0, 50), (1, 30), (2, 20)]
-    assert list(simulation.batches(1)) == [(0, 2), (1, 2), (2, 2)]
+
+    def asked(samples: int) -> list[tuple[int, int]]:
+        return list(simulation.each(samples, lambda k, count: (k, count)))
+
+    assert asked(100) == [(0, 50), (1, 30), (2, 20)]
+    assert asked(1) == [(0, 2), (1, 2), (2, 2)]
 
 
 def one_layer(function: str, units: int, probabilities=None, moments=None) -> tuple[Graph, Statistics]:
