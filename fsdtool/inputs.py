@@ -170,3 +170,25 @@ def check_output(path: Path, flag: str, inputs: Iterable[str | Path] = (), suffi
         raise FsdtoolError(f"{flag} '{path}' cannot be written: permission denied; give another path")
     if path.exists() and any(Path(given).exists() and path.samefile(given) for given in inputs):
         raise FsdtoolError(f"{flag} '{path}' is also an input and would be overwritten; give another path")
+
+
+def check_model_options(model: str | None, arguments: list[str] | None, checkpoint: Path | None) -> None:
+    if (model is None) is not (checkpoint is None):
+        given, missing = ("--checkpoint", "--model") if model is None else ("--model", "--checkpoint")
+        raise FsdtoolError(f"{given} is given without {missing}; give both or neither")
+    if model is None and arguments:
+        raise FsdtoolError(f"--model-arg {arguments[0]} is given without --model; give both or neither")
+
+
+def network_of(
+    summary: Summary,
+    model: str | None,
+    arguments: list[str] | None,
+    checkpoint: Path | None,
+    allow_pickle: bool,
+    ema: bool,
+) -> nn.Module | None:
+    """The network that --model and --checkpoint give, for a summary in last layer mode."""
+    if checkpoint is None:
+        return None
+    return model_of(summary, model, key_values(arguments), read_checkpoint(checkpoint, allow_pickle, ema))

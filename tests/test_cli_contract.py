@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 import fsdtool
-from fsdtool import cli, commands, inputs, report
+from fsdtool import cli, command_mislabeled, commands, inputs, report
 from fsdtool.errors import FsdtoolError
 
 ROOT = Path(__file__).parent.parent
@@ -427,7 +427,7 @@ def test_find_mislabeled_csv(shell, calls):
 def test_find_mislabeled_json(shell, calls):
     code, out, _ = shell("find-mislabeled", "s.h5", "--all", "--format", "json")
     assert code == 0
-    assert json.loads(out) == [{key: row[key] for key in commands.MISLABELED_COLUMNS} for row in MISLABELED]
+    assert json.loads(out) == [{key: row[key] for key in command_mislabeled.MISLABELED_COLUMNS} for row in MISLABELED]
     assert calls["find_mislabeled"][1] == {"top": None, "everything": True, "threshold": 0.5, "among": None}
 
 

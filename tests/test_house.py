@@ -18,7 +18,8 @@ spectra moments components sums propagate simulate outputs gradients losses curv
 agreement noise posterior discriminant records features gaussians evidence outliers residuals trajectory summary writer
 evidencefile sweep summarize fsd penalty
 examples ranking screening matrix candidates krylov response influence misvalue mislabel judge inspection
-checks report noisefile options inputs markup charts page thumbnails review commands cli demo
+checks report noisefile options inputs answers markup charts page thumbnails review
+command_summarize command_mislabeled command_influence command_fsd commands cli demo
 """
 ORDER = re.findall(r"\w+", ROOMS)
 # Imported inside a function: the demo runs commands, and is one; `load(path).penalty` is a method of what load returns.

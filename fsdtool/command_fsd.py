@@ -1,0 +1,198 @@
+"""`fsdtool fsd`: rows of distances, and the limit for CI."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fsdtool import report
+from fsdtool.answers import talk, write
+from fsdtool.checks import Checks
+from fsdtool.errors import ExitStatus, FsdtoolError
+from fsdtool.inputs import load_like, read_checkpoint
+from fsdtool.options import (
+    DATA_HELP,
+    AllowPickle,
+    BatchSize,
+    Debug,
+    Device,
+    DeviceChoice,
+    Ema,
+    Form,
+    Gates,
+    IdKey,
+    Metric,
+    OutputFormat,
+    Quiet,
+    Seed,
+    SkipBad,
+    Split,
+    SummaryFile,
+    Transform,
+    XKey,
+    YKey,
+)
+
+log = logging.getLogger("fsdtool")
+
+FSD_COLUMNS = ("checkpoint", "distance", "standard_error", "metric", "form")
+FSD_COMPONENT_COLUMNS = ("checkpoint", "component", "weight", "distance", "contribution", "metric", "form")
+INSPECT_COLUMNS = ("part", "bytes", "bytes_per_example", "description")
+MEGABYTE = 10**6
+
+
+def _exit_codes(findings: str | None = None) -> str:
+    """The last paragraph of a command's help."""
+    lines = ["0    done" + (", nothing over the threshold" if findings else "")]
+    lines += [f"1    {findings}"] if findings else []
+    lines += [
+        "2    the input is at fault; one line on stderr says what to change",
+        "3    a fault of the tool or of the machine",
+        "130  interrupted (Ctrl-C)",
+    ]
+    return "\b\nExit codes:\n  " + "\n  ".join(lines)
+
+
+# Commands
+
+app = typer.Typer(
+    # Plain help: boxes would break the examples when they are copied.
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
+)
+FSD_COMPONENT_COLUMNS = ("checkpoint", "component", "weight", "distance", "contribution", "metric", "form")
+INSPECT_COLUMNS = ("part", "bytes", "bytes_per_example", "description")
+MEGABYTE = 10**6
+
+
+def _exit_codes(findings: str | None = None) -> str:
+    """The last paragraph of a command's help."""
+    lines = ["0    done" + (", nothing over the threshold" if findings else "")]
+    lines += [f"1    {findings}"] if findings else []
+    lines += [
+        "2    the input is at fault; one line on stderr says what to change",
+        "3    a fault of the tool or of the machine",
+        "130  interrupted (Ctrl-C)",
+    ]
+    return "\b\nExit codes:\n  " + "\n  ".join(lines)
+
+
+# Commands
+
+app = typer.Typer(
+    # Plain help: boxes would break the examples when they are copied.
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
+)
+
+
+def fsd_command(
+    summary: SummaryFile,
+    checkpoint: Annotated[
+        list[Path], typer.Option(metavar="FILE", help="A checkpoint of the same network; may be repeated.")
+    ],
+    metric: Annotated[
+        Metric | None,
+        typer.Option(
+            help="kl: Kullback-Leibler divergence in nats; kl2: its second-order form; squared_error: half "
+            "the squared distance of the outputs; probability: of the class probabilities. "
+            "[default: by the task]"
+        ),
+    ] = None,
+    form: Annotated[
+        Form,
+        typer.Option(help="Simulated examples, or the closed form of dense networks (auto: for independent gates)."),
+    ] = Form.auto,
+    gates: Annotated[
+        Gates,
+        typer.Option(help="The simulated examples' gates: moving with the weights, or held; or drawn independently."),
+    ] = Gates.moving,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=2, metavar="N", help="Number of simulated examples. [default: 4096-65536, by network size]"),
+    ] = None,
+    seed: Seed = 0,
+    max_distance: Annotated[
+        float | None, typer.Option(metavar="D", help="Exit with 1 if a distance is over D.")
+    ] = None,
+    by_component: Annotated[
+        bool, typer.Option("--by-component", help="One row per checkpoint and component (class, by default).")
+    ] = False,
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The checkpoint summarized, for a summary without weights."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help=f"Also give the exact distance on this data: {DATA_HELP}"),
+    ] = None,
+    x_key: XKey = None,
+    y_key: YKey = None,
+    id_key: IdKey = None,
+    split: Split = None,
+    skip_bad: SkipBad = False,
+    transform: Transform = None,
+    device: DeviceChoice = Device.auto,
+    batch_size: BatchSize = 256,
+    ema: Ema = False,
+    allow_pickle: AllowPickle = False,
+    format: OutputFormat = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Estimate how far other checkpoints have moved from the summarized one, over the training data.
+
+    \b
+    Example:
+      fsdtool fsd summary.h5 --checkpoint sample_data/mlp.pt --max-distance 0.1
+    """
+    talk(quiet, debug)
+    if max_distance is not None and not max_distance >= 0:
+        raise FsdtoolError(f"--max-distance {max_distance:g} is no distance; give a number that is not negative")
+
+    from fsdtool.device import choose_device
+    from fsdtool.fsd import distances
+    from fsdtool.summary import load
+
+    chosen = choose_device(device.value)
+    opened = load(summary)
+    reading = {"x_key": x_key, "y_key": y_key, "id_key": id_key, "split": split, "skip_bad": skip_bad}
+    result = distances(
+        opened,
+        [read_checkpoint(path, allow_pickle, ema) for path in checkpoint],
+        metric=metric and metric.value,
+        form=form.value,
+        gates=gates.value,
+        samples=samples,
+        seed=seed,
+        reference=None
+        if reference is None
+        else read_checkpoint(reference, allow_pickle, opened.identity.checkpoint_averaged),
+        data=None if data is None else load_like(opened, data, transform, **reading),
+        device=chosen,
+        batch_size=batch_size,
+        track=report.track,
+    )
+    if by_component:
+        write(result.component_rows(), FSD_COMPONENT_COLUMNS, format)
+    else:
+        columns = FSD_COLUMNS if data is None else (*FSD_COLUMNS, "exact")
+        write(result.rows(), columns, format, checks=_distance_checks(max_distance))
+    # Written so that a distance that is not a number counts as over the threshold.
+    over = [d for d in result.distances if max_distance is not None and not d <= max_distance]
+    if over:
+        log.warning(f"{len(over)} of {len(checkpoint)} distances are over --max-distance {max_distance:g}")
+        raise typer.Exit(ExitStatus.FINDINGS)
+
+
+def _distance_checks(limit: float | None) -> Checks:
+    """A distance over the limit is an error; written so that one that is not a number counts as over it."""
+    return Checks(
+        suite="fsdtool fsd",
+        file=lambda row: row["checkpoint"],
+        message=lambda row: f"distance {row['distance']:g} of {row['checkpoint']} ({row['metric']}, {row['form']})",
+        level=lambda row: "notice" if limit is None or row["distance"] <= limit else "error",
+    )

@@ -1,0 +1,218 @@
+"""`fsdtool influence`: rows of queries or of examples on themselves."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fsdtool import report
+from fsdtool.answers import check_ids_only, talk, write
+from fsdtool.errors import FsdtoolError
+from fsdtool.inputs import check_model_options, check_output, load_like, network_of, rows_named
+from fsdtool.options import (
+    DATA_HELP,
+    AllowPickle,
+    BatchSize,
+    Debug,
+    Device,
+    DeviceChoice,
+    Ema,
+    IdKey,
+    Ids,
+    IdsOnly,
+    LastLayerCheckpoint,
+    LastLayerModel,
+    ModelArguments,
+    OutputFormat,
+    Quiet,
+    SkipBad,
+    Solver,
+    Split,
+    SummaryFile,
+    Transform,
+    XKey,
+    YKey,
+)
+
+INFLUENCE_COLUMNS = (
+    *("query_id", "kind", "rank", "id", "label", "loss_change_if_removed"),
+    *("query_label", "query_prediction"),
+)
+SELF_INFLUENCE_COLUMNS = ("id", "label", "self_influence")
+FSD_COLUMNS = ("checkpoint", "distance", "standard_error", "metric", "form")
+FSD_COMPONENT_COLUMNS = ("checkpoint", "component", "weight", "distance", "contribution", "metric", "form")
+INSPECT_COLUMNS = ("part", "bytes", "bytes_per_example", "description")
+MEGABYTE = 10**6
+
+
+def _exit_codes(findings: str | None = None) -> str:
+    """The last paragraph of a command's help."""
+    lines = ["0    done" + (", nothing over the threshold" if findings else "")]
+    lines += [f"1    {findings}"] if findings else []
+    lines += [
+        "2    the input is at fault; one line on stderr says what to change",
+        "3    a fault of the tool or of the machine",
+        "130  interrupted (Ctrl-C)",
+    ]
+    return "\b\nExit codes:\n  " + "\n  ".join(lines)
+
+
+# Commands
+
+app = typer.Typer(
+    # Plain help: boxes would break the examples when they are copied.
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
+)
+
+
+def influence_command(
+    summary: SummaryFile,
+    queries: Annotated[
+        str | None, typer.Option(metavar="SPEC", help=f"The predictions to explain: {DATA_HELP}")
+    ] = None,
+    of_itself: Annotated[
+        bool, typer.Option("--self", help="The influence of every training example on its own loss instead.")
+    ] = False,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="K",
+            help="The K strongest of each kind for each query [default: 10], or with --self the K largest "
+            "[default: every example].",
+        ),
+    ] = None,
+    mean: Annotated[bool, typer.Option("--mean", help="One answer, for the mean loss of all queries.")] = False,
+    misclassified: Annotated[
+        bool, typer.Option("--misclassified", help="Only the queries whose prediction is not their label.")
+    ] = False,
+    matrix: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write all values, float32 (queries, training examples), to this .npy or .h5."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help=f"Score these training examples by their exact gradients, instead of the records: {DATA_HELP}",
+        ),
+    ] = None,
+    solver: Annotated[
+        Solver,
+        typer.Option(
+            help="kronecker: layer by layer; cg: with the layers' cross terms, by conjugate gradients; pbo: the listed "
+            "examples measured again by the proximal Bregman response (slow, needs --data)."
+        ),
+    ] = Solver.kronecker,
+    model: LastLayerModel = None,
+    model_arg: ModelArguments = None,
+    checkpoint: LastLayerCheckpoint = None,
+    x_key: XKey = None,
+    y_key: YKey = None,
+    id_key: IdKey = None,
+    split: Split = None,
+    skip_bad: SkipBad = False,
+    transform: Transform = None,
+    device: DeviceChoice = Device.auto,
+    batch_size: BatchSize = 256,
+    ema: Ema = False,
+    allow_pickle: AllowPickle = False,
+    ids: Ids = None,
+    ids_only: IdsOnly = False,
+    format: OutputFormat = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Name the training examples that pushed the model towards a prediction, and those that pushed against.
+
+    The column loss_change_if_removed is a first-order estimate, in nats for cross-entropy, of how much the
+    loss on the query would rise if the training example were removed; positive: the example helps
+    (proponent), negative: it harms (opponent). With --ids only the training examples named are ranked; the values
+    are the same.
+
+    \b
+    Example:
+      fsdtool influence summary.h5 --queries sample_data/test.npz --misclassified --top 5
+      fsdtool influence summary.h5 --self --top 20
+      fsdtool influence summary.h5 --queries sample_data/test.npz --mean --data sample_data/train.npz
+      fsdtool influence summary.h5 --self --ids suspects.txt
+    """
+    talk(quiet, debug)
+    check_ids_only(ids_only, format)
+    if (queries is None) is not of_itself:
+        found = "both are given" if of_itself else "neither is given"
+        raise FsdtoolError(f"either --queries or --self is needed and {found}; give one of them")
+    if not (model is None and checkpoint is not None and allow_pickle):  # a pickled network needs no --model
+        check_model_options(model, model_arg, checkpoint)
+    if of_itself:
+        needless = {} if data is not None else {"model": model, "checkpoint": checkpoint}
+        other = solver is not Solver.kronecker
+        _refuse_with_self(mean=mean, misclassified=misclassified, matrix=matrix, solver=other, **needless)
+    if matrix is not None:
+        inputs = [given for given in (summary, queries, data) if given is not None]
+        check_output(matrix, "--matrix", inputs=inputs, suffix=(".npy", ".h5"))
+
+    if of_itself and data is None:
+        _write_recorded_self_influence(summary, device, ids, top, format, ids_only)
+        return
+
+    from fsdtool.device import choose_device
+    from fsdtool.influence import influence, self_influence
+    from fsdtool.summary import load
+
+    chosen = choose_device(device.value)
+    opened = load(summary)
+    reading = {"x_key": x_key, "y_key": y_key, "id_key": id_key, "split": split, "skip_bad": skip_bad}
+    network = network_of(opened, model, model_arg, checkpoint, allow_pickle, ema)
+    candidates = None if data is None else load_like(opened, data, transform, **reading)
+    options = {
+        "data": candidates,
+        "among": rows_named(opened, ids, candidates),
+        "model": network,
+        "device": chosen,
+        "batch_size": batch_size,
+        "track": report.track,
+    }
+    if of_itself:
+        result = self_influence(opened, **options)
+        write(islice(result.rows(), top), SELF_INFLUENCE_COLUMNS, format, ids_only)
+        return
+    result = influence(
+        opened,
+        load_like(opened, queries, transform, **reading),
+        top=top or 10,
+        mean=mean,
+        misclassified=misclassified,
+        matrix=matrix,
+        solver=solver.value,
+        **options,
+    )
+    write(result.rows(), INFLUENCE_COLUMNS, format, ids_only)
+
+
+def _write_recorded_self_influence(
+    summary: Path, device: Device, ids: str | None, top: int | None, format: report.Format | None, ids_only: bool
+) -> None:
+    """Without torch, whose import takes longer than all the rest; but a device that is asked for must be there."""
+    from fsdtool.catalogue import open_catalogue
+    from fsdtool.selfinfluence import recorded_self_influence
+
+    if device is Device.cuda:
+        from fsdtool.device import choose_device
+
+        choose_device(device.value)
+    opened = open_catalogue(summary)
+    result = recorded_self_influence(opened, among=rows_named(opened, ids))
+    write(islice(result.rows(), top), SELF_INFLUENCE_COLUMNS, format, ids_only)
+
+
+def _refuse_with_self(**options: object) -> None:
+    given = [f"--{name}" for name, value in options.items() if value]
+    if given:
+        raise FsdtoolError(f"{', '.join(given)} has no meaning with --self; leave it out or give --queries")
