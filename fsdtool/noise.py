@@ -93,17 +93,17 @@ def estimate(
     fits = [_Fit(_scaled(evidence[::stride, layer]), sample, classes, *cells) for layer in range(layers)]
     if parameters is None:
         parameters = np.where(np.arange(layers) > 0, np.inf, 0)
-    capacity = BITS * np.log(2) * parameters[:layers]
     information = np.array([entropy + fit.likelihood for fit in fits])
-    chosen = _choice(information, capacity, entropy)
-    together = sum((fit.evidence for fit in fits), np.zeros(sample.shape, np.float32))
-    used = [fits[layer] for layer in chosen] or [_Fit(together, sample, classes, *cells)]
-    say = information[list(chosen)] ** 2 if chosen else None
+    chosen = _choice(information, BITS * np.log(2) * parameters[:layers], entropy)
+    if chosen:
+        used, say = [fits[layer] for layer in chosen], information[list(chosen)] ** 2
+    else:
+        together = sum((fit.evidence for fit in fits), np.zeros(sample.shape, np.float32))
+        used, say = [_Fit(together, sample, classes, *cells)], None
     for fit in used:
         fit.run()
-    key = cells[0]
+    key, count = cells[0], np.average([fit.count for fit in used], 0, say)
     share = np.bincount(candidates[:, 0], minlength=classes) / np.maximum(np.bincount(given, minlength=classes), 1)
-    count = np.average([fit.count for fit in used], 0, say)
     return Noise(classes, key, count * share[key % classes], _concentration(key, count, classes), chosen)
 
 
@@ -115,18 +115,18 @@ def _choice(information: np.ndarray, capacity: np.ndarray, entropy: float) -> tu
 
 
 class _Fit:
-    """Expectation maximization on evidence (n, T) of candidates (n, T).
+    """Expectation maximization on evidence (n, T) of candidates (n, T), whose `cell` (n, T) is a place in `key`.
 
-    `likelihood` is the mean log-likelihood of the labels at the start, by the best unit.
+    `likelihood` is the mean log-likelihood of the labels at the start, by the best unit; count holds what `run` finds.
     """
 
     def __init__(self, evidence: np.ndarray, candidates: np.ndarray, classes: int, key: np.ndarray, cell: np.ndarray):
         self.evidence, self.candidates, self.classes = evidence, candidates, classes
         self.key, self.cell = key, cell.reshape(candidates.shape)
-        self.wrong = self.key // classes != self.key % classes
-        self.confusion = np.where(self.wrong, FIRST_RATE / max(classes - 1, 1), 1 - FIRST_RATE).astype(np.float32)
+        wrong = key // classes != key % classes
+        self.confusion = np.where(wrong, FIRST_RATE / max(classes - 1, 1), 1 - FIRST_RATE).astype(np.float32)
         self.bias = np.zeros(classes, np.float32)
-        self.count, self.concentration = np.zeros(len(self.key)), np.inf
+        self.count = np.zeros(len(key))
         stride = -(-len(evidence) // OF_UNIT)
         log_confusion = np.log(self.confusion)[self.cell[::stride]]
         self.likelihood, self.unit = max(
@@ -147,8 +147,8 @@ class _Fit:
         responsibility = expected * self.confusion[self.cell]
         responsibility /= responsibility.sum(1, keepdims=True)
         self.count = np.bincount(self.cell.ravel(), responsibility.ravel(), len(self.key))
-        self.concentration = _concentration(self.key, self.count, self.classes) if drawn else 0.0
-        log_confusion = _log_confusion(self.key, self.count, self.classes, self.concentration, self.key, self.count)
+        concentration = _concentration(self.key, self.count, self.classes) if drawn else 0.0
+        log_confusion = _log_confusion(self.key, self.count, self.classes, concentration, self.key, self.count)
         self.confusion = np.exp(log_confusion).astype(np.float32)
         self.bias += self._more_bias(responsibility, expected)
         self.unit *= 1 + self._more_unit(responsibility, expected)
