@@ -47,8 +47,8 @@ READING = (
     ),
     (
         "Wrong labels",
-        "The number in all and the noise matrix are estimated from the earliest layer that tells the classes apart, "
-        "the input itself if it does: it has not memorised labels. Where it tells them apart badly they are rough.",
+        "The number in all and the noise matrix are estimated from the input itself and from layers with too few "
+        "parameters before them to have memorised labels. Where these tell the classes apart badly they are rough.",
     ),
     ("Layer weights", "A layer that has memorised the given labels agrees with no other layer and counts little."),
     (
