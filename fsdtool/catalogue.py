@@ -168,7 +168,7 @@ def read_catalogue(file: h5py.File) -> Catalogue:
     if not isinstance(steps, list) or not steps:
         raise hdf5.unusable(file, "its network is not a well-formed list of steps")
     outputs = int(steps[-1]["shape"][0])
-    names = tuple(hdf5.strings(hdf5.dataset(data, "class_names")).tolist()) if "class_names" in data else None
+    names = tuple(hdf5.strings(hdf5.dataset(data, "class_names", (None,))).tolist()) if "class_names" in data else None
     records = None
     if "records" in file:
         records = Records(hdf5.group(file, "records"), examples)

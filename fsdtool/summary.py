@@ -192,11 +192,13 @@ def _check_runs(identity: Identity, file_size: int) -> None:
 
 def _read_statistics(file: h5py.File, identity: Identity) -> Statistics:
     group, graph = hdf5.group(file, "statistics"), identity.graph
-    names, n = tuple(hdf5.strings(hdf5.dataset(group, "names")).tolist()), graph.steps[0].units
-    components = len(names)
-    count = tensor(group, "count", (components,), torch.float64)
-    if not components or count.min() < 1 or count.sum() != identity.examples:
+    components = hdf5.dataset(group, "count", (None,)).shape[0]
+    if not 1 <= components <= identity.examples:
+        raise hdf5.unusable(group, f"{components} components are too many for {identity.examples} examples, or too few")
+    count, n = tensor(group, "count", (components,), torch.float64), graph.steps[0].units
+    if count.min() < 1 or count.sum() != identity.examples:
         raise hdf5.unusable(group, f"the components do not add up to {identity.examples} examples")
+    names = tuple(hdf5.strings(hdf5.dataset(group, "names", (components,))).tolist())
     basis = tensor(group, "input/basis", (n, None)) if "basis" in hdf5.group(group, "input") else None
     rank = n if basis is None else basis.shape[1]
     gaussian = InputStatistics(

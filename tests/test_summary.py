@@ -611,3 +611,22 @@ def test_a_summary_that_is_open_survives_its_replacement(summarized):
     expected = first.records.read("loss")
     summarized(perceptron(4, 8, 3, seed=1), *data)
     np.testing.assert_array_equal(first.records.read("loss"), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("statistics/names", np.full((300_000, 1, 1), b"a"), r"'/statistics/names' has shape \(300000, 1, 1\)"),
+        ("statistics/count", np.ones(2000), "2000 components are too many for 1437 examples"),
+        ("statistics/count", np.ones(0), "0 components are too many for 1437 examples, or too few"),
+        ("data/class_names", np.full((4, 2), b"a"), r"'/data/class_names' has shape \(4, 2\), expected \(any\)"),
+    ],
+)
+def test_names_and_components_are_counted_before_they_are_read(mlp_summary, edited, name, values, message):
+    def change(file: h5py.File) -> None:
+        if name in file:
+            del file[name]
+        file[name] = values
+
+    with pytest.raises(FsdtoolError, match=message):
+        load(edited(mlp_summary.path, change))
