@@ -42,31 +42,6 @@ INFLUENCE_COLUMNS = (
     *("query_label", "query_prediction"),
 )
 SELF_INFLUENCE_COLUMNS = ("id", "label", "self_influence")
-FSD_COLUMNS = ("checkpoint", "distance", "standard_error", "metric", "form")
-FSD_COMPONENT_COLUMNS = ("checkpoint", "component", "weight", "distance", "contribution", "metric", "form")
-INSPECT_COLUMNS = ("part", "bytes", "bytes_per_example", "description")
-MEGABYTE = 10**6
-
-
-def _exit_codes(findings: str | None = None) -> str:
-    """The last paragraph of a command's help."""
-    lines = ["0    done" + (", nothing over the threshold" if findings else "")]
-    lines += [f"1    {findings}"] if findings else []
-    lines += [
-        "2    the input is at fault; one line on stderr says what to change",
-        "3    a fault of the tool or of the machine",
-        "130  interrupted (Ctrl-C)",
-    ]
-    return "\b\nExit codes:\n  " + "\n  ".join(lines)
-
-
-# Commands
-
-app = typer.Typer(
-    # Plain help: boxes would break the examples when they are copied.
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
-)
 
 
 def influence_command(

@@ -48,15 +48,6 @@ log = logging.getLogger("fsdtool")
 
 MISLABELED_COLUMNS = ("id", "given_label", "suggested_label", "score", "confidence", "rank")
 MISVALUED_COLUMNS = ("id", "given_target", "suggested_target", "standard_error", "score", "rank")
-INFLUENCE_COLUMNS = (
-    *("query_id", "kind", "rank", "id", "label", "loss_change_if_removed"),
-    *("query_label", "query_prediction"),
-)
-MISVALUED_COLUMNS = ("id", "given_target", "suggested_target", "standard_error", "score", "rank")
-INFLUENCE_COLUMNS = (
-    *("query_id", "kind", "rank", "id", "label", "loss_change_if_removed"),
-    *("query_label", "query_prediction"),
-)
 
 
 def find_mislabeled_command(

@@ -9,9 +9,9 @@ would pass for wrong labels) and the confusion M of classes are fitted to the la
 
 Evidence from what training has fitted to the labels would find nothing wrong.  A parameter can hold about two bits of
 them (Cover 1965), so layers are used that have too few parameters before them, in all, to have learned a tenth of the
-labels by heart.  Two such layers are fitted, each for itself: the earliest, often the input itself, and the one that
-says most of the classes.  Their M are averaged, by the square of what they say.  If there is none, it is the earliest
-layer that says anything.
+labels by heart.  Two of them are fitted, each for itself, and their M averaged by the square of what they say: the
+earliest, often the input itself, and the one that says most of the classes (which may be the same).  If there is none,
+it is the earliest layer that says anything.
 
 Of many classes there are few wrong labels each.  The cells M[t, c], c != t, of a class are therefore drawn to their
 mean by the Dirichlet-multinomial whose concentration, over all classes, explains how the cells spread: even noise
@@ -31,7 +31,7 @@ BITS = 2.0  # that a parameter can hold
 BY_HEART = 0.1  # of what the labels say, that a layer may hold and still count as one that has not memorised
 FIRST_RATE = 0.1
 LEAST_INFORMATION = 0.1  # that a layer has on the labels, of their entropy
-NUMBERS = 2**20  # examples x candidates that are fitted
+NUMBERS = 2**19  # examples x candidates that are fitted
 OF_UNIT = 8192  # examples from which the unit is fitted
 BIAS_SMOOTHING = 1.0  # examples added to each class, so that classes of few have little bias
 SMOOTHING = 1e-3  # wrong labels added to each class
@@ -68,11 +68,12 @@ class Noise:
 
     def log_confusion(self, candidates: np.ndarray) -> np.ndarray:
         """log M[t, y] (N, T) float32 for candidates t (N, T), the given label y in column 0."""
-        wanted = candidates.astype(np.int64) * self.classes + candidates[:, :1]
+        true = candidates.astype(np.int64)
+        wanted = true * self.classes + true[:, :1]
         place = np.searchsorted(self.key, wanted).clip(max=len(self.key) - 1)
         count = np.where(self.key[place] == wanted, self.count[place], 0.0)
-        found = _log_confusion(self.key, self.count, self.classes, self.concentration, wanted, count)
-        return found.astype(np.float32)
+        totals = Cells(self.key, self.classes).totals(self.count)
+        return np.log(_confusion(*totals, self.concentration, true, true == true[:, :1], count)).astype(np.float32)
 
 
 def estimate(
@@ -89,8 +90,9 @@ def estimate(
     given = sample[:, 0]
     frequency = np.bincount(given, minlength=classes) / len(given)
     entropy = -float(np.log(frequency[given]).mean())
-    cells = np.unique(sample * classes + sample[:, :1], return_inverse=True)
-    fits = [_Fit(_scaled(evidence[::stride, layer]), sample, classes, *cells) for layer in range(layers)]
+    key, cell = np.unique(sample * classes + sample[:, :1], return_inverse=True)
+    pairs = Cells(key, classes), cell.reshape(sample.shape)
+    fits = [_Fit(_scaled(evidence[::stride, layer]), sample, *pairs) for layer in range(layers)]
     if parameters is None:
         parameters = np.where(np.arange(layers) > 0, np.inf, 0)
     information = np.array([entropy + fit.likelihood for fit in fits])
@@ -99,36 +101,59 @@ def estimate(
         used, say = [fits[layer] for layer in chosen], information[list(chosen)] ** 2
     else:
         together = sum((fit.evidence for fit in fits), np.zeros(sample.shape, np.float32))
-        used, say = [_Fit(together, sample, classes, *cells)], None
+        used, say = [_Fit(together, sample, *pairs)], None
     for fit in used:
         fit.run()
-    key, count = cells[0], np.average([fit.count for fit in used], 0, say)
+    count = np.average([fit.count for fit in used], 0, say)
     share = np.bincount(candidates[:, 0], minlength=classes) / np.maximum(np.bincount(given, minlength=classes), 1)
-    return Noise(classes, key, count * share[key % classes], _concentration(key, count, classes), chosen)
+    return Noise(classes, key, count * share[key % classes], pairs[0].concentration(count), chosen)
 
 
 def _choice(information: np.ndarray, capacity: np.ndarray, entropy: float) -> tuple[int, ...]:
     """The layers to estimate from, by what each says of a label and can hold of it, in nats."""
-    informed = np.flatnonzero(information >= LEAST_INFORMATION * entropy).tolist()
+    informed = np.flatnonzero(information > LEAST_INFORMATION * entropy).tolist()
     naive = [i for i in informed if capacity[i] <= BY_HEART * entropy] or informed[:1]
     return tuple(sorted({naive[0], max(naive, key=lambda i: information[i])})) if naive else ()
 
 
+class Cells:
+    """Pairs of a true class and a given label, as the keys (M,) true class x classes + given label."""
+
+    def __init__(self, key: np.ndarray, classes: int):
+        self.key, self.classes, self.true = key, classes, key // classes
+        self.right = self.true == key % classes
+        self._wrong = np.flatnonzero(~self.right)
+
+    def totals(self, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Examples (classes,) of each true class, and the wrongly labelled of them, from the examples (M,) by key."""
+        wrong = np.bincount(self.true[self._wrong], count[self._wrong], self.classes)
+        return np.bincount(self.true, count, self.classes), wrong
+
+    def concentration(self, count: np.ndarray) -> float:
+        """The Dirichlet concentration whose multinomial cells spread as the wrong labels do, by its second moment."""
+        cells = max(self.classes - 1, 1)
+        wrong = self.totals(count)[1]
+        squares = float((count[self._wrong] ** 2).sum())
+        spread = (squares - float((wrong**2).sum()) / cells) / max(1 - 1 / cells, 1e-12)
+        if spread <= wrong.sum():
+            return np.inf
+        return max(float((wrong**2).sum()) - spread, 1e-6) / (spread - float(wrong.sum()))
+
+
 class _Fit:
-    """Expectation maximization on evidence (n, T) of candidates (n, T), whose `cell` (n, T) is a place in `key`.
+    """Expectation maximization on evidence (n, T) of candidates (n, T), whose `cell` (n, T) is a place in `cells`.
 
     `likelihood` is the mean log-likelihood of the labels at the start, by the best unit; count holds what `run` finds.
     """
 
-    def __init__(self, evidence: np.ndarray, candidates: np.ndarray, classes: int, key: np.ndarray, cell: np.ndarray):
-        self.evidence, self.candidates, self.classes = evidence, candidates, classes
-        self.key, self.cell = key, cell.reshape(candidates.shape)
-        wrong = key // classes != key % classes
-        self.confusion = np.where(wrong, FIRST_RATE / max(classes - 1, 1), 1 - FIRST_RATE).astype(np.float32)
-        self.bias = np.zeros(classes, np.float32)
-        self.count = np.zeros(len(key))
+    def __init__(self, evidence: np.ndarray, candidates: np.ndarray, cells: Cells, cell: np.ndarray):
+        self.evidence, self.candidates, self.cells, self.cell = evidence, candidates, cells, cell
+        first = np.where(cells.right, 1 - FIRST_RATE, FIRST_RATE / max(cells.classes - 1, 1))
+        self.confusion = first.astype(np.float32)
+        self.bias = np.zeros(cells.classes, np.float32)
+        self.count = np.zeros(len(cells.key))
         stride = -(-len(evidence) // OF_UNIT)
-        log_confusion = np.log(self.confusion)[self.cell[::stride]]
+        log_confusion = np.log(self.confusion)[cell[::stride]]
         self.likelihood, self.unit = max(
             (label_likelihood(evidence[::stride], log_confusion, unit), float(unit)) for unit in COARSE
         )
@@ -136,27 +161,29 @@ class _Fit:
     def run(self) -> None:
         """Fit the unit, the biases and the confusion, whose cells are free at first and then drawn together."""
         for drawn in (False, True):
-            for _ in range(STEPS):
+            for step in range(STEPS):
                 before = self.count
                 self._step(drawn)
-                if np.abs(self.count - before).sum() < SETTLED * len(self.evidence):
+                # The first step counts by the confusion that the phase before has left.
+                if step and np.abs(self.count - before).sum() < SETTLED * len(self.evidence):
                     break
 
     def _step(self, drawn: bool) -> None:
+        cells = self.cells
         expected = softmax(np.float32(self.unit) * self.evidence + self.bias[self.candidates])
         responsibility = expected * self.confusion[self.cell]
         responsibility /= responsibility.sum(1, keepdims=True)
-        self.count = np.bincount(self.cell.ravel(), responsibility.ravel(), len(self.key))
-        concentration = _concentration(self.key, self.count, self.classes) if drawn else 0.0
-        log_confusion = _log_confusion(self.key, self.count, self.classes, concentration, self.key, self.count)
-        self.confusion = np.exp(log_confusion).astype(np.float32)
+        self.count = np.bincount(self.cell.ravel(), responsibility.ravel(), len(cells.key))
+        concentration = cells.concentration(self.count) if drawn else 0.0
+        totals = cells.totals(self.count)
+        self.confusion = _confusion(*totals, concentration, cells.true, cells.right, self.count).astype(np.float32)
         self.bias += self._more_bias(responsibility, expected)
         self.unit *= 1 + self._more_unit(responsibility, expected)
 
     def _more_bias(self, responsibility: np.ndarray, expected: np.ndarray) -> np.ndarray:
         """What the bias (classes,) lacks: log of the examples that a class has over those that it is expected to."""
         of = self.candidates.ravel()
-        has, should = (np.bincount(of, part.ravel(), self.classes) for part in (responsibility, expected))
+        has, should = (np.bincount(of, part.ravel(), len(self.bias)) for part in (responsibility, expected))
         return np.log((has + BIAS_SMOOTHING) / (should + BIAS_SMOOTHING)).astype(np.float32)
 
     def _more_unit(self, responsibility: np.ndarray, expected: np.ndarray) -> float:
@@ -192,35 +219,15 @@ def _log_sum(values: np.ndarray) -> np.ndarray:
     return largest + np.log(np.exp(values - largest[:, None]).sum(1))
 
 
-def _totals(key: np.ndarray, count: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Examples (classes,) of each true class, and the wrongly labelled of them."""
-    true = key // classes
-    wrong = np.where(true != key % classes, count, 0.0)
-    return np.bincount(true, count, minlength=classes), np.bincount(true, wrong, minlength=classes)
-
-
-def _concentration(key: np.ndarray, count: np.ndarray, classes: int) -> float:
-    """The Dirichlet concentration whose multinomial cells spread as the wrong labels do, by its second moment."""
-    cells = max(classes - 1, 1)
-    wrong = _totals(key, count, classes)[1]
-    squares = float((count[key // classes != key % classes] ** 2).sum())
-    spread = (squares - float((wrong**2).sum()) / cells) / max(1 - 1 / cells, 1e-12)
-    if spread <= wrong.sum():
-        return np.inf
-    return max(float((wrong**2).sum()) - spread, 1e-6) / (spread - float(wrong.sum()))
-
-
-def _log_confusion(
-    key: np.ndarray, count: np.ndarray, classes: int, concentration: float, wanted: np.ndarray, found: np.ndarray
+def _confusion(
+    total: np.ndarray, wrong: np.ndarray, concentration: float, true: np.ndarray, right: np.ndarray, count: np.ndarray
 ) -> np.ndarray:
-    """log M of the `wanted` keys, whose counts are `found`."""
-    total, wrong = _totals(key, count, classes)
-    wrong = wrong + SMOOTHING
-    total = total + 2 * SMOOTHING
-    true, cells = wanted // classes, max(classes - 1, 1)
-    concentration = max(concentration, SMOOTHING)
+    """M of cells with these true classes, right or wrong labels and counts of examples, given `Cells.totals`."""
+    wrong, total = wrong + SMOOTHING, total + 2 * SMOOTHING
+    each = 1 / max(len(total) - 1, 1)
     if np.isinf(concentration):
-        drawn = wrong[true] / cells
+        drawn = wrong[true] * each
     else:
-        drawn = wrong[true] * (found + concentration / cells) / (wrong[true] + concentration)
-    return np.log(np.where(true == wanted % classes, (total - wrong)[true], drawn) / total[true])
+        concentration = max(concentration, SMOOTHING)
+        drawn = wrong[true] * (count + concentration * each) / (wrong[true] + concentration)
+    return np.where(right, (total - wrong)[true], drawn) / total[true]

@@ -79,7 +79,7 @@ class Response:
     def say(self) -> None:
         """Tell how the problems were solved: a warning where they were not."""
         found = f"proximal Bregman response: {len(self.lengths)} examples"
-        far = sum(length > FAR for length in self.lengths)
+        far = sum(not length <= FAR for length in self.lengths)  # also what is not a number
         if self.unsolved:
             log.warning(f"{found}, {self.unsolved} not converged; trust their values less")
         if far:

@@ -48,7 +48,8 @@ READING = (
     (
         "Wrong labels",
         "The number in all and the noise matrix are estimated from the input itself and from layers with too few "
-        "parameters before them to have memorised labels. Where these tell the classes apart badly they are rough.",
+        "parameters before them to have memorised labels, or else from the earliest layer. Where these tell the "
+        "classes apart badly, or have memorised labels, they are rough.",
     ),
     ("Layer weights", "A layer that has memorised the given labels agrees with no other layer and counts little."),
     (

@@ -33,6 +33,7 @@ from fsdtool.moments import GateStatistics, Statistics
 COUPLED, INDEPENDENT, MOVING = "coupled", "independent", "moving"
 BATCH_UNITS = 2**25  # scalars of all steps held per batch of pseudo-samples
 SMALLEST_BATCH = 64
+FEWEST = 8  # pseudo-samples of a batch that memory has halved: gates of fewer have no ranks to speak of
 
 T = TypeVar("T")
 
@@ -171,7 +172,7 @@ class Simulation:
                 try:
                     result = compute(k, count)
                 except Exception as error:
-                    if count < 4 or not size.halved_after(error, count):
+                    if count < 2 * FEWEST or not size.halved_after(error, count):
                         raise
                     self.generator.set_state(before)
                     continue

@@ -235,11 +235,20 @@ def _read_gates(group: h5py.Group, graph: Graph, index: int, components: int) ->
 
 def _read_curvature(file: h5py.File, identity: Identity) -> list[BlockCurvature]:
     """The blocks in the order of the network."""
-    steps = [step for step in identity.graph.steps if step.operation in WEIGHTED]
-    return [
-        _read_block(hdf5.group(file, f"curvature/{weight}"), identity.shapes)
-        for weight in dict.fromkeys(step.parameters["weight"] for step in steps)
-    ]
+    biases: dict[str, set[str | None]] = {}
+    for step in identity.graph.steps:
+        if step.operation in WEIGHTED:
+            biases.setdefault(step.parameters["weight"], set()).add(step.parameters.get("bias"))
+    found = []
+    for weight, named in biases.items():
+        group = hdf5.group(file, f"curvature/{weight}")
+        block = _read_block(group, identity.shapes)
+        if (block.weight, block.bias) != (weight, named.pop() if len(named) == 1 else None):
+            raise hdf5.unusable(
+                group, f"the curvature of '{weight}' is not of the parameters that the network has there"
+            )
+        found.append(block)
+    return found
 
 
 def _read_block(group: h5py.Group, shapes: dict[str, tuple[int, ...]]) -> BlockCurvature:

@@ -59,7 +59,7 @@ def earlier_networks(model: nn.Module, network: Network, checkpoints: Sequence[C
 
 
 def parameters_before(network: Network, earlier: Sequence[Earlier], layer: str) -> int:
-    """How many numbers, in weights and buffers, lead to a layer's features, in the network or an earlier one.
+    """How many numbers, in weights and buffers, come before a layer, in the network or an earlier one.
 
     In last layer mode the order of the layers is not known: it is all of the model's.
     """

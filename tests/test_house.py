@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from pathlib import Path
 
 import fsdtool
@@ -47,3 +48,18 @@ def test_imports_go_only_upward():
         above = set(ORDER[:position]) | {"__version__"}
         downward = {name for name in imports(FOLDER / f"{module}.py") - above if (module, name) not in LATER}
         assert not downward, f"{module} imports {downward} from below it"
+
+
+def test_what_a_module_names_is_named_once_and_used():
+    files = [*FOLDER.glob("*.py"), *Path(__file__).parent.rglob("*.py")]
+    words = Counter(word for file in files for word in re.findall(r"\w+", file.read_text()))
+    for module in ORDER:
+        tree = ast.parse((FOLDER / f"{module}.py").read_text())
+        defined = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        names = [node.name for node in defined if not node.decorator_list or isinstance(node, ast.ClassDef)]
+        assigned = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+        names += [target.id for target in assigned if isinstance(target, ast.Name)]
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        unused = [name for name in names if words[name] < 2]
+        assert not twice, f"{module} defines {twice} twice"
+        assert not unused, f"nothing uses {unused} of {module}"

@@ -97,12 +97,12 @@ def test_the_concentration_of_drawn_cells_is_recovered():
             cells = generator.dirichlet(np.full(classes - 1, concentration / (classes - 1)))
             count[t, np.arange(classes) != t] = generator.multinomial(wrong, cells)
             count[t, t] = 300
-        found = module._concentration(np.arange(classes**2), count.ravel(), classes)
+        found = module.Cells(np.arange(classes**2), classes).concentration(count.ravel())
         assert found == pytest.approx(concentration, rel=0.2)
 
 
 def test_without_wrong_labels_the_noise_is_even():
-    assert module._concentration(np.arange(9), np.diag([5.0, 5.0, 5.0]).ravel(), 3) == np.inf
+    assert module.Cells(np.arange(9), 3).concentration(np.diag([5.0, 5.0, 5.0]).ravel()) == np.inf
 
 
 @pytest.mark.parametrize("name", ["uniform", "pairs"])
@@ -122,6 +122,16 @@ def test_confusion_that_the_evidence_barely_sees_is_not_drawn_to_even():
     found = estimate(evidence[:, None], candidates, 1, 6)
     assert found.rate == pytest.approx((true != candidates[:, 0]).mean(), rel=0.25)
     assert found.concentration < 2
+
+
+@pytest.mark.parametrize(("classes", "n"), [(30, 3000), (300, 3000)])
+def test_of_many_classes_even_noise_becomes_even(classes, n):
+    """Free cells would take rare classes' similar examples for wrong labels, and say too many."""
+    evidence, candidates, true = draw(uniform(classes, 0.1), n)
+    wrong = (true != candidates[:, 0]).mean()
+    found = estimate(evidence[:, None], candidates, 1, classes)
+    assert found.rate == pytest.approx(wrong, rel=0.1)
+    assert found.concentration > 100
 
 
 # Layers

@@ -630,3 +630,14 @@ def test_names_and_components_are_counted_before_they_are_read(mlp_summary, edit
 
     with pytest.raises(FsdtoolError, match=message):
         load(edited(mlp_summary.path, change))
+
+
+def test_a_network_without_the_bias_of_its_curvature_is_refused(mlp_summary, edited):
+    def change(file: h5py.File) -> None:
+        steps = json.loads(bytes(file["model/graph"][()]))
+        next(step for step in steps if "bias" in step["parameters"])["parameters"].pop("bias")
+        del file["model/graph"]
+        file["model/graph"] = np.frombuffer(json.dumps(steps).encode(), np.uint8)
+
+    with pytest.raises(FsdtoolError, match="is of other parameters than the network's"):
+        load(edited(mlp_summary.path, change))
