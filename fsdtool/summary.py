@@ -244,9 +244,7 @@ def _read_curvature(file: h5py.File, identity: Identity) -> list[BlockCurvature]
         group = hdf5.group(file, f"curvature/{weight}")
         block = _read_block(group, identity.shapes)
         if (block.weight, block.bias) != (weight, named.pop() if len(named) == 1 else None):
-            raise hdf5.unusable(
-                group, f"the curvature of '{weight}' is not of the parameters that the network has there"
-            )
+            raise hdf5.unusable(group, f"the curvature of '{weight}' is of other parameters than the network's")
         found.append(block)
     return found
 
