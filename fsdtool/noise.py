@@ -16,7 +16,8 @@ it is the earliest layer that says anything.
 Of many classes there are few wrong labels each.  The cells M[t, c], c != t, of a class are therefore drawn to their
 mean by the Dirichlet-multinomial whose concentration, over all classes, explains how the cells spread: even noise
 becomes even, and confusion of a few classes stays as it is.  They are fitted freely first: drawn together from the
-start, uneven cells would never come apart.
+start, uneven cells would never come apart.  Then the cells alone are fitted: evidence of a smaller unit would explain
+wrong labels among many classes better than even noise does.
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ class _Fit:
         )
 
     def run(self) -> None:
-        """Fit the unit, the biases and the confusion, whose cells are free at first and then drawn together."""
+        """Fit the unit, the biases and the confusion with free cells, then the confusion alone, drawn together."""
         for drawn in (False, True):
             for step in range(STEPS):
                 before = self.count
@@ -177,8 +178,9 @@ class _Fit:
         concentration = cells.concentration(self.count) if drawn else 0.0
         totals = cells.totals(self.count)
         self.confusion = _confusion(*totals, concentration, cells.true, cells.right, self.count).astype(np.float32)
-        self.bias += self._more_bias(responsibility, expected)
-        self.unit *= 1 + self._more_unit(responsibility, expected)
+        if not drawn:
+            self.bias += self._more_bias(responsibility, expected)
+            self.unit *= 1 + self._more_unit(responsibility, expected)
 
     def _more_bias(self, responsibility: np.ndarray, expected: np.ndarray) -> np.ndarray:
         """What the bias (classes,) lacks: log of the examples that a class has over those that it is expected to."""

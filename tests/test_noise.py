@@ -134,6 +134,16 @@ def test_of_many_classes_even_noise_becomes_even(classes, n):
     assert found.concentration > 100
 
 
+def test_wrong_labels_among_many_classes_that_are_hard_to_tell_are_not_explained_away():
+    classes, kept = 100, 10
+    evidence, candidates, true = draw(uniform(classes, 0.1), 10_000, separation=3.0)
+    strongest = np.argsort(-evidence[:, 1:], 1)[:, : kept - 1] + 1
+    places = np.concatenate([np.zeros((len(true), 1), int), strongest], 1)
+    evidence, candidates = (np.take_along_axis(values, places, 1) for values in (evidence, candidates))
+    found = estimate(evidence[:, None], candidates, 1, classes)
+    assert found.rate == pytest.approx((true != candidates[:, 0]).mean(), rel=0.25)
+
+
 # Layers
 
 
