@@ -15,9 +15,9 @@ it is the earliest layer that says anything.
 
 Of many classes there are few wrong labels each.  The cells M[t, c], c != t, of a class are therefore drawn to their
 mean by the Dirichlet-multinomial whose concentration, over all classes, explains how the cells spread: even noise
-becomes even, and confusion of a few classes stays as it is.  They are fitted freely first: drawn together from the
-start, uneven cells would never come apart.  Then the cells alone are fitted: evidence of a smaller unit would explain
-wrong labels among many classes better than even noise does.
+becomes even, and confusion of a few classes stays as it is.  First all is fitted with a small concentration: drawn
+together from the start, uneven cells would never come apart.  Then the cells alone: evidence of a smaller unit would
+explain wrong labels among many classes better than even noise does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-STEPS = 100  # of the free fit, and of the drawn one
+STEPS = 100  # of either phase
 LARGEST_STEP = 0.3  # of the unit, relative
 BITS = 2.0  # that a parameter can hold
 BY_HEART = 0.1  # of what the labels say, that a layer may hold and still count as one that has not memorised
@@ -35,6 +35,7 @@ LEAST_INFORMATION = 0.1  # that a layer has on the labels, of their entropy
 NUMBERS = 2**19  # examples x candidates that are fitted
 OF_UNIT = 8192  # examples from which the unit is fitted
 BIAS_SMOOTHING = 1.0  # examples added to each class, so that classes of few have little bias
+LOOSE = 10.0  # concentration of the first phase: even wrong labels added to those of each class
 SMOOTHING = 1e-3  # wrong labels added to each class
 COARSE = np.logspace(-2, 2, 21)
 SETTLED = 1e-4  # of all examples, that a step moves between the cells
@@ -160,7 +161,7 @@ class _Fit:
         )
 
     def run(self) -> None:
-        """Fit the unit, the biases and the confusion with free cells, then the confusion alone, drawn together."""
+        """Fit the unit, the biases and the confusion with loose cells, then the confusion alone, drawn together."""
         for drawn in (False, True):
             for step in range(STEPS):
                 before = self.count
@@ -175,7 +176,7 @@ class _Fit:
         responsibility = expected * self.confusion[self.cell]
         responsibility /= responsibility.sum(1, keepdims=True)
         self.count = np.bincount(self.cell.ravel(), responsibility.ravel(), len(cells.key))
-        concentration = cells.concentration(self.count) if drawn else 0.0
+        concentration = cells.concentration(self.count) if drawn else LOOSE
         totals = cells.totals(self.count)
         self.confusion = _confusion(*totals, concentration, cells.true, cells.right, self.count).astype(np.float32)
         if not drawn:
