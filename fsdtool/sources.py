@@ -184,8 +184,9 @@ class DataSource:
         )
         try:
             yield from loader
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # Where it dies while it hands over a batch, the connection breaks before torch misses the process.
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise FsdtoolError(
                 f"a process that reads '{self.spec}' died ({describe(error)}); it may have run out of memory: "

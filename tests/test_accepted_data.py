@@ -382,8 +382,19 @@ def test_a_damaged_image_is_named_or_skipped_and_listed(summarize, refused, here
 
 def test_a_worker_that_dies_is_one_line(refused):
     line = refused("model.py:Pairs?die=true", "--workers", "1", "--batch-size", "4")
-    assert "a process that reads 'model.py:Pairs?die=true' died (RuntimeError: DataLoader worker" in line
+    assert "a process that reads 'model.py:Pairs?die=true' died (" in line
     assert "--workers 0" in line
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_worker_that_dies_as_it_hands_over_a_batch_is_one_line(refused, monkeypatch, error):
+    def broken(*arguments, **options):
+        raise error
+        yield
+
+    monkeypatch.setattr("fsdtool.sources.DataLoader", broken)
+    line = refused("model.py:Pairs", "--workers", "1", "--batch-size", "4")
+    assert f"a process that reads 'model.py:Pairs' died ({type(error).__name__}" in line
 
 
 def test_inputs_that_are_not_finite(summarize, refused):
