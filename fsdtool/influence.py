@@ -164,6 +164,7 @@ def influence(
         for block, solved in _solved_blocks(explained, asked.rows, used, solve, mean, batch_size):
             best = Best(block.stop - block.start, min(top, len(candidates)))
             for rows, scores in candidates.screened(solved, best) if screened else candidates.scores(solved):
+                _check_finite(scores, rows, candidates)
                 # A score of zero is neither a proponent's nor an opponent's.
                 best.update(scores if among is None else scores * torch.from_numpy(among[rows]), rows.start)
                 put(block, rows, scores.numpy())
@@ -204,9 +205,20 @@ def self_influence(
     values = []
     with track("self-influence", len(streamed)) as advance:
         for rows, found in streamed.selves():
+            _check_finite(found[None], rows, streamed)
             values.append(found.numpy())
             advance(rows.stop - rows.start)
     return SelfInfluence(summary, np.concatenate(values), streamed.ids, streamed.targets(), among)
+
+
+def _check_finite(scores: Tensor, rows: slice, candidates: Recorded | Streamed) -> None:
+    """Raise FsdtoolError for a score (Q, n) of the training examples `rows` that is no number."""
+    broken = (~torch.isfinite(scores).all(0)).nonzero()[:, 0].tolist()
+    if broken:
+        raise FsdtoolError(
+            f"the influence of example {candidates.ids[rows.start + broken[0]]} is not finite "
+            f"({len(broken)} of {scores.shape[1]} in its batch); check the weights, they may be too large for float32"
+        )
 
 
 def whole_curvature(summary: Summary, device: torch.device | None = None) -> list[BlockCurvature]:

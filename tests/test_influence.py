@@ -431,6 +431,21 @@ def test_a_summary_without_records_or_weights_is_refused(summarized, arrays):
     assert len(self_influence(without).values) == 60
 
 
+@pytest.mark.parametrize("screened", [False, True])
+def test_scores_that_overflow_are_refused(summarized, edited, monkeypatch, screened):
+    monkeypatch.setattr(influence_module, "SCREENED_FROM", 1 if screened else 50_000)
+    summary = summarized(perceptron(4, 8, 3), *gaussian_classes(60, 4, 3))
+    queries = load_dataset(summary.identity.data_spec)
+
+    def change(file):  # what the records hold is finite, what is made of it is not
+        name = next(iter(file["curvature"]))
+        file[f"curvature/{name}/output_basis"][...] = 1e30
+        file[f"curvature/{name}/input_basis"][...] = 1e30
+
+    with pytest.raises(FsdtoolError, match="is not finite"):
+        influence(load(edited(summary.path, change)), queries)
+
+
 def test_no_misclassified_query_is_a_users_error(summarized, arrays):
     x, y = gaussian_classes(60, 4, 3)
     network = perceptron(4, 8, 3)
