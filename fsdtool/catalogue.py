@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -85,9 +84,17 @@ class Records:
             raise hdf5.unusable(self._group, f"'records/{name}' holds values too large for float32")
         return narrow
 
-    def attribute(self, name: str, key: str) -> Any:
-        """An attribute of a record dataset."""
-        return hdf5.Attributes(self.dataset(name)).get(key)
+    def layers(self, name: str) -> tuple[str, ...]:
+        """The layers that gave 'evidence' or told a 'residual'."""
+        return tuple(str(layer) for layer in self.attribute(name, "layers"))
+
+    def parameters(self) -> np.ndarray:
+        """Parameters of the network before each layer of the evidence (L,), for each example."""
+        return self.attribute("evidence", "parameters") / self.examples
+
+    def attribute(self, name: str, key: str) -> np.ndarray:
+        """An attribute of a record dataset that holds a list, as an array (n,)."""
+        return np.atleast_1d(hdf5.Attributes(self.dataset(name)).get(key))
 
     def dataset(
         self, name: str, shape: tuple[int | None, ...] | None = None, kinds: str = hdf5.NUMBERS + hdf5.TEXT
@@ -103,9 +110,9 @@ class Records:
         n = self.examples
         if task == "classification":
             _, kept = self.dataset("candidates", (n, None), INTEGERS).shape
-            layers = len(np.atleast_1d(self.attribute("evidence", "layers")))
+            layers = len(self.layers("evidence"))
             self.dataset("evidence", (n, layers, kept), FLOATS)
-            before = np.atleast_1d(self.attribute("evidence", "parameters"))
+            before = self.attribute("evidence", "parameters")
             if before.shape != (layers,) or before.dtype.kind not in INTEGERS or before.min() < 0:
                 raise hdf5.unusable(self._group, "'records/evidence' has no count of parameters for each of its layers")
             self.dataset("prediction", (n,), INTEGERS)
@@ -125,8 +132,8 @@ class Records:
         if "residual" not in self:
             return
         self.dataset("residual", (n, outputs), FLOATS)
-        layers, weights = (np.atleast_1d(self.attribute("residual", key)) for key in ("layers", "weights"))
-        if layers.shape != weights.shape or weights.dtype.kind != FLOATS or not np.isfinite(weights).all():
+        layers, weights = self.layers("residual"), self.attribute("residual", "weights")
+        if weights.shape != (len(layers),) or weights.dtype.kind != FLOATS or not np.isfinite(weights).all():
             raise hdf5.unusable(self._group, "the weights of 'records/residual' do not fit its layers")
 
     def _check_classes(self, name: str, classes: int) -> None:

@@ -11,7 +11,7 @@ import typer
 from fsdtool import report
 from fsdtool.answers import check_ids_only, talk, write
 from fsdtool.errors import FsdtoolError
-from fsdtool.inputs import check_model_options, check_output, load_like, network_of, rows_named
+from fsdtool.inputs import check_model_options, check_output, load_like, network_of, refuse_options, rows_named
 from fsdtool.options import (
     DATA_HELP,
     AllowPickle,
@@ -123,12 +123,12 @@ def influence_command(
     if (queries is None) is not of_itself:
         found = "both are given" if of_itself else "neither is given"
         raise FsdtoolError(f"either --queries or --self is needed and {found}; give one of them")
-    if not (model is None and checkpoint is not None and allow_pickle):  # a pickled network needs no --model
-        check_model_options(model, model_arg, checkpoint)
+    check_model_options(model, model_arg, checkpoint, allow_pickle)
     if of_itself:
         needless = {} if data is not None else {"model": model, "checkpoint": checkpoint}
         other = solver is not Solver.kronecker
-        _refuse_with_self(mean=mean, misclassified=misclassified, matrix=matrix, solver=other, **needless)
+        needless |= {"mean": mean, "misclassified": misclassified, "matrix": matrix, "solver": other}
+        refuse_options("with --self", "--queries", **needless)
     if matrix is not None:
         inputs = [given for given in (summary, queries, data) if given is not None]
         check_output(matrix, "--matrix", inputs=inputs, suffix=(".npy", ".h5"))
@@ -185,9 +185,3 @@ def _write_recorded_self_influence(
     opened = open_catalogue(summary)
     result = recorded_self_influence(opened, among=rows_named(opened, ids))
     write(islice(result.rows(), top), SELF_INFLUENCE_COLUMNS, format, ids_only)
-
-
-def _refuse_with_self(**options: object) -> None:
-    given = [f"--{name}" for name, value in options.items() if value]
-    if given:
-        raise FsdtoolError(f"{', '.join(given)} has no meaning with --self; leave it out or give --queries")

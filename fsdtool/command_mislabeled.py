@@ -13,7 +13,7 @@ from fsdtool import report
 from fsdtool.answers import check_ids_only, talk, write
 from fsdtool.checks import Checks
 from fsdtool.errors import ExitStatus, FsdtoolError
-from fsdtool.inputs import check_model_options, check_output, load_like, network_of, rows_named
+from fsdtool.inputs import check_model_options, check_output, load_like, network_of, refuse_options, rows_named
 from fsdtool.options import (
     DATA_HELP,
     AllowPickle,
@@ -142,14 +142,15 @@ def find_mislabeled_command(
     if top is not None and everything:
         raise FsdtoolError(f"--top {top} and --all exclude each other; give one of them")
     if data is None:
-        _refuse_without_data(model=model, model_arg=model_arg, checkpoint=checkpoint)
-        _refuse_without_data(id_key=id_key, split=split, skip_bad=skip_bad, transform=transform)
+        needless = {"model": model, "model_arg": model_arg, "checkpoint": checkpoint}
+        needless |= {"id_key": id_key, "split": split, "skip_bad": skip_bad, "transform": transform}
+        refuse_options("without --data", "--data", **needless)
     elif page_data is not None:
         raise FsdtoolError(
             f"--report-data {page_data} has no meaning with --data, which has the pictures; leave it out"
         )
-    elif not (model is None and checkpoint is not None and allow_pickle):  # a pickled network needs no --model
-        check_model_options(model, model_arg, checkpoint)
+    else:
+        check_model_options(model, model_arg, checkpoint, allow_pickle)
     inputs = [given for given in (summary, data, page_data, ids) if given is not None]
     if page is not None:
         check_output(page, "--report", inputs=inputs, suffix=".html")
@@ -216,12 +217,6 @@ def find_mislabeled_command(
     if max_rate is not None and share > max_rate:
         log.warning(f"{share:.2%} of the {kind}s are flagged, more than --max-rate {max_rate:g}")
         raise typer.Exit(ExitStatus.FINDINGS)
-
-
-def _refuse_without_data(**options: object) -> None:
-    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
-    if given:
-        raise FsdtoolError(f"{', '.join(given)} has no meaning without --data; leave it out or give --data")
 
 
 def _write_page(

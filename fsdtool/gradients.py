@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fsdtool.graph import GateRule, Graph, Observer, Parameters, Step
+from fsdtool.graph import WEIGHTED, GateRule, Graph, Observer, Parameters, Step
 
-WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")
 UNFOLDING = 3.0  # cost of a multiplication on unfolded patches, in those of a convolution (measured, CPU)
 
 
@@ -50,14 +49,8 @@ class Use:
 
 def blocks(graph: Graph, parameters: Parameters) -> list[Block]:
     """The weights of linear and convolution steps, in order of first use."""
-    uses: dict[str, list[int]] = {}
-    for i in graph.indices("affine"):
-        if graph.steps[i].operation in WEIGHTED:
-            uses.setdefault(graph.steps[i].parameters["weight"], []).append(i)
     found = []
-    for weight, steps in uses.items():
-        biases = {graph.steps[i].parameters.get("bias") for i in steps}
-        bias = biases.pop() if len(biases) == 1 else None
+    for weight, (steps, bias) in graph.weight_uses().items():
         shape = parameters[weight].shape
         columns = math.prod(shape[1:]) + (bias is not None)
         found.append(Block(weight, bias, tuple(steps), shape[0], columns, tuple(shape[2:])))

@@ -29,6 +29,8 @@ Parameters = Mapping[str, Tensor]
 GateRule = Callable[["Step", Tensor], Tensor]
 Observer = Callable[["Step", list[Tensor], Tensor], Tensor | None]
 
+WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")
+
 
 @dataclass(frozen=True)
 class Step:
@@ -79,6 +81,15 @@ class Graph:
     def indices(self, *kinds: str) -> list[int]:
         """Positions of the steps of these kinds."""
         return [i for i, step in enumerate(self.steps) if step.kind in kinds]
+
+    def weight_uses(self) -> dict[str, tuple[list[int], str | None]]:
+        """Each weight of a linear or convolution step, in order of first use: its steps, and the bias they share."""
+        uses: dict[str, list[int]] = {}
+        for i, step in enumerate(self.steps):
+            if step.operation in WEIGHTED:
+                uses.setdefault(step.parameters["weight"], []).append(i)
+        biases = {weight: {self.steps[i].parameters.get("bias") for i in steps} for weight, steps in uses.items()}
+        return {w: (steps, biases[w].pop() if len(biases[w]) == 1 else None) for w, steps in uses.items()}
 
     def parameter_names(self) -> list[str]:
         """Every parameter and buffer that a step reads, in order of first use."""

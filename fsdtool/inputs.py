@@ -52,25 +52,6 @@ def build_model(spec: str | None, arguments: dict[str, str], checkpoint: Checkpo
     return infer_mlp(checkpoint.state, spec, arguments, source=checkpoint.path)
 
 
-def model_of(summary: Summary, spec: str | None, arguments: dict[str, str], checkpoint: Checkpoint) -> nn.Module:
-    """The network that was summarized, built again.  Raises FsdtoolError for another checkpoint file."""
-    from fsdtool.checkpoints import apply_checkpoint
-
-    if checkpoint.sha256 != summary.identity.checkpoint_sha256:
-        expected = f"{summary.identity.checkpoint_name}, SHA-256 {summary.identity.checkpoint_sha256[:16]}..."
-        raise FsdtoolError(
-            f"'{checkpoint.path}' is not the checkpoint that was summarized ({expected}), "
-            f"its SHA-256 is {checkpoint.sha256[:16]}...; give that file, or summarize this one"
-        )
-    if checkpoint.averaged is not summary.identity.checkpoint_averaged:
-        averaged = "averaged" if summary.identity.checkpoint_averaged else "trained"
-        log.warning(f"the {averaged} weights of the checkpoint were summarized and these are not; see --ema")
-    model = build_model(spec, arguments, checkpoint)
-    for note in apply_checkpoint(model, checkpoint):
-        log.info(f"{checkpoint.path}: {note}")
-    return model
-
-
 def load_like(summary: Summary, spec: str, transform: str | None = None, **reading: Any) -> DataSource:
     """A data set read as the summarized one was; `reading` are further arguments of `load_dataset`.
 
@@ -172,7 +153,19 @@ def check_output(path: Path, flag: str, inputs: Iterable[str | Path] = (), suffi
         raise FsdtoolError(f"{flag} '{path}' is also an input and would be overwritten; give another path")
 
 
-def check_model_options(model: str | None, arguments: list[str] | None, checkpoint: Path | None) -> None:
+def refuse_options(why: str, instead: str, **options: object) -> None:
+    """Refuse those of the options, by their names in Python, that were given."""
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
+    if given:
+        raise FsdtoolError(f"{', '.join(given)} has no meaning {why}; leave it out or give {instead}")
+
+
+def check_model_options(
+    model: str | None, arguments: list[str] | None, checkpoint: Path | None, allow_pickle: bool
+) -> None:
+    """Refuse --model and --checkpoint one without the other, unless the network itself may be pickled in the latter."""
+    if model is None and checkpoint is not None and allow_pickle:
+        return
     if (model is None) is not (checkpoint is None):
         given, missing = ("--checkpoint", "--model") if model is None else ("--model", "--checkpoint")
         raise FsdtoolError(f"{given} is given without {missing}; give both or neither")
@@ -184,11 +177,29 @@ def network_of(
     summary: Summary,
     model: str | None,
     arguments: list[str] | None,
-    checkpoint: Path | None,
+    path: Path | None,
     allow_pickle: bool,
     ema: bool,
 ) -> nn.Module | None:
-    """The network that --model and --checkpoint give, for a summary in last layer mode."""
-    if checkpoint is None:
+    """The network that was summarized, built again from --model and --checkpoint; None without these.
+
+    Raises FsdtoolError for another checkpoint file.
+    """
+    if path is None:
         return None
-    return model_of(summary, model, key_values(arguments), read_checkpoint(checkpoint, allow_pickle, ema))
+    from fsdtool.checkpoints import apply_checkpoint
+
+    checkpoint = read_checkpoint(path, allow_pickle, ema)
+    if checkpoint.sha256 != summary.identity.checkpoint_sha256:
+        expected = f"{summary.identity.checkpoint_name}, SHA-256 {summary.identity.checkpoint_sha256[:16]}..."
+        raise FsdtoolError(
+            f"'{checkpoint.path}' is not the checkpoint that was summarized ({expected}), "
+            f"its SHA-256 is {checkpoint.sha256[:16]}...; give that file, or summarize this one"
+        )
+    if checkpoint.averaged is not summary.identity.checkpoint_averaged:
+        averaged = "averaged" if summary.identity.checkpoint_averaged else "trained"
+        log.warning(f"the {averaged} weights of the checkpoint were summarized and these are not; see --ema")
+    network = build_model(model, key_values(arguments), checkpoint)
+    for note in apply_checkpoint(network, checkpoint):
+        log.info(f"{checkpoint.path}: {note}")
+    return network

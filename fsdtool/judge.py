@@ -53,6 +53,7 @@ def judge(
     """
     check_judges(summary)
     judges = read_judges(summary)
+    places = _places(summary, judges)
     examples = Examples(summary, data, model=model, device=device or torch.device("cpu"), noun="new")
     witness = _Witness(summary, examples, judges)
     kept = min(summary.identity.graph.outputs, MOST_CANDIDATES)
@@ -70,7 +71,7 @@ def judge(
         layers=judges.layers,
         weights=judges.weights,
         factors=judges.factors,
-        parameters=_parameters(summary, judges),
+        parameters=summary.records.parameters()[places],
     )
     like = None
     if len(examples) < FEW_EXAMPLES:
@@ -78,34 +79,28 @@ def judge(
             f"too few examples ({len(examples)}) to estimate how many labels are wrong: "
             "they are judged as those of the summarized data"
         )
-        like = _summarized(summary, judges)
+        like = _summarized(summary, judges, places)
     return ranked(summary, judged, top=top, everything=everything, threshold=threshold, among=among, like=like)
 
 
-def _summarized(summary: Summary, judges: Judges) -> Judged:
+def _summarized(summary: Summary, judges: Judges, places: list[int]) -> Judged:
     """The summarized examples under the layers that judge new ones."""
     records = summary.records
     return Judged(
         spec=summary.data_spec,
         ids=records.ids,
         candidates=records.read("candidates"),
-        evidence=records.read("evidence")[:, _places(summary, judges)],
+        evidence=records.read("evidence")[:, places],
         layers=judges.layers,
         weights=judges.weights,
         factors=judges.factors,
-        parameters=_parameters(summary, judges),
+        parameters=records.parameters()[places],
     )
-
-
-def _parameters(summary: Summary, judges: Judges) -> np.ndarray:
-    """Parameters of the network before each layer that judges (L,), for each summarized example."""
-    before = np.atleast_1d(summary.records.attribute("evidence", "parameters"))
-    return before[_places(summary, judges)] / len(summary.records)
 
 
 def _places(summary: Summary, judges: Judges) -> list[int]:
     """Where the layers that judge are among those of the records."""
-    layers = [str(name) for name in np.atleast_1d(summary.records.attribute("evidence", "layers"))]
+    layers = summary.records.layers("evidence")
     missing = [layer for layer in judges.layers if layer not in layers]
     if missing:
         raise FsdtoolError(f"'{summary.path}': its records have no layer '{missing[0]}'; {hdf5.WRITE_AGAIN}")
@@ -120,7 +115,8 @@ class _Witness:
         self.network = _observed(examples.network, judges.layers, summary)
         basis = summary.statistics.input.basis
         self.basis = None if basis is None else basis.to(examples.device)
-        self.watched = _watched(self.network, judges.layers)
+        layers = self.network.evidence_layers()
+        self.watched = {name: last for name, last in layers.items() if name in judges.layers}
         self.narrow = Narrowing(summary.identity.seed)
 
     def of(self, batch: Batch) -> tuple[Batch, Tensor, Tensor]:
@@ -176,14 +172,6 @@ class _Witness:
                 f"the activations or outputs for example {self.examples.ids[int(batch.index[broken[0]])]} "
                 "are not finite: its inputs are far outside those of training; correct or remove it"
             )
-
-
-def _watched(network: Network, layers: tuple[str, ...]) -> dict[str, bool]:
-    """The activation layers among `layers`, and (in full mode) whether their channels come last."""
-    if network.mode != FULL:
-        return dict.fromkeys(network.hooked, False)
-    steps = ((i, network.graph.steps[i].name) for i in network.graph.indices("activation"))
-    return {name: network.graph.channels_last(i) for i, name in steps if name in layers}
 
 
 def _observed(network: Network, layers: tuple[str, ...], summary: Summary) -> Network:

@@ -242,6 +242,11 @@ def _same_for_all(column: Tensor, outputs: Tensor) -> Tensor:
     return column.expand_as(outputs)
 
 
+def length(v: Vectors) -> float:
+    """The Euclidean length of a vector."""
+    return float(sum(part.detach().square().sum() for part in v)) ** 0.5
+
+
 def _inner(a: Vectors, b: Vectors) -> Tensor:
     """The inner product (Q,) of each pair, summed in float64."""
     return sum((x * y).sum((1, 2), dtype=torch.float64) for x, y in zip(a, b, strict=True))

@@ -22,20 +22,24 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 class BatchSize:
-    """How many examples are computed at once; it halves when memory runs out, and stays there."""
+    """How many examples are computed at once; it halves when memory runs out, and stays there.
 
-    def __init__(self, size: int):
-        self.now = size
+    fewest: it never halves to fewer examples than these.
+    """
 
-    def parts(self, count: int, compute: Callable[[slice], T]) -> Iterator[T]:
-        """compute(rows) for consecutive slices of range(count), each of at most `now` rows.
+    def __init__(self, size: int, fewest: int = 1):
+        self.now, self.fewest = size, fewest
+
+    def parts(self, count: int, compute: Callable[[slice], T], *, even: bool = False) -> Iterator[T]:
+        """compute(rows) for consecutive slices of range(count), each of at most `now` rows; even: of about equal size.
 
         Where memory runs out the same rows are computed again in halves; a compute that fails must leave nothing
-        behind.  Raises what compute raised when it was anything else, or when one row is too much.
+        behind.  Raises what compute raised when it was anything else, or when the fewest rows are too much.
         """
         start = 0
         while start < count:
-            rows = slice(start, min(start + self.now, count))
+            left = count - start
+            rows = slice(start, start + (left // -(-left // self.now) if even else min(left, self.now)))
             try:
                 result = compute(rows)
             except Exception as error:
@@ -46,8 +50,8 @@ class BatchSize:
             start = rows.stop
 
     def halved_after(self, error: Exception, rows: int) -> bool:
-        """Halve the size if `error` says that memory ran out at `rows` rows, more than one; whether it did."""
-        if rows < 2 or not out_of_memory(error):
+        """Halve the size if `error` says that memory ran out at `rows` rows, enough to halve; whether it did."""
+        if rows < 2 * self.fewest or not out_of_memory(error):
             return False
         self.now = min(self.now, rows // 2)
         log.warning(f"out of memory with {rows} examples at once; going on with {self.now}")

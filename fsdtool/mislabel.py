@@ -123,7 +123,7 @@ def find_mislabeled(
         log.warning(
             f"{len(records)} examples are too few to weigh the layers well; trust the order more than the scores"
         )
-    layers = tuple(str(name) for name in np.atleast_1d(records.attribute("evidence", "layers")))
+    layers = records.layers("evidence")
     evidence = records.read("evidence")
     factors, weights = combination(evidence)
     judged = Judged(
@@ -134,7 +134,7 @@ def find_mislabeled(
         layers=layers,
         weights=weights,
         factors=factors,
-        parameters=np.atleast_1d(records.attribute("evidence", "parameters")) / len(records),
+        parameters=records.parameters(),
     )
     return ranked(summary, judged, top=top, everything=everything, threshold=threshold, among=among)
 

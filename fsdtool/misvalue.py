@@ -124,8 +124,8 @@ def find_misvalued(
         order=order if everything else order[: flagged if top is None else top],
         flagged=flagged,
         judged=len(order),
-        layers=tuple(str(name) for name in np.atleast_1d(records.attribute("residual", "layers"))),
-        weights=np.atleast_1d(records.attribute("residual", "weights")),
+        layers=records.layers("residual"),
+        weights=records.attribute("residual", "weights"),
         threshold=threshold,
         noise_rate=sum(found.share for found, _ in judged) / len(judged),
     )

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fsdtool.curvature import BlockCurvature
 from fsdtool.examples import Examples
-from fsdtool.krylov import GaussNewton, Vectors
+from fsdtool.krylov import GaussNewton, Vectors, length
 from fsdtool.losses import loss
 from fsdtool.progress import Track, silent
 
@@ -64,12 +64,12 @@ class Response:
         with torch.enable_grad():
             pull = torch.autograd.grad(objective(zero), zero)
         start = self._root([-g for g in pull])
-        length = float(sum(v.square().sum() for v in start).sqrt())
-        if not length:  # a loss that no weight changes
+        unit = length(start)
+        if not unit:  # a loss that no weight changes
             self.lengths.append(1.0)
             return self._moved([v.detach() for v in zero])
-        found = self._minimize(lambda v: objective([length * s for s in self._root(v)]) / length**2, start, length)
-        return self._moved([length * s for s in self._root(found)])
+        found = self._minimize(lambda v: objective([unit * s for s in self._root(v)]) / unit**2, start, unit)
+        return self._moved([unit * s for s in self._root(found)])
 
     def losses(self, weights: Weights, signal: Tensor, y: Tensor) -> Tensor:
         """Losses (n,) float64 of examples under these parameters, each network with its own gates."""
@@ -79,7 +79,7 @@ class Response:
     def say(self) -> None:
         """Tell how the problems were solved: a warning where they were not."""
         found = f"proximal Bregman response: {len(self.lengths)} examples"
-        far = sum(not length <= FAR for length in self.lengths)  # also what is not a number
+        far = sum(not moved <= FAR for moved in self.lengths)  # also what is not a number
         if self.unsolved:
             log.warning(f"{found}, {self.unsolved} not converged; trust their values less")
         if far:
@@ -90,8 +90,8 @@ class Response:
         if not self.unsolved and not far:
             log.info(f"{found}, all converged")
 
-    def _minimize(self, objective: Callable[[Vectors], Tensor], start: Vectors, length: float) -> Vectors:
-        v = [(part / length).detach().requires_grad_() for part in start]
+    def _minimize(self, objective: Callable[[Vectors], Tensor], start: Vectors, unit: float) -> Vectors:
+        v = [(part / unit).detach().requires_grad_() for part in start]
         optimizer = torch.optim.LBFGS(
             v, max_iter=STEPS, tolerance_grad=GRADIENT, tolerance_change=CHANGE, line_search_fn="strong_wolfe"
         )
@@ -107,7 +107,7 @@ class Response:
         # Not by its gradient: the minimum may lie on a kink, where a gate of the removed example itself flips.
         self.unsolved += optimizer.state[v[0]]["n_iter"] >= STEPS
         step = [part.detach() for part in v]
-        self.lengths.append(float(sum(part.square().sum() for part in step)) ** 0.5)
+        self.lengths.append(length(step))
         return step
 
     def _root(self, v: Vectors) -> Vectors:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -163,21 +164,22 @@ class Simulation:
         gate probabilities to one over its size.  Where memory runs out the batch is drawn again, half as large; a
         compute that fails must leave nothing behind.
         """
-        size = BatchSize(max(BATCH_UNITS // sum(step.units for step in self.graph.steps), SMALLEST_BATCH))
+        size = BatchSize(max(BATCH_UNITS // sum(step.units for step in self.graph.steps), SMALLEST_BATCH), FEWEST)
         for k, weight in enumerate(self.statistics.weight.tolist()):
-            left = max(round(weight * samples), 2)
-            while left:
-                count = left // -(-left // size.now)  # of as many equal parts as it takes
-                before = self.generator.get_state()
-                try:
-                    result = compute(k, count)
-                except Exception as error:
-                    if count < 2 * FEWEST or not size.halved_after(error, count):
-                        raise
-                    self.generator.set_state(before)
-                    continue
-                yield result
-                left -= count
+            yield from size.parts(max(round(weight * samples), 2), self._again(partial(compute, k)), even=True)
+
+    def _again(self, compute: Callable[[int], T]) -> Callable[[slice], T]:
+        """compute(count), of which nothing is drawn from the generator where it fails."""
+
+        def part(rows: slice) -> T:
+            before = self.generator.get_state()
+            try:
+                return compute(rows.stop - rows.start)
+            except Exception:
+                self.generator.set_state(before)
+                raise
+
+        return part
 
     def draw(self, component: int, count: int) -> tuple[Tensor, Tensor, Tape]:
         """`count` pseudo-samples of a component: inputs (count, ...), logits (count, O), their gates."""

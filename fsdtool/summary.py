@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from fsdtool import hdf5
 from fsdtool.catalogue import FLOATS, Catalogue, Records, read_catalogue, summary_file
 from fsdtool.curvature import SIMULATED, BlockCurvature
-from fsdtool.gradients import WEIGHTED
 from fsdtool.graph import Graph
 from fsdtool.moments import GateStatistics, InputStatistics, OutputSample, Statistics
 from fsdtool.preprocessing import Preprocessing
@@ -235,15 +234,11 @@ def _read_gates(group: h5py.Group, graph: Graph, index: int, components: int) ->
 
 def _read_curvature(file: h5py.File, identity: Identity) -> list[BlockCurvature]:
     """The blocks in the order of the network."""
-    biases: dict[str, set[str | None]] = {}
-    for step in identity.graph.steps:
-        if step.operation in WEIGHTED:
-            biases.setdefault(step.parameters["weight"], set()).add(step.parameters.get("bias"))
     found = []
-    for weight, named in biases.items():
+    for weight, (_, bias) in identity.graph.weight_uses().items():
         group = hdf5.group(file, f"curvature/{weight}")
         block = _read_block(group, identity.shapes)
-        if (block.weight, block.bias) != (weight, named.pop() if len(named) == 1 else None):
+        if (block.weight, block.bias) != (weight, bias):
             raise hdf5.unusable(group, f"the curvature of '{weight}' is of other parameters than the network's")
         found.append(block)
     return found

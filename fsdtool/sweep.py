@@ -262,13 +262,8 @@ class Pass:
 
     def _watched_layers(self, most: int = MOST_LAYERS) -> dict[str, bool]:
         """The layers that give evidence, at most so many, and (in full mode) whether their channels come last."""
-        if self.network.mode != FULL:
-            return dict.fromkeys(choose_layers(list(self.network.hooked), most), False)
-        indices = self.graph.indices("activation")
-        chosen = choose_layers([self.graph.steps[i].name for i in indices], most)
-        return {
-            self.graph.steps[i].name: self.graph.channels_last(i) for i in indices if self.graph.steps[i].name in chosen
-        }
+        layers = self.network.evidence_layers()
+        return {name: layers[name] for name in choose_layers(list(layers), most)}
 
     def _check_outputs(self, logits: Tensor, rows: Tensor, signal: Tensor) -> None:
         broken = (~torch.isfinite(logits).all(1)).nonzero()[:, 0].tolist()

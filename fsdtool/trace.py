@@ -88,6 +88,12 @@ class Network:
                 handles.append(module.register_forward_hook(after(name)))
         return handles
 
+    def evidence_layers(self) -> dict[str, bool]:
+        """Activation layers that can give evidence, in order, and (in full mode) whether their channels come last."""
+        if self.mode != FULL:
+            return dict.fromkeys(self.hooked, False)
+        return {self.graph.steps[i].name: self.graph.channels_last(i) for i in self.graph.indices("activation")}
+
     def to(self, device: torch.device) -> Network:
         """The network with its parameters (and model) on `device`."""
         moved = {name: value.to(device) for name, value in self.parameters.items()}

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from fsdtool.curvature import BlockCurvature
 from fsdtool.gradients import Block, blocks, vectors
+from fsdtool.krylov import Vectors, length
 from fsdtool.losses import loss
-
-Vectors = list[Tensor]
 
 
 class DataGaussNewton:
@@ -52,9 +51,9 @@ class DataGaussNewton:
         v = [torch.randn(1, block.rows, block.columns, generator=generator) for block in self.blocks]
         for _ in range(steps):
             v = self.product(v)
-            length = float(sum(part.square().sum() for part in v)) ** 0.5
-            v = [part / length for part in v]
-        return length
+            largest = length(v)
+            v = [part / largest for part in v]
+        return largest
 
 
 def lissa(matrix: DataGaussNewton, g: Vectors, damping: list[float], *, depth: int, batch: int = 64) -> Vectors:
@@ -68,10 +67,6 @@ def lissa(matrix: DataGaussNewton, g: Vectors, damping: list[float], *, depth: i
         terms = zip(x, g, product, damping, strict=True)
         x = [v + (part - moved - strength * v) / scale for v, part, moved, strength in terms]
     return x
-
-
-def _length(v: Vectors) -> float:
-    return float(sum(part.detach().square().sum() for part in v)) ** 0.5
 
 
 class ExactResponse:
@@ -114,9 +109,9 @@ class ExactResponse:
             return value
 
         closure()
-        kronecker = _length([part.grad for part in v])
+        kronecker = length([part.grad for part in v])
         optimizer.step(closure)
-        self.lengths.append(_length(v) / kronecker)
+        self.lengths.append(length(v) / kronecker)
         self.unsolved += optimizer.state[v[0]]["n_iter"] >= 1000
         with torch.no_grad():
             step = [c.solve(part, 0.5) / n for c, part in zip(self.curvature, v, strict=True)]
