@@ -12,6 +12,7 @@ to fsdtool.posterior.
 
 from __future__ import annotations
 
+from functools import cache
 from statistics import NormalDist
 
 import numpy as np
@@ -65,7 +66,13 @@ def _normal_scores(values: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     middle = (np.cumsum(counts) - counts / 2) / len(values)
     knots = (np.arange(min(len(values), QUANTILES)) + 0.5) / min(len(values), QUANTILES)
-    return np.interp(middle, knots, [NormalDist().inv_cdf(p) for p in knots])[inverse]
+    return np.interp(middle, knots, _quantiles(len(knots)))[inverse]
+
+
+@cache
+def _quantiles(count: int) -> np.ndarray:
+    """So many normal quantiles, of evenly spaced probabilities."""
+    return np.array([NormalDist().inv_cdf((i + 0.5) / count) for i in range(count)])
 
 
 def _one_factor(correlation: np.ndarray) -> np.ndarray:

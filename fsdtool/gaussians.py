@@ -32,6 +32,7 @@ from fsdtool.features import ROWS
 
 OWN_SHARE = 0.12  # of a class's own covariance in its covariance
 RIVALS = 10  # classes of which an example is judged by their own covariances, beside that of its label
+BANDS = 4  # of the triangular factor of a covariance
 OWN_NUMBERS = 2**23  # in the covariances of all classes: of more, all share one
 LEAST_EIGENVALUE = 1e-8  # of the shrunk correlations
 WEAKEST = -1e4  # log-likelihood, in nats, below the strongest class: float16 ends at 65504
@@ -138,7 +139,8 @@ class ClassGaussians:
         found = torch.full_like(common, torch.inf)
         for c, own in enumerate(self.own):
             rows = (contends[:, c] | (y == c)).nonzero()[:, 0]
-            found[rows, c] = own.log_likelihood(z[rows], y[rows], leaving[rows])
+            every = len(rows) == len(z)
+            found[rows, c] = own.log_likelihood(*((z, y, leaving) if every else (z[rows], y[rows], leaving[rows])))
         behind = (found - common).gather(1, rivals).amin(1, keepdim=True)
         return torch.where(torch.isinf(found), common + behind, found)
 
@@ -152,31 +154,51 @@ class ClassGaussians:
 
 
 class _Own:
-    """Class c's covariance (d, d): `inverse` L^-1 of its Cholesky factor L, and the centres of all classes after it."""
+    """Class c's covariance (d, d) as the inverse L^-1 of its Cholesky factor L.
+
+    With L^-1, of which the bands of rows leave most zeros out, go the ways from the class's centre to the others:
+    one product gives t = L^-1 (z - mu_c), (n, d), and t . L^-1 (mu_y - mu_c) for all y, (n, classes).
+    """
 
     def __init__(self, c: int, covariance: Tensor, centres: Tensor, share: float):
         factor = torch.linalg.cholesky(covariance)
         identity = torch.eye(len(factor), dtype=factor.dtype)
         inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
         self.label, self.share = c, share
-        self.inverse, self.centres = inverse.float(), (centres @ inverse.T).float()
+        apart = (centres - centres[c]) @ inverse.T
+        whole = torch.cat([inverse, apart @ inverse])
+        start = -(whole @ centres[c]).float()
+        self.bands = [(rows, start[rows], whole[rows, : rows.stop].float()) for rows in _bands(*whole.shape)]
+        self.apart_square = apart.square().sum(1).float()
         self.log_determinant = 2 * float(factor.diagonal().log().sum())
 
     def log_likelihood(self, z: Tensor, y: Tensor, leaving: Tensor) -> Tensor:
         """Leave-one-out log-likelihood (n,) float64 of examples z (n, d) labelled y (n,)."""
         beta, portion, farther = leaving.unbind(1)
-        to_class = torch.addmm(-self.centres[self.label], z, self.inverse.T)
-        apart = (self.centres - self.centres[self.label])[y]
-        q = torch.linalg.vecdot(to_class, to_class).double()
-        along = torch.linalg.vecdot(to_class, apart).double()
+        size = z.shape[1]
+        found = z.new_empty(len(z), size + len(self.apart_square))
+        for rows, start, band in self.bands:
+            torch.addmm(start, z[:, : rows.stop], band.T, out=found[:, rows])
+        q = torch.linalg.vecdot(found[:, :size], found[:, :size]).double()
+        along = found[:, size:].gather(1, y[:, None])[:, 0].double()
         cross = q - along  # with the way from the given class
-        e = (cross - along + torch.linalg.vecdot(apart, apart)).clamp(min=0)
+        e = (cross - along + self.apart_square[y]).clamp(min=0)
         given = y == self.label
         g = (1 - self.share) * beta + torch.where(given, self.share * portion, 0.0)
         left = (1 - g * e).clamp(min=1e-6)
         q = q + g * cross.square() / left
         q = torch.where(given, farther * e / left, q)
-        return student(q, z.shape[1]) - (self.log_determinant + left.log()) / 2
+        return student(q, size) - (self.log_determinant + left.log()) / 2
+
+
+def _bands(rows: int, columns: int) -> list[slice]:
+    """Bands of rows of a matrix (rows, columns) whose upper part is lower triangular; to their end they are not zero.
+
+    A product with the columns that are left takes 5/8 of the time.
+    """
+    step = -(-columns // BANDS) or 1
+    starts = list(range(0, columns, step)) or [0]
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], rows], strict=True)]
 
 
 def _inverse_root(matrix: Tensor) -> Tensor:

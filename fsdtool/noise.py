@@ -88,12 +88,13 @@ def estimate(
     layer is sure not to have memorised.  Many examples are estimated on an even sample and scaled to all.
     """
     stride = -(-len(candidates) * candidates.shape[1] // NUMBERS)
-    sample = candidates[::stride].astype(np.int64)
+    # All is by candidate in memory (Fortran's order): sums over the few candidates of an example are slow otherwise.
+    sample = np.asfortranarray(candidates[::stride], np.int64)
     given = sample[:, 0]
     frequency = np.bincount(given, minlength=classes) / len(given)
     entropy = -float(np.log(frequency[given]).mean())
     key, cell = np.unique(sample * classes + sample[:, :1], return_inverse=True)
-    pairs = Cells(key, classes), cell.reshape(sample.shape)
+    pairs = Cells(key, classes), np.asfortranarray(cell.reshape(sample.shape))
     fits = [_Fit(_scaled(evidence[::stride, layer]), sample, *pairs) for layer in range(layers)]
     if parameters is None:
         parameters = np.where(np.arange(layers) > 0, np.inf, 0)
@@ -175,7 +176,7 @@ class _Fit:
         expected = softmax(np.float32(self.unit) * self.evidence + self.bias[self.candidates])
         responsibility = expected * self.confusion[self.cell]
         responsibility /= responsibility.sum(1, keepdims=True)
-        self.count = np.bincount(self.cell.ravel(), responsibility.ravel(), len(cells.key))
+        self.count = np.bincount(self.cell.ravel("F"), responsibility.ravel("F"), len(cells.key))
         concentration = cells.concentration(self.count) if drawn else LOOSE
         totals = cells.totals(self.count)
         self.confusion = _confusion(*totals, concentration, cells.true, cells.right, self.count).astype(np.float32)
@@ -185,8 +186,8 @@ class _Fit:
 
     def _more_bias(self, responsibility: np.ndarray, expected: np.ndarray) -> np.ndarray:
         """What the bias (classes,) lacks: log of the examples that a class has over those that it is expected to."""
-        of = self.candidates.ravel()
-        has, should = (np.bincount(of, part.ravel(), len(self.bias)) for part in (responsibility, expected))
+        of = self.candidates.ravel("F")
+        has, should = (np.bincount(of, part.ravel("F"), len(self.bias)) for part in (responsibility, expected))
         return np.log((has + BIAS_SMOOTHING) / (should + BIAS_SMOOTHING)).astype(np.float32)
 
     def _more_unit(self, responsibility: np.ndarray, expected: np.ndarray) -> float:
@@ -212,7 +213,7 @@ def softmax(values: np.ndarray) -> np.ndarray:
 
 def _scaled(evidence: np.ndarray) -> np.ndarray:
     """Evidence (n, T) float32 with margins that spread by one."""
-    values = evidence.astype(np.float32)
+    values = np.asfortranarray(evidence, np.float32)
     return values / np.float32(max(values[:, 1:].max(1).std(dtype=np.float64), 1e-12))
 
 

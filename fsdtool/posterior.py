@@ -45,7 +45,7 @@ def posterior(combined: np.ndarray, candidates: np.ndarray, noise: Noise, like: 
     prior = noise.log_confusion(candidates)
     if like is None:
         stride = -(-len(combined) // SAMPLE)
-        unit = _unit(combined[::stride], prior[::stride])
+        unit = _unit(np.asfortranarray(combined[::stride]), np.asfortranarray(prior[::stride]))
     else:
         unit = like.unit
     joint = combined * np.float32(unit) + prior
