@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 COMMANDS = ["summarize", "find-mislabeled", "influence", "fsd", "inspect", "demo"]
 README_COMMANDS = [
     "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/fsdtool demo",
-    "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/python -m pytest",
+    "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/python -m pytest -n auto",
 ]
 
 MISLABELED = [
