@@ -121,9 +121,10 @@ class ClassGaussians:
         Between the centres, the distances of the labels at hand alone: of 10,000 classes all pairs would take 800 MB.
         """
         z, lengths = z.double(), self.centres.square().sum(1)
-        q = (z.square().sum(1, keepdim=True) + lengths - 2 * z @ self.centres.T).clamp(min=0)
+        q = (torch.linalg.vecdot(z, z)[:, None] + lengths - 2 * (z @ self.centres.T)).clamp(min=0)
         given = q.gather(1, y[:, None])
-        apart = (lengths[y, None] + lengths - 2 * self.centres[y] @ self.centres.T).clamp(min=0)
+        present, place = y.unique(return_inverse=True)
+        apart = (lengths[present, None] + lengths - 2 * (self.centres[present] @ self.centres.T)).clamp(min=0)[place]
         cross = (q + given - apart) / 2  # (z - centre_c) . (z - centre_y)
         left = (1 - beta * given).clamp(min=1e-6)
         return student((q + beta * cross.square() / left).scatter(1, y[:, None], farther * given / left), z.shape[1])
