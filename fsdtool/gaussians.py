@@ -33,7 +33,7 @@ from fsdtool.features import ROWS
 OWN_SHARE = 0.12  # of a class's own covariance in its covariance
 RIVALS = 10  # classes of which an example is judged by their own covariances, beside that of its label
 BANDS = 4  # of the triangular factor of a covariance
-OWN_NUMBERS = 2**23  # in the covariances of all classes: of more, all share one
+OWN_NUMBERS = 2**23  # in the covariances of all classes, or the ways between their means: of more, all share one
 LEAST_EIGENVALUE = 1e-8  # of the shrunk correlations
 WEAKEST = -1e4  # log-likelihood, in nats, below the strongest class: float16 ends at 65504
 
@@ -71,7 +71,8 @@ class ClassGaussians:
         self.middle = means.mean(0).float().double()  # so that what it is taken off keeps its digits in float32
         self.whiten = (self.scale[:, None] * self.root).float()  # z = (x - middle)[live] whiten
         self.centres = ((means - self.middle)[:, self.live] * self.scale) @ self.root
-        self.own = self._own_covariances() if own and classes * len(self.scale) ** 2 <= OWN_NUMBERS else None
+        size = len(self.scale)
+        self.own = self._own_covariances() if own and classes * size * max(size, classes) <= OWN_NUMBERS else None
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         for start in range(0, len(self.labels), ROWS):

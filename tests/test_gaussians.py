@@ -156,13 +156,14 @@ def test_an_example_of_no_trust_is_judged_and_moves_no_other():
     assert np.isfinite(found[7]).all()
 
 
-def test_of_many_numbers_all_classes_share_one_covariance(monkeypatch):
-    x, y, trust = draw(40, 5, 3)
-    shared, own = (closed(x, y, 3, trust, own) for own in (False, True))
-    monkeypatch.setattr(module, "OWN_NUMBERS", 3 * 5**2)
-    np.testing.assert_array_equal(closed(x, y, 3, trust, own=True), own)
-    monkeypatch.setattr(module, "OWN_NUMBERS", 3 * 5**2 - 1)
-    np.testing.assert_array_equal(closed(x, y, 3, trust, own=True), shared)
+@pytest.mark.parametrize(("width", "classes", "numbers"), [(5, 3, 3 * 5**2), (2, 6, 2 * 6**2)])
+def test_of_many_numbers_all_classes_share_one_covariance(monkeypatch, width, classes, numbers):
+    x, y, trust = draw(40, width, classes)
+    shared, own = (closed(x, y, classes, trust, own) for own in (False, True))
+    monkeypatch.setattr(module, "OWN_NUMBERS", numbers)
+    np.testing.assert_array_equal(closed(x, y, classes, trust, own=True), own)
+    monkeypatch.setattr(module, "OWN_NUMBERS", numbers - 1)
+    np.testing.assert_array_equal(closed(x, y, classes, trust, own=True), shared)
 
 
 @pytest.mark.parametrize("own", [False, True])
