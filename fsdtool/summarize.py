@@ -185,7 +185,7 @@ def summarize(
         output=output,
         examples=len(data),
         network=_describe(network),
-        layers=len(network.graph.indices("activation")) or len(network.hooked),
+        layers=len(network.evidence_layers()),
         components=f"{len(statistics.names)} ({statistics.kind})",
         statistics_bytes=sum(len(statistics.names) * gate_bytes(s, gate_bits) for s in activation_steps(network)),
         curvature=curvature if found else "none",
