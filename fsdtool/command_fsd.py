@@ -38,7 +38,7 @@ from fsdtool.options import (
 
 log = logging.getLogger("fsdtool")
 
-FSD_COLUMNS = ("checkpoint", "distance", "standard_error", "metric", "form")
+FSD_COLUMNS = ("checkpoint", "distance", "standard_error", "model_error", "metric", "form")
 FSD_COMPONENT_COLUMNS = ("checkpoint", "component", "weight", "distance", "contribution", "metric", "form")
 
 
@@ -57,15 +57,25 @@ def fsd_command(
     ] = None,
     form: Annotated[
         Form,
-        typer.Option(help="Simulated examples, or the closed form of dense networks (auto: for independent gates)."),
+        typer.Option(
+            help="The examples that the summary keeps (auto, where it does), simulated ones, or the closed form of "
+            "dense networks (auto: for independent gates)."
+        ),
     ] = Form.auto,
     gates: Annotated[
-        Gates,
-        typer.Option(help="The simulated examples' gates: moving with the weights, or held; or drawn independently."),
-    ] = Gates.moving,
+        Gates | None,
+        typer.Option(
+            help="Simulate examples, with gates moving with the weights (the default for those), held, or drawn "
+            "independently."
+        ),
+    ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(min=2, metavar="N", help="Number of simulated examples. [default: 4096-65536, by network size]"),
+        typer.Option(
+            min=2,
+            metavar="N",
+            help="At most so many examples, kept or simulated. [default: 4096-65536, by network size]",
+        ),
     ] = None,
     seed: Seed = 0,
     max_distance: Annotated[
@@ -118,7 +128,7 @@ def fsd_command(
         [read_checkpoint(path, allow_pickle, ema) for path in checkpoint],
         metric=metric and metric.value,
         form=form.value,
-        gates=gates.value,
+        gates=gates and gates.value,
         samples=samples,
         seed=seed,
         reference=None

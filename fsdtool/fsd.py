@@ -1,20 +1,21 @@
 """Function space distance of other checkpoints from the summarized one: E_x rho(f(x; theta0), f(x; theta1)).
 
-Metrics rho of the outputs f0 and f1, p = softmax(f):
-    kl             sum p0 (log p0 - log p1), in nats
-    kl2            1/2 df^T (diag(p0) - p0 p0^T) df, its second order, in nats
-    squared_error  1/2 |f1 - f0|^2
-    probability    1/2 |p1 - p0|^2
-Forms: *closed* is the exact expectation under the stochastic model (fully connected nets, kl2 and
-squared_error); *sampled* pushes pseudo-samples through both networks under the reference's gates (every traced
-network, every metric) and has a standard error.  All checkpoints are judged on the same pseudo-samples.
+The metrics rho stand in fsdtool.metrics.  Forms:
+    examples  the mean over the anchors that the summary keeps (fsdtool.anchors), every metric and network
+    sampled   pseudo-samples of the components pushed through both networks under the reference's gates, where a
+    summary has
+              no anchors or where asked for; every metric and network
+    closed    the exact expectation under the stochastic model: fully connected nets, kl2 and squared_error
+All checkpoints are judged on the same examples or pseudo-samples.  Examples and, where there are no anchors,
+pseudo-samples under moving gates were calibrated (fsdtool.distance_calibration): their distances are corrected and
+have a model error.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,37 +23,37 @@ import torch
 from torch import Tensor
 
 from fsdtool.checkpoints import Checkpoint
+from fsdtool.distance_calibration import DOUBTFUL, DistanceCalibration
+from fsdtool.distance_forms import Estimate, default_samples, in_closed_form, on_anchors, on_pseudo_samples
 from fsdtool.errors import FsdtoolError
-from fsdtool.graph import Graph, Parameters
+from fsdtool.graph import Parameters
 from fsdtool.matching import match_state
 from fsdtool.memory import BatchSize
-from fsdtool.moments import Statistics
-from fsdtool.outputs import OutputCoupling
+from fsdtool.metrics import check_metric, measure, metrics_of
 from fsdtool.progress import Track, silent
-from fsdtool.propagate import closed_form
-from fsdtool.simulate import INDEPENDENT, MOVING, Simulation
+from fsdtool.simulate import INDEPENDENT, MOVING
 from fsdtool.sources import DataSource
 from fsdtool.summary import Summary
 from fsdtool.trace import FULL
 
 log = logging.getLogger("fsdtool")
 
-METRICS = ("kl", "kl2", "squared_error", "probability")
-SIMULATED_UNITS = 2**28  # scalars of all steps simulated, by default, in all samples together
-FEWEST_SAMPLES, MOST_SAMPLES = 4096, 65536
+EXAMPLES, SAMPLED, CLOSED = "examples", "sampled", "closed"
 
 
 @dataclass(frozen=True)
 class Distance:
     """One checkpoint's distance from the reference, in nats or units of the outputs squared.
 
-    standard_error is None for the closed form; components (K,) the distance over each component's inputs;
-    exact the mean over given data, or None.
+    standard_error: of the choice of examples or pseudo-samples, None for the closed form.  model_error: the relative
+    error to expect in all, None where it was not calibrated.  components (K,): the distance over each component's
+    inputs, not a number where too few examples speak for it.  exact: the mean over given data, or None.
     """
 
     checkpoint: str
     distance: float
     standard_error: float | None
+    model_error: float | None
     metric: str
     form: str
     components: tuple[float, ...]
@@ -78,6 +79,7 @@ class Distances:
                 "checkpoint": d.checkpoint,
                 "distance": d.distance,
                 "standard_error": d.standard_error,
+                "model_error": d.model_error,
                 "metric": d.metric,
                 "form": d.form,
             }
@@ -86,16 +88,18 @@ class Distances:
     def component_rows(self) -> Iterator[dict[str, Any]]:
         """One row per checkpoint and component: its weight pi and the distance over its inputs.
 
-        The distance of a checkpoint is the sum of the contributions, weight times distance.
+        The distance of a checkpoint is the sum of the contributions, weight times distance; both are None for a
+        component that too few examples speak for.
         """
         for d in self.found:
             for name, weight, part in zip(self.names, self.weights, d.components, strict=True):
+                known = not math.isnan(part)
                 yield {
                     "checkpoint": d.checkpoint,
                     "component": name,
                     "weight": weight,
-                    "distance": part,
-                    "contribution": weight * part,
+                    "distance": part if known else None,
+                    "contribution": weight * part if known else None,
                     "metric": d.metric,
                     "form": d.form,
                 }
@@ -107,7 +111,7 @@ def distances(
     *,
     metric: str | None = None,
     form: str = "auto",
-    gates: str = MOVING,
+    gates: str | None = None,
     samples: int | None = None,
     seed: int = 0,
     reference: Checkpoint | None = None,
@@ -116,18 +120,19 @@ def distances(
     batch_size: int = 256,
     track: Track = silent,
 ) -> Distances:
-    """The distance of each checkpoint from the reference, over the training data as the summary models it.
+    """The distance of each checkpoint from the reference, over the training data as the summary knows it.
 
-    metric: by default kl for classification and squared_error for regression.  form: 'auto' is
-    'sampled', and 'closed' for independent gates where it exists.  gates: 'moving', 'coupled' or 'independent', see
-    `simulate`.  samples: by default 4096 to 65536, fewer for larger networks.  reference: the summarized checkpoint,
-    for summaries without weights.  data: gives the exact mean over these examples as well.
+    metric: by default kl for classification and squared_error for regression.  form: 'auto' is 'examples' where the
+    summary has anchors and no gates are asked for, else 'sampled', and 'closed' for independent gates where it exists.
+    gates: of pseudo-samples, 'moving' (the default), 'coupled' or 'independent', see `simulate`.  samples: examples or
+    pseudo-samples, by default 4096 to 65536, fewer for larger networks.  reference: the summarized checkpoint, for
+    summaries without weights.  data: gives the exact mean over these examples as well.
 
     Raises FsdtoolError for a metric, form or checkpoint that does not fit the summary.
     """
     device = device or torch.device("cpu")
-    metric = metric or default_metric(summary)
-    check_metric(summary, metric)
+    metric = metric or metrics_of(summary.task)[0]
+    check_metric(metric, summary.task, summary.path)
     form = choose_form(summary, metric, form, gates)
     if data is not None:
         _check_data(summary, data)
@@ -137,75 +142,73 @@ def distances(
         log.warning(
             f"only the last layer '{summary.identity.head}' is compared; a change of the layers before it is not seen"
         )
-    if form == "closed":
-        parts = _closed(summary, theta0, others, metric, device)
-        errors: list[float | None] = [None] * len(others)
+    calibration = summary.distance_calibration
+    if calibration is not None and (calibration.form != form or gates not in (None, MOVING)):
+        calibration = None
+    graph, statistics = summary.identity.graph, summary.statistics
+    common = (graph, theta0, others, statistics)
+    if form == CLOSED:
+        found = in_closed_form(*common, metric, device)
+    elif form == EXAMPLES:
+        kept = summary.anchors.evenly(samples or len(summary.anchors))
+        found = on_anchors(*common, kept, metric, task=summary.task, device=device, track=track)
     else:
-        samples = samples or default_samples(summary.identity.graph)
-        parts, errors = _sampled(summary, theta0, others, metric, gates, samples, seed, device, track)
+        options = {
+            "gates": gates or MOVING,
+            "samples": samples or default_samples(graph),
+            "seed": seed,
+            "device": device,
+        }
+        found = on_pseudo_samples(*common, metric, **options, track=track)
     exact = _exact(summary, theta0, others, metric, data, device, batch_size, track) if data is not None else None
-    weight = summary.statistics.weight
-    for checkpoint, part in zip(checkpoints, parts, strict=True):
-        if not bool(torch.isfinite(part).all()):
-            log.warning(f"the distance of {checkpoint.path} is not finite: its outputs overflow")
-    return Distances(
-        [
-            Distance(
-                checkpoint=checkpoint.path,
-                distance=float(weight @ part),
-                standard_error=error,
-                metric=metric,
-                form=form,
-                components=tuple(part.tolist()),
-                exact=None if exact is None else exact[i],
-            )
-            for i, (checkpoint, part, error) in enumerate(zip(checkpoints, parts, errors, strict=True))
-        ],
-        names=summary.statistics.names,
-        weights=tuple(weight.tolist()),
+    corrected = [
+        _corrected(checkpoint.path, estimate, metric, form, calibration, None if exact is None else exact[i])
+        for i, (checkpoint, estimate) in enumerate(zip(checkpoints, found, strict=True))
+    ]
+    _warn(summary, corrected)
+    return Distances(corrected, names=statistics.names, weights=tuple(statistics.weight.tolist()))
+
+
+def _corrected(
+    path: str, found: Estimate, metric: str, form: str, calibration: DistanceCalibration | None, exact: float | None
+) -> Distance:
+    factor = 1.0 if calibration is None else calibration.correction[metric]
+    distance = factor * found.distance
+    error = None if found.standard_error is None else factor * found.standard_error
+    return Distance(
+        checkpoint=path,
+        distance=distance,
+        standard_error=error,
+        model_error=None if calibration is None else calibration.model_error(metric, distance, error),
+        metric=metric,
+        form=form,
+        components=tuple((factor * found.components).tolist()),
+        exact=exact,
     )
 
 
-def default_samples(graph: Graph) -> int:
-    """Pseudo-samples by default: as many as 2^28 simulated scalars allow, from 4096 to 65536.
-
-    Divergences have heavy tails: on a small network thousands of samples cost little and are still felt.
-    """
-    affordable = SIMULATED_UNITS // sum(step.units for step in graph.steps)
-    return min(max(affordable, FEWEST_SAMPLES), MOST_SAMPLES)
-
-
-def measure(metric: str, f0: Tensor, f1: Tensor) -> Tensor:
-    """rho(f0, f1) of each example (batch,) float64 for outputs (batch, O).
-
-    In float64, since the terms of a small divergence cancel.
-    """
-    f0, f1 = f0.double(), f1.double()
-    if metric == "squared_error":
-        return 0.5 * (f1 - f0).square().sum(1)
-    log0, log1 = torch.log_softmax(f0, 1), torch.log_softmax(f1, 1)
-    p0 = log0.exp()
-    if metric == "kl":
-        return (p0 * (log0 - log1)).sum(1)
-    if metric == "probability":
-        return 0.5 * (log1.exp() - p0).square().sum(1)
-    df = f1 - f0
-    return 0.5 * ((p0 * df.square()).sum(1) - (p0 * df).sum(1).square())
-
-
-def default_metric(summary: Summary) -> str:
-    """kl for classification, squared_error for regression."""
-    return "kl" if summary.task == "classification" else "squared_error"
-
-
-def check_metric(summary: Summary, metric: str) -> None:
-    """Raise FsdtoolError for a metric that does not exist or does not fit the summary's task."""
-    if metric not in METRICS:
-        raise FsdtoolError(f"there is no metric '{metric}'; give one of {', '.join(METRICS)}")
-    if summary.task == "regression" and metric != "squared_error":
-        raise FsdtoolError(
-            f"the metric '{metric}' compares class probabilities and '{summary.path}' is of a regression; "
-            "use squared_error"
+def _warn(summary: Summary, found: Sequence[Distance]) -> None:
+    """Say what of the distances is in doubt."""
+    for d in found:
+        if not math.isfinite(d.distance):
+            log.warning(f"the distance of {d.checkpoint} is not finite: its outputs overflow")
+    doubtful = [d for d in found if d.model_error is not None and d.distance > 0 and not d.model_error <= DOUBTFUL]
+    if doubtful:
+        worst = max(doubtful, key=lambda d: d.model_error)
+        remedy = "--data gives the exact distance"
+        if summary.anchors is None:
+            remedy += ", and a summary with records (without --no-records) a closer one"
+        log.warning(
+            f"{len(doubtful)} of {len(found)} distances are in doubt: that of {worst.checkpoint} may be off by "
+            f"{worst.model_error:.0%} of itself (model_error); {remedy}"
+        )
+    unknown = [i for i, part in enumerate(found[0].components) if math.isnan(part)] if found else []
+    if unknown and all(math.isfinite(d.distance) for d in found):
+        share = float(summary.statistics.weight[unknown].sum())
+        names = ", ".join(summary.statistics.names[i] for i in unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+        log.info(
+            f"{len(unknown)} of {len(summary.statistics.names)} components ({names}; {share:.1%} of the data) have too "
+            "few examples kept for a distance of their own"
         )
 
 
@@ -223,11 +226,11 @@ def _check_data(summary: Summary, data: DataSource) -> None:
         )
 
 
-def choose_form(summary: Summary, metric: str, form: str, gates: str = MOVING) -> str:
-    """'closed' or 'sampled'.  Raises FsdtoolError where there is no closed form.
+def choose_form(summary: Summary, metric: str, form: str, gates: str | None = None) -> str:
+    """'examples', 'closed' or 'sampled'.  Raises FsdtoolError where the form asked for does not exist.
 
-    'auto' takes the closed form for independent gates where it exists: there it is exact.  Other gates are sampled;
-    they came closer to the true distances, in Spearman correlation and in ratio, on every data set measured.
+    'auto' takes the anchors, which were closest to the true distances on every data set measured.  For independent
+    gates it takes the closed form where that exists: there it is exact.
     """
     obstacles = []
     if not summary.identity.graph.is_chain():
@@ -236,11 +239,17 @@ def choose_form(summary: Summary, metric: str, form: str, gates: str = MOVING) -
         obstacles.append(f"the metric is {metric}, and it knows kl2 and squared_error")
     if metric == "kl2" and summary.statistics.output_hessian is None:
         obstacles.append("the summary has no output Hessian (too many outputs)")
-    if form == "closed" and obstacles:
+    if form == CLOSED and obstacles:
         raise FsdtoolError(f"there is no closed form: {'; '.join(obstacles)}; use --form sampled")
-    if form == "auto":
-        return "closed" if gates == INDEPENDENT and not obstacles else "sampled"
-    return form
+    if form == EXAMPLES and summary.anchors is None:
+        raise FsdtoolError(f"'{summary.path}' keeps no examples (it was written with --no-records); use --form sampled")
+    if form == EXAMPLES and gates is not None:
+        raise FsdtoolError("kept examples have gates of their own; leave out --gates, or use --form sampled")
+    if form != "auto":
+        return form
+    if gates is None and summary.anchors is not None:
+        return EXAMPLES
+    return CLOSED if gates == INDEPENDENT and not obstacles else SAMPLED
 
 
 def _reference(summary: Summary, reference: Checkpoint | None) -> dict[str, Tensor]:
@@ -274,73 +283,6 @@ def _matched(summary: Summary, checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 def _on(parameters: Parameters, device: torch.device) -> dict[str, Tensor]:
     return {name: value.to(device) for name, value in parameters.items()}
-
-
-def _closed(
-    summary: Summary, theta0: Parameters, others: list[dict[str, Tensor]], metric: str, device: torch.device
-) -> list[Tensor]:
-    """Distances (K,) of each checkpoint in float64."""
-    statistics = summary.statistics.to(device, torch.float64)
-    hessian = output_hessian(statistics, metric, summary.identity.graph.outputs)
-    wide = [{name: value.double() for name, value in theta.items()} for theta in (theta0, *others)]
-    graph = summary.identity.graph
-    return [closed_form(graph, wide[0], other, statistics, hessian).cpu() for other in wide[1:]]
-
-
-def output_hessian(statistics: Statistics, metric: str, outputs: int) -> Tensor:
-    """H (K, O, O) of each component: the identity for squared_error, the stored mean Hessian for kl2."""
-    if metric == "kl2":
-        return statistics.output_hessian
-    mean = statistics.input.mean
-    return torch.eye(outputs, dtype=mean.dtype, device=mean.device).expand(len(mean), -1, -1)
-
-
-def _sampled(
-    summary: Summary,
-    theta0: Parameters,
-    others: list[dict[str, Tensor]],
-    metric: str,
-    gates: str,
-    samples: int,
-    seed: int,
-    device: torch.device,
-    track: Track,
-) -> tuple[list[Tensor], list[float | None]]:
-    """Distances (K,) and standard error of each checkpoint."""
-    graph, statistics = summary.identity.graph, summary.statistics
-    simulation = Simulation(graph, theta0, statistics, gates=gates, seed=seed, device=device)
-    shape = len(others), len(statistics.names)
-    count, total, squares = torch.zeros(shape[1]), torch.zeros(*shape).double(), torch.zeros(*shape).double()
-
-    def measured(k: int, n: int) -> tuple[int, Tensor]:
-        """Distances (K, n) of pseudo-samples of component k."""
-        x, f0, tape = simulation.draw(k, n)
-        law = _recorded_law(simulation, metric, k, f0)
-        found = []
-        for other in others:
-            f1 = graph.run(other, x, gate=tape.replay)
-            found.append(measure(metric, f0, f1) if law is None else measure(metric, law.f0, law.other(f1)))
-        return k, torch.stack(found).cpu()
-
-    with track("pseudo-samples", samples) as advance, torch.no_grad():
-        for k, rho in simulation.each(samples, measured):
-            total[:, k] += rho.sum(1)
-            squares[:, k] += rho.square().sum(1)
-            count[k] += rho.shape[1]
-            advance(rho.shape[1])
-    mean = total / count
-    variance = (squares / count - mean.square()).clamp(min=0) / (count - 1).clamp(min=1)
-    error = (variance @ statistics.weight.square()).sqrt()
-    return list(mean), error.tolist()
-
-
-def _recorded_law(simulation: Simulation, metric: str, k: int, f0: Tensor) -> OutputCoupling | None:
-    """The coupling of simulated outputs to recorded ones, for metrics that look at more than their difference."""
-    statistics = simulation.statistics
-    if metric == "squared_error" or statistics.outputs is None:
-        return None
-    recorded = statistics.outputs.of(k)
-    return OutputCoupling(f0, recorded, one_class=statistics.kind == "class", generator=simulation.generator)
 
 
 def _exact(

@@ -38,6 +38,7 @@ class Metric(str, Enum):
 
 class Form(str, Enum):
     auto = "auto"
+    examples = "examples"
     closed = "closed"
     sampled = "sampled"
 

@@ -20,10 +20,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fsdtool.distance_forms import output_hessian
 from fsdtool.errors import FsdtoolError
-from fsdtool.fsd import check_metric, choose_form, default_metric, measure, output_hessian
+from fsdtool.fsd import choose_form
 from fsdtool.graph import Graph
 from fsdtool.matching import match_state
+from fsdtool.metrics import check_metric, measure, metrics_of
 from fsdtool.moments import Statistics
 from fsdtool.propagate import closed_form
 from fsdtool.simulate import COUPLED, INDEPENDENT, MOVING, Simulation, Tape
@@ -44,8 +46,8 @@ class Penalty:
     """
 
     def __init__(self, summary: Summary, *, metric: str | None, form: str, gates: str, seed: int, device: torch.device):
-        self.metric = metric or default_metric(summary)
-        check_metric(summary, self.metric)
+        self.metric = metric or metrics_of(summary.task)[0]
+        check_metric(self.metric, summary.task, summary.path)
         self.form = choose_form(summary, self.metric, form, gates)
         if gates not in GATES:
             raise FsdtoolError(f"there are no gates '{gates}'; give one of {', '.join(GATES)}")

@@ -17,15 +17,26 @@ import torch
 from torch import nn
 
 from fsdtool import __version__
+from fsdtool.agreement import combination, weighted
+from fsdtool.anchors import anchor_count
 from fsdtool.checkpoints import Checkpoint, apply_checkpoint
+from fsdtool.components import Assignment
 from fsdtool.curvature import MEASURED, SIMULATED, BlockCurvature
 from fsdtool.curvature import curvature as simulated_curvature
+from fsdtool.distance_calibration import (
+    DistanceCalibration,
+    calibrate_anchors,
+    calibrate_simulation,
+    calibration_examples,
+)
+from fsdtool.distance_forms import on_pseudo_samples
 from fsdtool.errors import FsdtoolError
 from fsdtool.evidence import LabelEvidence, evidence
 from fsdtool.evidencefile import write_judges
 from fsdtool.features import OUTPUTS, FeatureStore
 from fsdtool.fitting import fit_layout
 from fsdtool.gradients import blocks, left_out
+from fsdtool.graph import Parameters
 from fsdtool.losses import UNITS
 from fsdtool.models import check_repeatable
 from fsdtool.moments import OutputMoments, Statistics
@@ -34,7 +45,7 @@ from fsdtool.records import bytes_per_example, numbers_within, self_influence
 from fsdtool.residuals import TargetEvidence, target_evidence
 from fsdtool.sources import DataSource
 from fsdtool.summary import Identity
-from fsdtool.sweep import Pass, Seen, activation_steps, auto_batch, gate_bytes
+from fsdtool.sweep import Pass, Sample, Seen, activation_steps, auto_batch, gate_bytes
 from fsdtool.trace import FULL, Network, trace
 from fsdtool.trajectory import check_distinct, earlier_networks, parameters_before
 from fsdtool.writer import Writer, encode_ids
@@ -138,7 +149,8 @@ def summarize(
             options = {"seed": seed, "numbers": numbers, "device": device}
             found = simulated_curvature(network.graph, network.parameters, early, **options)
     with Writer(output) as writer, FeatureStore(len(data), seed) as store:
-        seen = run.whole(assignment, basis, store, writer, found if records else [], measured, trajectory)
+        anchors = _anchor_count(network, len(data), basis, statistics_budget) if records else 0
+        seen = run.whole(assignment, basis, store, writer, found if records else [], measured, trajectory, anchors)
         if measured:
             found = [sums.finalize(MEASURED) for sums in measured]
         statistics = seen.statistics
@@ -171,7 +183,9 @@ def summarize(
             writer.write_parameters(network.parameters)
         writer.write_statistics(statistics, network.graph, gate_bits)
         writer.write_curvature(found)
+        likely = None
         if records:
+            writer.write_anchors(seen.anchors, statistics)
             with track("evidence", None):
                 if data.task == "classification":
                     before = [parameters_before(network, trajectory, layer) for layer in (*store.layers, OUTPUTS)]
@@ -180,6 +194,11 @@ def summarize(
                     found_evidence = target_evidence(store, seen.targets, seed)
             _write_outputs(writer, data, seen, found_evidence, [other.name for other in trajectory])
             _write_self_influence(writer, found, len(data), data.task)
+            likely = _likely_labels(found_evidence)
+        with track("calibration", None):
+            few = run.few_of(sample, calibration_examples(len(data)))
+            calibration = _calibrate_distance(run, few, seen, assignment, basis, likely)
+        writer.write_distance_calibration(calibration)
         size = writer.commit()
     return Report(
         output=output,
@@ -193,6 +212,46 @@ def summarize(
         file_bytes=size,
         seconds=time.perf_counter() - started,
     )
+
+
+def _anchor_count(network: Network, examples: int, basis: torch.Tensor | None, budget: int) -> int:
+    graph = network.graph
+    numbers = (graph.steps[0].units if basis is None else basis.shape[1]) + graph.outputs
+    return anchor_count(graph, examples, numbers, budget)
+
+
+def _likely_labels(judged: LabelEvidence | TargetEvidence) -> torch.Tensor | None:
+    """(N,) int64: the label for which the layers together speak most; None for a regression."""
+    if not isinstance(judged, LabelEvidence) or judged.candidates.shape[1] < 2:
+        return None
+    values = judged.evidence.numpy()
+    best = torch.from_numpy(weighted(values, combination(values)[0])).argmax(1, keepdim=True)
+    return judged.candidates.gather(1, best)[:, 0].long()
+
+
+def _calibrate_distance(
+    run: Pass,
+    few: Sample,
+    seen: Seen,
+    assignment: Assignment,
+    basis: torch.Tensor | None,
+    likely: torch.Tensor | None,
+) -> DistanceCalibration:
+    """Of the form of distance that `fsd` takes by default, on `few` examples."""
+    graph, reference, statistics = run.graph, run.parameters, seen.statistics
+    common = {"task": run.data.task, "seed": run.seed}
+    labels = None if likely is None else likely[few.rows].to(run.device)
+    if seen.anchors is not None:
+        kept = run.anchors_of(few, assignment, basis, seen.present)
+        return calibrate_anchors(graph, reference, statistics, kept, few.signal, few.targets, labels, **common)
+
+    def estimate(others: Sequence[Parameters], metric: str) -> list[float]:
+        found = on_pseudo_samples(
+            graph, reference, others, statistics, metric, samples=4 * len(few.rows), seed=run.seed, device=run.device
+        )
+        return [one.distance for one in found]
+
+    return calibrate_simulation(graph, reference, few.signal, few.targets, labels, **common, estimate=estimate)
 
 
 def _write_outputs(

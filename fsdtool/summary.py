@@ -24,9 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from fsdtool import hdf5
+from fsdtool.anchors import Anchors
 from fsdtool.catalogue import FLOATS, Catalogue, Records, read_catalogue, summary_file
 from fsdtool.curvature import SIMULATED, BlockCurvature
+from fsdtool.distance_calibration import DistanceCalibration
 from fsdtool.graph import Graph
+from fsdtool.metrics import metrics_of
 from fsdtool.moments import GateStatistics, InputStatistics, OutputSample, Statistics
 from fsdtool.preprocessing import Preprocessing
 from fsdtool.trace import FULL, LAST_LAYER
@@ -71,6 +74,8 @@ class Summary(Catalogue):
     statistics: Statistics
     curvature: list[BlockCurvature]
     parameters: dict[str, Tensor] | None
+    anchors: Anchors | None = None
+    distance_calibration: DistanceCalibration | None = None
     _penalties: dict[tuple[object, ...], Any] = field(default_factory=dict, repr=False, compare=False)
 
     def penalty(
@@ -115,7 +120,13 @@ def load(path: str | Path) -> Summary:
         if catalogue.records is not None:
             _check_factors(file, catalogue.records, curvature)
         return Summary(
-            **vars(catalogue), identity=identity, statistics=statistics, curvature=curvature, parameters=parameters
+            **vars(catalogue),
+            identity=identity,
+            statistics=statistics,
+            curvature=curvature,
+            parameters=parameters,
+            anchors=_read_anchors(file, statistics, identity.graph.outputs) if "anchors" in file else None,
+            distance_calibration=_read_distance_calibration(file, catalogue.task),
         )
 
 
@@ -219,6 +230,34 @@ def _read_outputs(group: h5py.Group, components: int, outputs: int) -> OutputSam
     if len(torch.unique(component)) != components or component.min() < 0 or component.max() >= components:
         raise hdf5.unusable(group, f"the sample of outputs does not cover the {components} components")
     return OutputSample(values, component)
+
+
+def _read_anchors(file: h5py.File, statistics: Statistics, outputs: int) -> Anchors:
+    group, basis, components = hdf5.group(file, "anchors"), statistics.input.basis, len(statistics.names)
+    inputs = tensor(group, "inputs", (None, statistics.input.core.shape[1]))
+    if basis is not None:
+        inputs = inputs * tensor(group, "scale", (basis.shape[1],))
+    component = tensor(group, "component", (len(inputs),), torch.int64)
+    if not len(inputs) or component.min() < 0 or component.max() >= components:
+        raise hdf5.unusable(group, f"the examples kept are not of the {components} components")
+    return Anchors(inputs, tensor(group, "outputs", (len(inputs), outputs)), component)
+
+
+def _read_distance_calibration(file: h5py.File, task: str) -> DistanceCalibration | None:
+    if "calibration" not in file or "distance" not in file["calibration"]:
+        return None
+    group, metrics = hdf5.group(file, "calibration/distance"), metrics_of(task)
+    held = hdf5.Attributes(group)
+    correction, error = (tensor(group, name, (len(metrics),), torch.float64) for name in ("correction", "error"))
+    if correction.min() <= 0 or error.min() < 0:
+        raise hdf5.unusable(group, "a correction that is not positive, or a negative error")
+    return DistanceCalibration(
+        str(held["form"]),
+        int(held["changes"]),
+        int(held["examples"]),
+        dict(zip(metrics, correction.tolist(), strict=True)),
+        dict(zip(metrics, error.tolist(), strict=True)),
+    )
 
 
 def _read_gates(group: h5py.Group, graph: Graph, index: int, components: int) -> GateStatistics:

@@ -99,6 +99,11 @@ class StatisticsSums:
             self.sample.update(logits, self._component)
         self._patterns, self._pending = [], []
 
+    @property
+    def component(self) -> Tensor:
+        """Component (batch,) of each example of the batch last finished."""
+        return self._component
+
     def merge(self, other: StatisticsSums) -> None:
         """Add the sums over other examples, under the same assignment and basis."""
         self.inputs.merge(other.inputs)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fsdtool.anchors import AnchorRows, Anchors, even_rows
 from fsdtool.components import Assignment, GatePattern, k_means
 from fsdtool.curvature import BlockCurvature, EigenvalueSums, eigenbases
 from fsdtool.errors import FsdtoolError
@@ -53,9 +55,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the pass leaves behind: statistics, and per example targets, logits (N, O) and loss (N,)."""
+    """What the pass leaves behind: statistics, anchors, and per example targets, logits (N, O) and loss (N,)."""
 
     statistics: Statistics
+    present: Tensor  # (components of the assignment,) bool: which have examples
+    anchors: Anchors | None
     targets: Tensor
     logits: Tensor
     losses: Tensor
@@ -159,6 +163,30 @@ class Pass:
             pass
         return sums.finalize()
 
+    def few_of(self, sample: Sample, count: int) -> Sample:
+        """At most `count` examples of the first sample, evenly spaced."""
+        rows = even_rows(len(sample.rows), count)
+        chosen = rows.to(sample.signal.device)
+        return Sample(sample.rows[rows], sample.signal[chosen], sample.targets[chosen])
+
+    def anchors_of(self, sample: Sample, assignment: Assignment, basis: Tensor | None, present: Tensor) -> Anchors:
+        """What the file would keep of these examples as anchors; `present` (K,): the components that have examples."""
+        found = AnchorRows(len(sample.rows), len(sample.rows), basis, sample.signal.shape[1], self.outputs)
+        done = 0
+        for signal, logits, component in self._parts(sample, partial(self._component_of, assignment)):
+            found.update(slice(done, done + len(signal)), signal.flatten(1), logits, component)
+            done += len(signal)
+        return found.finalize(present)
+
+    def _component_of(
+        self, assignment: Assignment, rows: Tensor, signal: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.no_grad():
+            logits = self.graph.run(self.parameters, signal)
+        clusters = assignment.needs_pattern
+        patterns = assignment.pattern.of(self.graph, self.parameters, signal) if clusters else None
+        return signal, logits, assignment.assign(targets, patterns)
+
     def measured_bases(self, sample: Sample, numbers: int) -> list[EigenvalueSums]:
         """The `numbers` best directions of the first sample's gradients, with eigenvalues on that sample."""
         found = blocks(self.graph, self.parameters)
@@ -185,12 +213,15 @@ class Pass:
         curvatures: list[BlockCurvature],
         measured: list[EigenvalueSums] | None = None,
         earlier: Sequence[Earlier] = (),
+        anchors: int = 0,
     ) -> Seen:
         """The pass: statistics, evidence features, outputs and losses, and the gradient records in `curvatures`.
 
         measured: sums of eigenvalues to be taken from these examples.  earlier: checkpoints that give evidence too.
+        anchors: how many to keep.
         """
         sums = StatisticsSums(self.graph, assignment, basis, self.data.task, self.device)
+        kept = AnchorRows(len(self.data), anchors, basis, self.graph.steps[0].units, self.outputs) if anchors else None
         gradient_records = _GradientRecords(self, writer, curvatures)
         watched = self._watched_layers()
         of_earlier = self._watched_layers(layers_each(len(earlier)))
@@ -215,6 +246,8 @@ class Pass:
                 for other in earlier:
                     other.see(x, of_earlier, keep)
                 sums.finish(signal.flatten(1), found)
+                if kept is not None:
+                    kept.update(rows, signal.flatten(1), found, sums.component)
                 logits[rows], losses[rows] = found.cpu(), loss(self.data.task, found, y).cpu()
             return batch, uses
 
@@ -223,7 +256,9 @@ class Pass:
                 block_sums.update(uses)
             fingerprint.update(batch)
             targets.append(batch.y)
-        return Seen(sums.finalize(), torch.cat(targets), logits, losses, fingerprint.hexdigest())
+        present = (sums.inputs.count > 0).cpu()
+        anchored = None if kept is None else kept.finalize(present)
+        return Seen(sums.finalize(), present, anchored, torch.cat(targets), logits, losses, fingerprint.hexdigest())
 
     def _observer(self, sums: StatisticsSums, watched: dict[str, bool], keep: Keep) -> Observer:
         evidence = observe(watched, keep)

@@ -17,8 +17,10 @@ import h5py
 import numpy as np
 from torch import Tensor
 
+from fsdtool.anchors import Anchors
 from fsdtool.catalogue import FORMAT, SCHEMA
 from fsdtool.curvature import BlockCurvature
+from fsdtool.distance_calibration import DistanceCalibration
 from fsdtool.files import Sibling, Sink, cannot_write
 from fsdtool.graph import Graph
 from fsdtool.moments import Statistics
@@ -175,6 +177,29 @@ class Writer:
             self.put("statistics/input/basis", basis, "orthonormal basis B (n, r) shared by the components")
         self.put("statistics/input/core", inputs.core.float(), "covariance within B (K, r, r)", squared)
         self.put("statistics/input/diagonal", inputs.diagonal.float(), "variance outside B (K, n)", squared)
+
+    def write_anchors(self, anchors: Anchors, statistics: Statistics) -> None:
+        """`/anchors`: float16 of scaled projections, or float32 of whole inputs where there is no basis."""
+        inputs = anchors.inputs
+        if statistics.input.basis is not None:
+            scale = inputs.std(0, unbiased=False).clamp(min=1e-30)
+            inputs = (inputs / scale).clamp(-65504, 65504).half()
+            self.put("anchors/scale", scale, "what each coefficient is divided by (r,)", "input units")
+        kept = "projections B^T x of an even sample of examples (R, r), or x where there is no basis"
+        self.put("anchors/inputs", inputs, kept, "input units")
+        self.put("anchors/outputs", anchors.outputs, "outputs of the reference on them (R, O)")
+        self.put("anchors/component", anchors.component.int(), "component of each (R,)")
+
+    def write_distance_calibration(self, found: DistanceCalibration) -> None:
+        """`/calibration/distance`: of the form that `fsd` takes by default."""
+        metrics = list(found.error)
+        held = {"form": found.form, "changes": found.changes, "examples": found.examples}
+        correction = np.array([found.correction[name] for name in metrics])
+        error = np.array([found.error[name] for name in metrics])
+        self.put("calibration/distance/correction", correction, "factor on distances, by metric (M,)", metrics=metrics)
+        description = "relative error of a corrected distance over changes of the weights, by metric (M,)"
+        self.put("calibration/distance/error", error, description, metrics=metrics)
+        _attributes(self.file["calibration/distance"], **held)
 
     def write_curvature(self, curvatures: Sequence[BlockCurvature]) -> None:
         """`/curvature`: the eigenbasis and spectrum of each weight in the kept directions."""

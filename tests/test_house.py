@@ -15,7 +15,8 @@ errors device progress memory files hdf5 models weightfiles matching checkpoints
 catalogue selfinfluence
 npyfiles h5files arrays imagefiles tables csvtables parquet items huggingface sources datasets fitting
 activations infer spellings graph nodes translate trace
-spectra moments components sums propagate simulate outputs gradients losses curvature
+spectra moments components sums propagate simulate outputs gradients losses metrics curvature anchors distance_forms
+distance_calibration
 agreement noise posterior discriminant records features gaussians evidence outliers residuals trajectory summary writer
 evidencefile sweep summarize fsd penalty
 examples ranking screening matrix candidates krylov response influence misvalue mislabel judge inspection

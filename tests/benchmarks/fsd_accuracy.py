@@ -38,7 +38,9 @@ from torch import Tensor, nn
 
 from fsdtool.checkpoints import Checkpoint
 from fsdtool.datasets import load_dataset
-from fsdtool.fsd import distances, measure, output_hessian
+from fsdtool.distance_forms import output_hessian
+from fsdtool.fsd import distances
+from fsdtool.metrics import measure
 from fsdtool.sources import DataSource
 from fsdtool.summarize import summarize
 from fsdtool.summary import Summary, load, part_sizes
@@ -232,14 +234,14 @@ def true_distances(case: Case, summary: Summary, rows: Tensor | None = None) -> 
     return totals
 
 
-def summaries(case: Case, folder: Path) -> Iterator[Summary]:
-    """A summary for each mixture, as a user gets it."""
+def summaries(case: Case, folder: Path, records: bool = False) -> Iterator[Summary]:
+    """A summary for each mixture, with or without records of single examples."""
     model, data = case.build(), _source(case, folder)
     for components in case.mixtures:
         path = folder / f"{components}.h5"
         reference = Checkpoint("reference", "", case.reference, ())
         summarize(
-            model=model, checkpoint=reference, data=data, output=path, components=components, records=False, seed=SEED
+            model=model, checkpoint=reference, data=data, output=path, components=components, records=records, seed=SEED
         )
         yield load(path)
 

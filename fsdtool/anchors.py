@@ -1,0 +1,176 @@
+"""Anchors: an even sample of training examples, each kept by its projection and its outputs, to measure distances on.
+
+With B the basis (n, r) of the input covariance, c = B^T x the projection of an example x and f' its outputs under the
+reference theta0, what is left of the example is
+    x~ = B c + (1 - B B^T) m_k                  the rest of x is the mean of its component
+and a distance is the mean over anchors of rho(f', f' + f(x~; theta1) - f(x~; theta0)).  Both networks run as they are.
+Inputs of few dimensions have no basis: they are kept whole, and then only the choice of the sample is an estimate.
+
+A classifier that has memorised examples knows them by what the projection leaves out.  So its x~ are moved, before
+anything is measured, within the variance D of what was left out, until the margins of the recorded outputs are met:
+Gauss-Newton steps
+    x~ + D J^T (J D J^T + eps)^-1 (g' - g(x~))   with g the largest outputs, each less the mean of all, and J = dg/dx.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fsdtool.graph import Graph, Parameters
+from fsdtool.memory import BatchSize
+from fsdtool.moments import InputStatistics, Statistics
+
+FEWEST_KEPT, MOST_KEPT = 512, 8192
+KEPT_UNITS = 2**30  # scalars of all steps for all anchors together, which bounds the time of a distance
+BATCH_UNITS = 2**25  # scalars of all steps held per batch
+MET_OUTPUTS, STEPS, RIDGE = 2, 2, 1e-3  # of the Gauss-Newton steps
+FEWEST = 5  # anchors of a component to speak for it, unless they are all of its examples
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """inputs (R, r) projections, or (R, n) whole; outputs (R, O) of the reference; component (R,) int64."""
+
+    inputs: Tensor
+    outputs: Tensor
+    component: Tensor
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def to(self, device: torch.device) -> Anchors:
+        """The same on a device, in float32."""
+        return Anchors(
+            self.inputs.to(device, torch.float32), self.outputs.to(device, torch.float32), self.component.to(device)
+        )
+
+    def evenly(self, count: int) -> Anchors:
+        """At most `count` of them, evenly spaced."""
+        if len(self) <= count:
+            return self
+        rows = even_rows(len(self), count).to(self.component.device)
+        return Anchors(self.inputs[rows], self.outputs[rows], self.component[rows])
+
+
+def even_rows(total: int, count: int) -> Tensor:
+    """At most `count` of range(total), evenly spaced: int64, increasing."""
+    return torch.linspace(0, total - 1, min(count, total), dtype=torch.float64).round().long().unique()
+
+
+def anchor_count(graph: Graph, examples: int, numbers_each: int, budget: int) -> int:
+    """How many anchors of `numbers_each` float32 fit a quarter of `budget` bytes and the time of a distance."""
+    affordable = max(KEPT_UNITS // sum(step.units for step in graph.steps), FEWEST_KEPT)
+    return min(examples, MOST_KEPT, affordable, max(budget // 4 // (4 * numbers_each), FEWEST_KEPT))
+
+
+class AnchorRows:
+    """Fills anchors as the examples of a pass come by."""
+
+    def __init__(self, examples: int, count: int, basis: Tensor | None, dimensions: int, outputs: int):
+        self.rows = even_rows(examples, count)
+        self.basis = basis
+        self.inputs = torch.zeros(len(self.rows), dimensions if basis is None else basis.shape[1])
+        self.outputs = torch.zeros(len(self.rows), outputs)
+        self.component = torch.zeros(len(self.rows), dtype=torch.int64)
+
+    def update(self, rows: slice, x: Tensor, logits: Tensor, component: Tensor) -> None:
+        """Take the anchors among the examples `rows`: inputs x (batch, n), logits (batch, O), component (batch,)."""
+        first, last = np.searchsorted(self.rows.numpy(), (rows.start, rows.stop))
+        if first == last:
+            return
+        chosen = (self.rows[first:last] - rows.start).to(x.device)
+        self.inputs[first:last] = project(x[chosen], self.basis).float().cpu()
+        self.outputs[first:last] = logits[chosen].detach().float().cpu()
+        self.component[first:last] = component[chosen].cpu()
+
+    def finalize(self, present: Tensor) -> Anchors:
+        """The anchors, their components numbered among those `present` (K,) bool."""
+        number = present.cpu().long().cumsum(0) - 1
+        return Anchors(self.inputs, self.outputs, number[self.component])
+
+
+def project(x: Tensor, basis: Tensor | None) -> Tensor:
+    """Coefficients (batch, r) of x (batch, n); x itself without a basis."""
+    return x if basis is None else x @ basis.to(x)
+
+
+class AnchoredOutputs:
+    """Anchors, ready to be pushed through a graph: inputs x~ and what the reference makes of them."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        reference: Parameters,
+        statistics: Statistics,
+        anchors: Anchors,
+        *,
+        task: str,
+        device: torch.device,
+    ):
+        self.graph, self.reference, self.device = graph, reference, device
+        self.anchors = anchors.to(device)
+        self.inputs = statistics.to(device, torch.float32).input
+        self.meet = task == "classification" and self.inputs.basis is not None and graph.outputs > 1
+
+    def batches(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Rows of anchors, with their inputs x~ (batch, ...), outputs f(x~; theta0) and recorded ones (batch, O)."""
+        size = BatchSize(max(BATCH_UNITS // sum(step.units for step in self.graph.steps), 64))
+        yield from size.parts(len(self.anchors), self._batch)
+
+    def other(self, parameters: Parameters, x: Tensor, simulated: Tensor, recorded: Tensor) -> Tensor:
+        """Outputs (batch, O) beside the recorded ones of a network with other weights."""
+        return recorded + (self.graph.run(parameters, x) - simulated)
+
+    def _batch(self, rows: slice) -> tuple[slice, Tensor, Tensor, Tensor]:
+        anchors, shape = self.anchors, (-1, *self.graph.input_shape)
+        x = expand(self.inputs, anchors.inputs[rows], anchors.component[rows]).reshape(shape)
+        recorded = anchors.outputs[rows]
+        with torch.no_grad():
+            simulated = self.graph.run(self.reference, x)
+        if self.meet:
+            variance = self.inputs.diagonal[anchors.component[rows]].reshape(x.shape)
+            moved = met(self.graph, self.reference, x, recorded, variance)
+            with torch.no_grad():
+                after = self.graph.run(self.reference, moved)
+            nearer = (after - recorded).square().sum(1) < (simulated - recorded).square().sum(1)
+            x = torch.where(nearer.reshape(-1, *[1] * (x.dim() - 1)), moved, x)
+            simulated = torch.where(nearer[:, None], after, simulated)
+        return rows, x, simulated, recorded
+
+
+def expand(inputs: InputStatistics, coefficients: Tensor, component: Tensor) -> Tensor:
+    """x~ (batch, n) of coefficients (batch, r) and components (batch,)."""
+    basis = inputs.basis
+    if basis is None:
+        return coefficients
+    rest = inputs.mean - (inputs.mean @ basis) @ basis.T  # (K, n)
+    return coefficients @ basis.T + rest[component]
+
+
+def met(graph: Graph, parameters: Parameters, x: Tensor, recorded: Tensor, variance: Tensor) -> Tensor:
+    """x (batch, ...) moved within `variance` (batch, ...) until the largest `recorded` outputs (batch, O) are met."""
+    largest = recorded.topk(min(MET_OUTPUTS, recorded.shape[1] - 1), 1).indices  # (batch, m)
+    wanted = _centred(recorded).gather(1, largest)
+    identity = torch.eye(largest.shape[1], device=x.device)
+    for _ in range(STEPS):
+        x = x.detach().requires_grad_(True)
+        with torch.enable_grad():
+            found = _centred(graph.run(parameters, x)).gather(1, largest)
+            slopes = [torch.autograd.grad(g.sum(), x, retain_graph=True)[0] for g in found.unbind(1)]
+        j = torch.stack(slopes, 1).flatten(2)  # (batch, m, n)
+        dj = j * variance.flatten(1)[:, None]
+        gram = j @ dj.transpose(1, 2)  # (batch, m, m)
+        scale = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+        gap = (wanted - found.detach())[:, :, None]
+        weight = torch.linalg.solve(gram + (RIDGE * scale + 1e-12) * identity, gap)
+        x = x + (dj.transpose(1, 2) @ weight).reshape(x.shape)
+    return x.detach()
+
+
+def _centred(f: Tensor) -> Tensor:
+    return f - f.mean(1, keepdim=True)

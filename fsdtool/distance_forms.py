@@ -1,0 +1,171 @@
+"""The forms of a function space distance: on anchors, on pseudo-samples, and closed.
+
+Each takes the reference theta0 and several others theta1 and gives for each one the distance over every component,
+their mean by the components' weights pi, and the standard error of that mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fsdtool.anchors import FEWEST, AnchoredOutputs, Anchors
+from fsdtool.graph import Graph, Parameters
+from fsdtool.metrics import measure
+from fsdtool.moments import Statistics
+from fsdtool.outputs import OutputCoupling
+from fsdtool.progress import Track, silent
+from fsdtool.propagate import closed_form
+from fsdtool.simulate import MOVING, Simulation
+
+SIMULATED_UNITS = 2**28  # scalars of all steps simulated, by default, in all samples together
+FEWEST_SAMPLES, MOST_SAMPLES = 4096, 65536
+GROUPS = 4, 16  # independent parts of the pseudo-samples, whose spread is the standard error
+GROUP_SAMPLES = 64  # pseudo-samples of each component in a part, where there are enough for more than the fewest parts
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The distance, its standard error (None: there is no sampling), and (K,) that over each component.
+
+    A component that too few examples speak for is not a number, and not a part of the distance where none does.
+    """
+
+    distance: float
+    standard_error: float | None
+    components: Tensor
+
+
+def default_samples(graph: Graph) -> int:
+    """Examples or pseudo-samples by default: as many as 2^28 scalars of all steps allow, from 4096 to 65536.
+
+    Divergences have heavy tails: on a small network thousands of samples cost little and are still felt.
+    """
+    affordable = SIMULATED_UNITS // sum(step.units for step in graph.steps)
+    return min(max(affordable, FEWEST_SAMPLES), MOST_SAMPLES)
+
+
+def on_anchors(
+    graph: Graph,
+    reference: Parameters,
+    others: Sequence[Parameters],
+    statistics: Statistics,
+    anchors: Anchors,
+    metric: str,
+    *,
+    task: str,
+    device: torch.device,
+    track: Track = silent,
+) -> list[Estimate]:
+    """Distances over anchors, each component by its weight among all examples.
+
+    The standard error is that of a sample without replacement from each component: zero when all examples are kept.
+    """
+    outputs = AnchoredOutputs(graph, reference, statistics, anchors, task=task, device=device)
+    rho = torch.empty(len(others), len(anchors), dtype=torch.float64)
+    with track("examples", len(anchors)) as advance, torch.no_grad():
+        for rows, x, simulated, recorded in outputs.batches():
+            for i, other in enumerate(others):
+                rho[i, rows] = measure(metric, recorded, outputs.other(other, x, simulated, recorded)).cpu()
+            advance(len(x))
+    return [_stratified(values, anchors.component.cpu(), statistics.count.double()) for values in rho]
+
+
+def _stratified(rho: Tensor, component: Tensor, count: Tensor) -> Estimate:
+    """The mean of rho (R,) of examples of components (R,) that have `count` (K,) examples each."""
+    size = len(count)
+    n = torch.bincount(component, minlength=size).double()
+    present = n > 0
+    mean = torch.zeros(size).double().index_add_(0, component, rho) / n.clamp(min=1)
+    squares = torch.zeros(size).double().index_add_(0, component, (rho - mean[component]).square())
+    pooled = squares.sum() / (n - 1).clamp(min=0).sum().clamp(min=1)
+    variance = torch.where(n > 1, squares / (n - 1).clamp(min=1), pooled)
+    weight = torch.where(present, count, 0) / count[present].sum()
+    sampling = variance / n.clamp(min=1) * (1 - n / count).clamp(min=0)
+    known = (n >= FEWEST) | (n >= count)
+    return Estimate(
+        float(weight @ mean),
+        float((weight.square() @ sampling).sqrt()),
+        torch.where(known, mean, torch.nan),
+    )
+
+
+def on_pseudo_samples(
+    graph: Graph,
+    reference: Parameters,
+    others: Sequence[Parameters],
+    statistics: Statistics,
+    metric: str,
+    *,
+    gates: str = MOVING,
+    samples: int,
+    seed: int,
+    device: torch.device,
+    track: Track = silent,
+) -> list[Estimate]:
+    """Distances over pseudo-samples of all components.
+
+    Coupled gates tie the samples of a batch to one another, so that their spread says little of the error: the samples
+    are drawn in independent groups, and the standard error is that of the groups' means.
+    """
+    simulation = Simulation(graph, reference, statistics, gates=gates, seed=seed, device=device)
+    weight, size = statistics.weight, len(statistics.names)
+    groups = min(max(samples // (GROUP_SAMPLES * size), GROUPS[0]), GROUPS[1])
+    count = torch.zeros(groups, 1, size).double()
+    total = torch.zeros(groups, len(others), size).double()
+
+    def measured(k: int, n: int) -> tuple[int, Tensor]:
+        """Distances (others, n) of pseudo-samples of component k."""
+        x, f0, tape = simulation.draw(k, n)
+        law = _recorded_law(simulation, metric, k, f0)
+        found = []
+        for other in others:
+            f1 = graph.run(other, x, gate=tape.replay)
+            found.append(measure(metric, f0, f1) if law is None else measure(metric, law.f0, law.other(f1)))
+        return k, torch.stack(found).cpu()
+
+    with track("pseudo-samples", samples) as advance, torch.no_grad():
+        for group in range(groups):
+            for k, rho in simulation.each(max(samples // groups, 1), measured):
+                total[group, :, k] += rho.sum(1)
+                count[group, 0, k] += rho.shape[1]
+                advance(rho.shape[1])
+    means = total.sum(0) / count.sum(0)  # (others, K)
+    error = ((total / count) @ weight).std(0) / groups**0.5
+    return [Estimate(float(weight @ mean), float(e), mean) for mean, e in zip(means, error, strict=True)]
+
+
+def _recorded_law(simulation: Simulation, metric: str, k: int, f0: Tensor) -> OutputCoupling | None:
+    """The coupling of simulated outputs to recorded ones, for metrics that look at more than their difference."""
+    statistics = simulation.statistics
+    if metric == "squared_error" or statistics.outputs is None:
+        return None
+    recorded = statistics.outputs.of(k)
+    return OutputCoupling(f0, recorded, one_class=statistics.kind == "class", generator=simulation.generator)
+
+
+def in_closed_form(
+    graph: Graph,
+    reference: Parameters,
+    others: Sequence[Parameters],
+    statistics: Statistics,
+    metric: str,
+    device: torch.device,
+) -> list[Estimate]:
+    """The exact expectations under the stochastic model, in float64."""
+    statistics = statistics.to(device, torch.float64)
+    hessian = output_hessian(statistics, metric, graph.outputs)
+    wide = [{name: value.double() for name, value in theta.items()} for theta in (reference, *others)]
+    found = [closed_form(graph, wide[0], other, statistics, hessian).cpu() for other in wide[1:]]
+    return [Estimate(float(statistics.weight.cpu() @ part), None, part) for part in found]
+
+
+def output_hessian(statistics: Statistics, metric: str, outputs: int) -> Tensor:
+    """H (K, O, O) of each component: the identity for squared_error, the stored mean Hessian for kl2."""
+    if metric == "kl2":
+        return statistics.output_hessian
+    mean = statistics.input.mean
+    return torch.eye(outputs, dtype=mean.dtype, device=mean.device).expand(len(mean), -1, -1)
