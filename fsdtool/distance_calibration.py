@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -104,14 +105,11 @@ def calibrate_simulation(
     likely: Tensor | None,
     task: str,
     seed: int,
-    estimate: Callable[[Sequence[Parameters], str], Sequence[float]],
+    estimate: Callable[[Sequence[Parameters], Sequence[str]], dict[str, list[float]]],
 ) -> DistanceCalibration:
-    """The error of distances on pseudo-samples; estimate(others, metric) gives the summary's own."""
+    """The error of distances on pseudo-samples; estimate(others, metrics) gives the summary's own, by metric."""
     x = signal.reshape(-1, *graph.input_shape)
-
-    def by_metric(others: Sequence[Parameters]) -> dict[str, list[float]]:
-        return {name: list(estimate(others, name)) for name in metrics_of(task)}
-
+    by_metric = partial(estimate, metrics=metrics_of(task))
     return _calibrate("sampled", graph, reference, x, targets, likely, task, seed, by_metric)
 
 

@@ -98,15 +98,15 @@ def on_pseudo_samples(
     reference: Parameters,
     others: Sequence[Parameters],
     statistics: Statistics,
-    metric: str,
+    metrics: Sequence[str],
     *,
     gates: str = MOVING,
     samples: int,
     seed: int,
     device: torch.device,
     track: Track = silent,
-) -> list[Estimate]:
-    """Distances over pseudo-samples of all components.
+) -> dict[str, list[Estimate]]:
+    """Distances over pseudo-samples of all components, by metric.
 
     Coupled gates tie the samples of a batch to one another, so that their spread says little of the error: the samples
     are drawn in independent groups, and the standard error is that of the groups' means.
@@ -114,34 +114,40 @@ def on_pseudo_samples(
     simulation = Simulation(graph, reference, statistics, gates=gates, seed=seed, device=device)
     weight, size = statistics.weight, len(statistics.names)
     groups = min(max(samples // (GROUP_SAMPLES * size), GROUPS[0]), GROUPS[1])
-    count = torch.zeros(groups, 1, size).double()
-    total = torch.zeros(groups, len(others), size).double()
+    count = torch.zeros(groups, 1, 1, size).double()
+    total = torch.zeros(groups, len(metrics), len(others), size).double()
 
     def measured(k: int, n: int) -> tuple[int, Tensor]:
-        """Distances (others, n) of pseudo-samples of component k."""
+        """Distances (metrics, others, n) of pseudo-samples of component k."""
         x, f0, tape = simulation.draw(k, n)
-        law = _recorded_law(simulation, metric, k, f0)
-        found = []
-        for other in others:
+        law = _recorded_law(simulation, k, f0) if set(metrics) - {"squared_error"} else None
+        rho = torch.empty(len(metrics), len(others), len(x), dtype=torch.float64)
+        for i, other in enumerate(others):
             f1 = graph.run(other, x, gate=tape.replay)
-            found.append(measure(metric, f0, f1) if law is None else measure(metric, law.f0, law.other(f1)))
-        return k, torch.stack(found).cpu()
+            moved = None if law is None else law.other(f1)
+            for j, metric in enumerate(metrics):
+                as_simulated = law is None or metric == "squared_error"
+                rho[j, i] = (measure(metric, f0, f1) if as_simulated else measure(metric, law.f0, moved)).cpu()
+        return k, rho
 
     with track("pseudo-samples", samples) as advance, torch.no_grad():
         for group in range(groups):
             for k, rho in simulation.each(max(samples // groups, 1), measured):
-                total[group, :, k] += rho.sum(1)
-                count[group, 0, k] += rho.shape[1]
-                advance(rho.shape[1])
-    means = total.sum(0) / count.sum(0)  # (others, K)
-    error = ((total / count) @ weight).std(0) / groups**0.5
-    return [Estimate(float(weight @ mean), float(e), mean) for mean, e in zip(means, error, strict=True)]
+                total[group, ..., k] += rho.sum(-1)
+                count[group, ..., k] += rho.shape[-1]
+                advance(rho.shape[-1])
+    means = total.sum(0) / count.sum(0)  # (metrics, others, K)
+    errors = ((total / count) @ weight).std(0) / groups**0.5
+    return {
+        metric: [Estimate(float(weight @ mean), float(e), mean) for mean, e in zip(means[j], errors[j], strict=True)]
+        for j, metric in enumerate(metrics)
+    }
 
 
-def _recorded_law(simulation: Simulation, metric: str, k: int, f0: Tensor) -> OutputCoupling | None:
+def _recorded_law(simulation: Simulation, k: int, f0: Tensor) -> OutputCoupling | None:
     """The coupling of simulated outputs to recorded ones, for metrics that look at more than their difference."""
     statistics = simulation.statistics
-    if metric == "squared_error" or statistics.outputs is None:
+    if statistics.outputs is None:
         return None
     recorded = statistics.outputs.of(k)
     return OutputCoupling(f0, recorded, one_class=statistics.kind == "class", generator=simulation.generator)

@@ -159,7 +159,7 @@ def distances(
             "seed": seed,
             "device": device,
         }
-        found = on_pseudo_samples(*common, metric, **options, track=track)
+        found = on_pseudo_samples(*common, [metric], **options, track=track)[metric]
     exact = _exact(summary, theta0, others, metric, data, device, batch_size, track) if data is not None else None
     corrected = [
         _corrected(checkpoint.path, estimate, metric, form, calibration, None if exact is None else exact[i])

@@ -17,13 +17,15 @@ class OutputCoupling:
     few outputs that it is not sure of.  So the sample whose margin has rank r of n takes a recorded output f0'
     (R, O) from the r-th of n equal parts of the record, in the order of their margins.  Another checkpoint's change
     df = f1 - f0 follows by its regression on f0 over the samples: df' = df + (f0' - f0) A, shrunk by RIDGE times the
-    mean variance of f0.
+    mean variance of f0, and at least by SHIFT times the mean square of f0' - f0: samples that hardly differ, as those
+    of a component with one example, tell nothing of outputs far from theirs.
 
     The margin is the largest output over the second, or, where `one_class`, that of the class that the record
     favours on average.
     """
 
     RIDGE = 0.3
+    SHIFT = 0.1
 
     def __init__(self, f0: Tensor, recorded: Tensor, *, one_class: bool, generator: torch.Generator):
         n, outputs = f0.shape
@@ -34,7 +36,8 @@ class OutputCoupling:
         self.f0[margin(f0, label).argsort()] = recorded[margin(recorded, label).argsort()[places]]
         self._simulated, self._shift = f0, (self.f0 - f0).double()
         d = (f0 - f0.mean(0)).double()
-        self._regression = _ridge(d, float(d.square().sum()) / outputs * self.RIDGE)
+        least = self.SHIFT * float(self._shift.square().sum()) / outputs
+        self._regression = _ridge(d, max(float(d.square().sum()) / outputs * self.RIDGE, least))
 
     def other(self, f1: Tensor) -> Tensor:
         """The outputs (n, O) beside `f0` of a checkpoint that simulated f1 (n, O); differentiable in f1."""

@@ -29,7 +29,7 @@ from fsdtool.distance_calibration import (
     calibrate_simulation,
     calibration_examples,
 )
-from fsdtool.distance_forms import on_pseudo_samples
+from fsdtool.distance_forms import default_samples, on_pseudo_samples
 from fsdtool.errors import FsdtoolError
 from fsdtool.evidence import LabelEvidence, evidence
 from fsdtool.evidencefile import write_judges
@@ -51,6 +51,8 @@ from fsdtool.trajectory import check_distinct, earlier_networks, parameters_befo
 from fsdtool.writer import Writer, encode_ids
 
 log = logging.getLogger("fsdtool")
+
+CALIBRATING, CALIBRATING_EACH = 2048, 64  # pseudo-samples of a calibration, in all and at least of each component
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ def summarize(
             _write_self_influence(writer, found, len(data), data.task)
             likely = _likely_labels(found_evidence)
         with track("calibration", None):
-            few = run.few_of(sample, calibration_examples(len(data)))
+            few = run.few_of(sample, calibration_examples(len(data))) if records else sample
             calibration = _calibrate_distance(run, few, seen, assignment, basis, likely)
         writer.write_distance_calibration(calibration)
         size = writer.commit()
@@ -245,11 +247,12 @@ def _calibrate_distance(
         kept = run.anchors_of(few, assignment, basis, seen.present)
         return calibrate_anchors(graph, reference, statistics, kept, few.signal, few.targets, labels, **common)
 
-    def estimate(others: Sequence[Parameters], metric: str) -> list[float]:
-        found = on_pseudo_samples(
-            graph, reference, others, statistics, metric, samples=4 * len(few.rows), seed=run.seed, device=run.device
-        )
-        return [one.distance for one in found]
+    samples = min(default_samples(graph), max(CALIBRATING, CALIBRATING_EACH * len(statistics.names)))
+    options = {"samples": samples, "seed": run.seed, "device": run.device}
+
+    def estimate(others: Sequence[Parameters], metrics: Sequence[str]) -> dict[str, list[float]]:
+        found = on_pseudo_samples(graph, reference, others, statistics, metrics, **options)
+        return {metric: [one.distance for one in each] for metric, each in found.items()}
 
     return calibrate_simulation(graph, reference, few.signal, few.targets, labels, **common, estimate=estimate)
 

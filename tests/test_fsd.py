@@ -14,8 +14,10 @@ from torch import nn
 
 from fsdtool.checkpoints import Checkpoint, read_checkpoint
 from fsdtool.datasets import load_dataset
+from fsdtool.distance_forms import default_samples
 from fsdtool.errors import FsdtoolError
-from fsdtool.fsd import METRICS, default_samples, distances, measure
+from fsdtool.fsd import distances
+from fsdtool.metrics import METRICS, measure
 from fsdtool.models import load_model
 from fsdtool.propagate import closed_form
 

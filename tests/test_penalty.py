@@ -11,7 +11,8 @@ from torch import nn
 import fsdtool
 from fsdtool.checkpoints import Checkpoint, read_checkpoint
 from fsdtool.errors import FsdtoolError
-from fsdtool.fsd import distances, measure
+from fsdtool.fsd import distances
+from fsdtool.metrics import measure
 from fsdtool.models import load_model
 
 NETWORKS = {"mlp": "mlp.pt", "convnet": "convnet.safetensors"}

@@ -45,7 +45,7 @@ from torch import Tensor, nn
 import fsdtool
 from fsdtool.checkpoints import Checkpoint
 from fsdtool.datasets import load_dataset
-from fsdtool.fsd import measure
+from fsdtool.metrics import measure
 from fsdtool.summarize import summarize
 from fsdtool.summary import Summary
 
