@@ -50,6 +50,7 @@ FSD = [
         "checkpoint": "a.pt",
         "distance": 0.25,
         "standard_error": None,
+        "model_error": None,
         "metric": "kl",
         "form": "closed",
         "exact": 0.2,
@@ -58,6 +59,7 @@ FSD = [
         "checkpoint": "b.pt",
         "distance": 1.5,
         "standard_error": 0.01,
+        "model_error": 0.1,
         "metric": "kl",
         "form": "sampled",
         "exact": 1.4,
@@ -550,13 +552,16 @@ def test_influence_of_streamed_data(shell, calls):
 def test_fsd_csv(shell, calls):
     code, out, err = shell("fsd", "s.h5", "--checkpoint", "a.pt", "--checkpoint", "b.pt", "-q")
     assert (code, err) == (0, "")
-    assert out == ("checkpoint,distance,standard_error,metric,form\na.pt,0.25,,kl,closed\nb.pt,1.5,0.01,kl,sampled\n")
+    assert out == (
+        "checkpoint,distance,standard_error,model_error,metric,form\n"
+        "a.pt,0.25,,,kl,closed\nb.pt,1.5,0.01,0.1,kl,sampled\n"
+    )
     (_, checkpoints), given = calls["distances"]
     assert [checkpoint.path for checkpoint in checkpoints] == ["a.pt", "b.pt"]
     assert given == {
         "metric": None,
         "form": "auto",
-        "gates": "moving",
+        "gates": None,
         "samples": None,
         "seed": 0,
         "reference": None,
@@ -574,8 +579,8 @@ def test_fsd_with_data_and_a_reference(shell, calls):
     )  # fmt: skip
     assert code == 0
     assert out.splitlines()[0] == (
-        '{"checkpoint": "a.pt", "distance": 0.25, "standard_error": null, "metric": "kl", "form": "closed", '
-        '"exact": 0.2}'
+        '{"checkpoint": "a.pt", "distance": 0.25, "standard_error": null, "model_error": null, "metric": "kl", '
+        '"form": "closed", "exact": 0.2}'
     )
     assert err == "note: a.pt: wrapper undone\nnote: r.pt: wrapper undone\n"
     given = calls["distances"][1]

@@ -84,7 +84,7 @@ def test_the_summarized_checkpoint_itself_is_at_distance_zero(
     summary = {"mlp": mlp_summary, "convnet": convnet_summary}[network]
     checkpoint = read_checkpoint(sample_data / summary.identity.checkpoint_name)
     test = load_dataset(str(sample_data / "test.npz"), preprocessing=summary.preprocessing)
-    for form in ("closed", "sampled") if network == "mlp" and metric in CLOSED else ("sampled",):
+    for form in ("closed", "examples", "sampled") if network == "mlp" and metric in CLOSED else ("examples", "sampled"):
         (found,) = distances(summary, [checkpoint], metric=metric, form=form, samples=200, data=test).found
         assert found.distance == pytest.approx(0, abs=1e-20)
         assert found.exact == 0
@@ -161,12 +161,13 @@ def test_several_checkpoints_are_judged_on_the_same_samples(convnet_summary, sam
     network = load_model(f"{sample_data}/model.py:convnet")
     network.load_state_dict(read_checkpoint(sample_data / "convnet.safetensors").state)
     others = [checkpoint_of(moved(network, size), f"{size}.pt") for size in (0.05, 0.1, 0.05)]
-    together = distances(convnet_summary, others, samples=300).found
-    alone = [distances(convnet_summary, [other], samples=300).found[0] for other in others]
-    assert [d.distance for d in together] == pytest.approx([d.distance for d in alone], rel=1e-6)
-    assert together[0].distance == pytest.approx(together[2].distance, rel=1e-6)
-    assert [d.checkpoint for d in together] == ["0.05.pt", "0.1.pt", "0.05.pt"]
-    assert distances(convnet_summary, others[:1], samples=300, seed=1).found[0] != alone[0]
+    for form in ("examples", "sampled"):
+        together = distances(convnet_summary, others, form=form, samples=300).found
+        alone = [distances(convnet_summary, [other], form=form, samples=300).found[0] for other in others]
+        assert [d.distance for d in together] == pytest.approx([d.distance for d in alone], rel=1e-6)
+        assert together[0].distance == pytest.approx(together[2].distance, rel=1e-6)
+        assert [d.checkpoint for d in together] == ["0.05.pt", "0.1.pt", "0.05.pt"]
+    assert distances(convnet_summary, others[:1], form="sampled", samples=300, seed=1).found[0] != alone[0]
 
 
 def test_a_regression_compares_squared_errors(summarized):
@@ -174,7 +175,7 @@ def test_a_regression_compares_squared_errors(summarized):
     network = perceptron(3, 8, 2, activation=nn.Tanh)
     summary = summarized(network, x, x[:, :2], task="regression")
     (found,) = distances(summary, [checkpoint_of(moved(network, 0.1))]).found
-    assert (found.metric, found.form) == ("squared_error", "sampled")
+    assert (found.metric, found.form) == ("squared_error", "examples")
     assert found.distance > 0
     with pytest.raises(FsdtoolError, match="metric 'kl' compares class probabilities"):
         distances(summary, [checkpoint_of(network)], metric="kl")
@@ -183,10 +184,10 @@ def test_a_regression_compares_squared_errors(summarized):
 def test_the_rows_have_exact_only_with_data(mlp_summary, sample_data):
     checkpoint = read_checkpoint(sample_data / "mlp.pt")
     (row,) = distances(mlp_summary, [checkpoint], metric="kl2").rows()
-    assert list(row) == ["checkpoint", "distance", "standard_error", "metric", "form"]
+    assert list(row) == ["checkpoint", "distance", "standard_error", "model_error", "metric", "form"]
     test = load_dataset(str(sample_data / "test.npz"), preprocessing=mlp_summary.preprocessing)
     (row,) = distances(mlp_summary, [checkpoint], metric="kl2", data=test).rows()
-    assert list(row) == ["checkpoint", "distance", "standard_error", "metric", "form", "exact"]
+    assert list(row) == ["checkpoint", "distance", "standard_error", "model_error", "metric", "form", "exact"]
 
 
 def test_prefixes_and_wrappers_of_the_other_checkpoint_are_undone(mlp_summary, sample_data):

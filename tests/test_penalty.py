@@ -50,7 +50,9 @@ def test_agrees_with_the_command(case, metric):
     state = {name: value.clone() for name, value in network.state_dict().items()}
     # The penalty measures at simulated outputs; the command at recorded ones where the summary has them.
     simulated = replace(summary, statistics=replace(summary.statistics, outputs=None))
-    found = distances(simulated, [Checkpoint("moved.pt", "", state, ())], metric=metric, samples=4096).found[0]
+    found = distances(
+        simulated, [Checkpoint("moved.pt", "", state, ())], metric=metric, form="sampled", samples=4096
+    ).found[0]
     drawn = [float(summary.penalty(network, metric=metric, batch=512)) for _ in range(6)]
     assert sum(drawn) / 6 == pytest.approx(found.distance, abs=6 * found.standard_error)
 
