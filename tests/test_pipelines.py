@@ -198,7 +198,7 @@ def test_a_distance_over_the_limit_is_an_error(named, shell, tmp_path):
     other = ("--checkpoint", tmp_path / "summary.h5.pt", "--format", "github", "-q")
     code, out, _ = shell("fsd", named.path, *other, "--max-distance", "1")
     assert code == 0
-    assert re.fullmatch(r"::notice file=\S+summary.h5.pt,title=fsdtool fsd::distance 0 of \S+ \(kl, sampled\)\n", out)
+    assert re.fullmatch(r"::notice file=\S+summary.h5.pt,title=fsdtool fsd::distance 0 of \S+ \(kl, examples\)\n", out)
     code, out, _ = shell("inspect", named.path, "--format", "junit", "-q")
     assert code == 0
     assert ElementTree.fromstring(out).find("testsuite").get("failures") == "0"
