@@ -125,7 +125,7 @@ def _open(spec: str, request: Request) -> Found:
     if not path.is_file() or path.suffix.lower() not in FILES:
         raise FsdtoolError(
             f"the data '{spec}' {'is of an unknown kind' if path.exists() else 'does not exist'}; give a .npz, .h5, "
-            ".csv or .parquet file, x.npy,y.npy or x.h5,y.h5, a folder of images, torchvision:NAME or path/file.py:factory"
+            ".csv or .parquet file, x.npy,y.npy (or .h5), a folder of images, torchvision:NAME or path/file.py:factory"
         )
     if not path.stat().st_size:
         raise FsdtoolError(f"'{spec}' is damaged or not a {path.suffix} file: it has no bytes; write it again")

@@ -56,11 +56,12 @@ def list_images(root: Path) -> ImageFolder:
     other: Counter[str] = Counter()
     for number, name in enumerate(classes):
         for folder, below, found in sorted(os.walk(root / name, followlinks=True)):
-            below[:] = [entry for entry in below if not is_hidden(entry)]
-            if any(is_hidden(part) for part in Path(os.path.relpath(folder, root)).parts):
+            inside = Path(os.path.relpath(folder, root))
+            if any(is_hidden(part) for part in inside.parts):
                 continue
+            hidden += [(inside / entry).as_posix() for entry in below if is_hidden(entry)]
             for file in sorted(found):
-                path = Path(os.path.relpath(Path(folder) / file, root)).as_posix()
+                path = (inside / file).as_posix()
                 if is_hidden(file):
                     hidden.append(path)
                 elif file.lower().endswith(EXTENSIONS):

@@ -1,7 +1,7 @@
-"""The scale of the inputs, in words: what becomes of bytes, and whether mean and std are of the scale that they are for.
+"""The scale of the inputs, in words: what becomes of bytes, and whether mean and std are of their scale.
 
-Only uint8 is scaled, to [0, 1], wherever it comes from. All other numbers are taken as they are: whole numbers of 0..255
-may be pixels, which is said, but as well ages or token ids.
+Only uint8 is scaled, to [0, 1], wherever it comes from. All other numbers are taken as they are: whole numbers of
+0..255 may be pixels, which is said, but may as well be token ids.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -87,7 +88,7 @@ def choose_columns(header: list[str], spec: str, request: Request) -> Columns:
 def _check_header(header: list[str], spec: str, request: Request) -> None:
     """Refuse a first line that is data: paths of images, or mostly numbers that do not rise as numbered columns do."""
     values = [float(name) for name in header if _IS_NUMBER.fullmatch(name)]
-    rising = all(a < b for a, b in zip(values, values[1:], strict=False))
+    rising = all(a < b for a, b in itertools.pairwise(values))
     named = set(header) & {*TARGET_COLUMNS, *(request.y_key or "").split(",")}
     numeric = len(values) > len(header) / 2 and not (rising and named)
     if (numeric and len(values) > 1 and not _counted(values)) or any(n.lower().endswith(EXTENSIONS) for n in header):
