@@ -214,7 +214,6 @@ def _plain_array(x: Any) -> np.ndarray:
         x = x.detach().cpu()
         x = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
     values = np.asarray(x)
-    is_text = values.dtype.kind in "SU"
     if values.dtype.kind not in "buif":
         raise TypeError(
             f"its inputs have dtype {values.dtype}, not numbers" + (" (for text: give token ids)" * is_text)
