@@ -94,12 +94,13 @@ def split_folder(path: Path, wanted: str | None) -> tuple[Path, str]:
     if wanted is not None:
         splits = folders
     else:
-        splits = [name for name in folders if SPLIT_NAME.fullmatch(name) and _entries(path / name)[0]]
-        if not splits or (len(splits) < len(folders) and not any(name.lower().startswith("train") for name in splits)):
+        splits = _splits(path, folders)
+        if not splits or (len(splits) < len(folders) and not any("train" in name.lower() for name in splits)):
             return path, ""
     beside = [name for name in folders if name not in splits]
+    others = [name for name in beside if not SPLIT_NAME.fullmatch(name)]
     with_images = [
-        name for name in beside if any(file.lower().endswith(EXTENSIONS) for file in _entries(path / name)[1])
+        name for name in others if any(file.lower().endswith(EXTENSIONS) for file in _entries(path / name)[1])
     ]
     if wanted is None and len(splits) == 1 and len(with_images) > 1:
         raise FsdtoolError(
@@ -114,8 +115,24 @@ def split_folder(path: Path, wanted: str | None) -> tuple[Path, str]:
     )
 
 
+def _splits(path: Path, folders: list[str]) -> list[str]:
+    """Those of the folders that are splits: they have the name of one and hold folders."""
+    named = [name for name in folders if SPLIT_NAME.fullmatch(name)]
+    if len(named) < len(folders) and all(
+        SPLIT_NAME.fullmatch(re.split("[-_ ]", name, maxsplit=1)[-1]) for name in folders
+    ):
+        named = folders  # seg_train beside seg_test
+    splits = [name for name in named if _entries(path / name)[0]]
+    if named and named == folders and not splits:
+        raise FsdtoolError(
+            f"'{path}' has the splits {some(named)}, but no folders of classes in them; give "
+            f"folder/{named[0]}/CLASS/IMAGE.png, or a csv file with the columns path and label"
+        )
+    return splits
+
+
 def _choose(splits: list[str], wanted: str | None, spec: str) -> str:
-    train = [name for name in splits if name.lower().startswith("train")]
+    train = [name for name in splits if "train" in name.lower()]
     exact = [name for name in train if name.lower() in ("train", "training")] or train
     return exact[0] if wanted is None and len(exact) == 1 else choose_split(splits, wanted, spec)
 

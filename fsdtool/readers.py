@@ -215,9 +215,7 @@ def _plain_array(x: Any) -> np.ndarray:
         x = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
     values = np.asarray(x)
     if values.dtype.kind not in "buif":
-        raise TypeError(
-            f"its inputs have dtype {values.dtype}, not numbers" + (" (for text: give token ids)" * is_text)
-        )
+        raise TypeError(f"its inputs have dtype {values.dtype}, not numbers")
     return values
 
 

@@ -106,7 +106,9 @@ def _counted(values: list[float]) -> bool:
 def _usual_target(header: list[str], spec: str, listed: str) -> list[str]:
     targets = [name for name in TARGET_COLUMNS if name in header]
     if len(targets) != 1:
-        raise FsdtoolError(f"cannot tell which column of '{spec}' is the target; give --y-key one of: {listed}")
+        raise FsdtoolError(
+            f"cannot tell which column of '{spec}' is the target; give --y-key one of its columns: {listed}"
+        )
     return targets
 
 
@@ -123,7 +125,7 @@ def text_targets(
         name = columns.names[columns.targets[0]]
         if request.task == "regression":
             raise FsdtoolError(f"the target '{name}' of '{spec}' is text; give numbers for regression") from None
-        return numbered([row[0] for row in rows], request, spec, place)
+        return numbered([row[0] for row in rows], request, spec, place, columns.names[columns.targets[0]])
     absent = np.argwhere(np.isnan(numbers))
     if len(absent) and not (request.skip_bad and len(absent) < numbers.size):
         row, column = absent[0]

@@ -20,7 +20,9 @@ from fsdtool.readers import Request
 
 log = logging.getLogger("fsdtool")
 TASKS = ("classification", "regression")
+LEAVE_OUT = "give --skip-bad to leave such examples out"
 MISSING = ("", "na", "n/a", "<na>", "nan", "null", "none", "?")  # of labels in text, in any case
+MANY = 0.1  # the share of improper labels above which they are likelier a class than missing
 LABEL_COLUMNS = ("label", "suggested_label", "suggested_target")  # of corrections; find-mislabeled writes the others
 
 
@@ -43,14 +45,16 @@ def as_targets(stored: np.ndarray, task: str, ids: np.ndarray, lenient: bool = F
     y = y.astype(np.float64) if y.dtype.kind in "bf" else y
     bad = np.flatnonzero(~((y >= 0) & (y == np.floor(y)) & (y < 2**31)))
     if len(bad) and not lenient:
-        raise _no_class(y[bad[0]], ids[bad[0]])
+        raise _no_class(y[bad[0]], ids[bad[0]], len(bad) / len(y))
     return y.astype(np.float64 if len(bad) else np.int64)
 
 
-def _no_class(label: Any, name: Any) -> FsdtoolError:
+def _no_class(label: Any, name: Any, share: float) -> FsdtoolError:
     if np.isnan(label):
-        return FsdtoolError(f"example {name} has no label (it is NaN); fill it in, or give --skip-bad to leave it out")
+        return FsdtoolError(f"example {name} has no label (NaN); fill it in, or give --skip-bad to leave it out")
     remedy = "correct it, or give --skip-bad to leave it out"
+    if share > MANY:
+        remedy = f"number the classes from 0, or give --skip-bad to leave out {share:.0%} of the examples"
     if label != np.floor(label):
         remedy = "correct it, or use --task regression"
     return FsdtoolError(f"label {label:g} of example {name} is not a class number (0, 1, 2, ...); {remedy}")
@@ -93,26 +97,33 @@ def is_missing(label: str | None, request: Request) -> bool:
 def refuse_missing(label: str | None, where: str, request: Request, column: str = "label") -> FsdtoolError:
     """The error for a label that is missing; `where` names its row."""
     text = "" if label is None else label.strip()
-    found, remedy = f"no '{column}'", "fill it in, or give --skip-bad to leave such examples out"
+    found, remedy = f"no '{column}'", f"fill it in, or {LEAVE_OUT}"
     if text:
         found = f"'{text}' for '{column}', which says that it is missing"
+    if request.skip_bad:
+        remedy = "so have all the others; give another column by --y-key"
     if text and request.class_names is None and request.task == "classification":
-        remedy = "give --skip-bad to leave such examples out, or --missing '' if it is the name of a class"
+        leave_out = "so have all the others: give another --y-key" if request.skip_bad else LEAVE_OUT
+        remedy = f"{leave_out}, or --missing '' if it is the name of a class"
     return FsdtoolError(f"{where} has {found}; {remedy}")
 
 
 def numbered(
-    labels: Sequence[str | None], request: Request, spec: str, place: Callable[[int], str] | None = None
+    labels: Sequence[str | None],
+    request: Request,
+    spec: str,
+    place: Callable[[int], str] | None = None,
+    column: str = "label",
 ) -> tuple[np.ndarray, list[str]]:
     """Class numbers for labels given as text, by the wanted class names or in sorted order; NaN for missing ones.
 
-    place: words for where a label stands. Raises FsdtoolError for an unknown label, and for a missing one unless bad
-    examples are to be skipped.
+    place: words for where a label stands, in which column. Raises FsdtoolError for an unknown label, and for a
+    missing one unless bad examples are to be skipped.
     """
     place = place or (lambda row: f"row {row} of '{spec}'")
     absent = [row for row, label in enumerate(labels) if is_missing(label, request)]
     if absent and not (request.skip_bad and len(absent) < len(labels)):
-        raise refuse_missing(labels[absent[0]], place(absent[0]), request)
+        raise refuse_missing(labels[absent[0]], place(absent[0]), request, column)
     words = sorted({f"'{label}'" for row in absent if (label := labels[row])})
     if words:
         log.warning(

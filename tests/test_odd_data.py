@@ -107,6 +107,18 @@ def test_a_class_named_train_is_a_class(tmp_path):
     assert load_dataset(str(tmp_path), split="train").class_names == ["2020"]
 
 
+def test_splits_with_a_common_prefix_and_splits_without_classes(tmp_path):
+    picture(tmp_path / "a/seg_train/cat/0.png")
+    picture(tmp_path / "a/seg_test/cat/0.png")
+    assert load_dataset(str(tmp_path / "a")).ids.tolist() == ["cat/0.png"]
+    picture(tmp_path / "b/train/0.png")
+    picture(tmp_path / "b/val/0.png")
+    assert "has the splits train, val, but no folders of classes in them" in refusal(tmp_path / "b")
+    picture(tmp_path / "b/train/cat/0.png")
+    picture(tmp_path / "b/test/0.png")
+    assert load_dataset(str(tmp_path / "b")).ids.tolist() == ["cat/0.png"]
+
+
 def test_images_that_are_not_read_are_told(tmp_path, caplog):
     caplog.set_level(logging.INFO, "fsdtool")
     for name in ("a/0.png", "b/0.png", "a/x.gif", "root.png"):
@@ -255,6 +267,15 @@ def test_a_missing_label_in_text_is_named_or_skipped(tmp_path, caplog, label, ot
     assert everything(source)[1].tolist() == [0, 1, 2, 0, 1]
     assert source.class_names == (None if others[0] == "0" else ["cat", "dog", "eel"])
     assert "skipping 1 of 6 examples" in caplog.text
+
+
+def test_labels_of_which_many_are_negative_are_classes_to_be_renumbered(tmp_path):
+    np.savez(tmp_path / "d.npz", x=BYTES, y=LABELS % 2 * 2 - 1)
+    assert "number the classes from 0, or give --skip-bad to leave out 67%" in refusal(tmp_path / "d.npz")
+    path = write_csv(tmp_path / "d.csv", ["a", "kind"], [[1, "NA"], [2, ""]])
+    line = refusal(path, y_key="kind", skip_bad=True)
+    assert "has 'NA' for 'kind'" in line
+    assert "so have all the others: give another --y-key" in line
 
 
 def test_a_class_may_be_called_na(tmp_path):
