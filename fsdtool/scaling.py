@@ -48,7 +48,7 @@ def scale_note(reader: Reader, count: int, preprocessing: Preprocessing, spec: s
     if std and max(std) < 1 and max(std) * 255 > 2:
         asked = [f"--{name} {_listed(v * 255 for v in values)}" for name, values in _given(mean, std)]
         log.warning(
-            f"the std looks like that of inputs of 0..1, but inputs of '{spec}' reach {high:g}"
+            f"the std given would suit inputs of 0..1, but inputs of '{spec}' reach {high:g}"
             + (f"; give {' '.join(asked)}" if flags else "; scale them as the summarized data")
         )
     if std or preprocessing.transform is not None:
@@ -59,11 +59,11 @@ def scale_note(reader: Reader, count: int, preprocessing: Preprocessing, spec: s
 
 def _warn_of_bytes(mean: tuple[float, ...], std: tuple[float, ...], found: str, flags: bool) -> None:
     """Warn that mean or std cannot be those of inputs in [0, 1]."""
-    names = " and ".join(name for name, _ in _given(mean, std))
+    names = " and ".join(name for name, _ in _given(mean, std)) + " given"
     small = [(name, values) for name, values in _given(mean, std) if set(values) != {255.0} or mean]
     asked = [f"--{name} {_listed(v / 255 if max(values) > 1 else v for v in values)}" for name, values in small]
     remedy = f"give {' '.join(asked)}" if asked else "leave --std out"
-    log.warning(f"the {names} looks like that of inputs of 0..255, but {found}" + (f"; {remedy}" if flags else ""))
+    log.warning(f"the {names} would suit inputs of 0..255, but {found}" + (f"; {remedy}" if flags else ""))
 
 
 def _given(mean: tuple[float, ...], std: tuple[float, ...]) -> list[tuple[str, tuple[float, ...]]]:
