@@ -107,7 +107,7 @@ def _usual_target(header: list[str], spec: str, listed: str) -> list[str]:
     targets = [name for name in TARGET_COLUMNS if name in header]
     if len(targets) != 1:
         raise FsdtoolError(
-            f"cannot tell which column of '{spec}' is the target; give --y-key one of its columns: {listed}"
+            f"cannot tell which column of '{spec}' is the target; give --y-key one of: {listed}"
         )
     return targets
 
