@@ -106,9 +106,7 @@ def _counted(values: list[float]) -> bool:
 def _usual_target(header: list[str], spec: str, listed: str) -> list[str]:
     targets = [name for name in TARGET_COLUMNS if name in header]
     if len(targets) != 1:
-        raise FsdtoolError(
-            f"cannot tell which column of '{spec}' is the target; give --y-key one of: {listed}"
-        )
+        raise FsdtoolError(f"cannot tell which column of '{spec}' is the target; give --y-key one of: {listed}")
     return targets
 
 
