@@ -6,10 +6,12 @@ Names decide where they are the usual ones, shapes where only one array can be m
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,16 +24,16 @@ from fsdtool.targets import as_targets, numbered
 INPUT_KEYS = ("x", "X", "images", "inputs", "data")
 TARGET_KEYS = ("y", "Y", "labels", "targets", "target")
 ID_KEYS = ("ids", "id")
-SPLITS = ("train", "training", "test", "val", "valid", "validation")
+SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation")
 ArrayFile = NpzFile | NpyFiles | H5File
 
 
 def open_array_file(path: Path, request: Request) -> Found:
     """Open a .npz or HDF5 file."""
-    return open_arrays(NpzFile(path) if path.suffix == ".npz" else H5File(path), str(path), request)
+    return open_arrays(_array_file(path), str(path), request)
 
 
-def open_arrays(file: ArrayFile, spec: str, request: Request) -> Found:
+def open_arrays(file: ArrayFile | PairedFiles, spec: str, request: Request) -> Found:
     """Inputs, targets, ids and class names among the arrays of `file`."""
     view = _choose_split(file.entries, request, spec)
     x_key, y_key = _choose_keys(view, request, spec)
@@ -52,8 +54,8 @@ def open_arrays(file: ArrayFile, spec: str, request: Request) -> Found:
     targets = file.read(y_key)
     if targets.dtype.kind in "SU" and targets.ndim == 1 and request.task == "classification":
         labels = [_text(label) for label in targets]
-        targets, names = numbered(labels, request.class_names or names, spec)
-    converted = as_targets(targets, request.task, ids)
+        targets, names = numbered(labels, replace(request, class_names=request.class_names or names), spec)
+    converted = as_targets(targets, request.task, ids, request.skip_bad)
     one_hot = request.task == "classification" and targets.ndim == 2 and targets.shape[1] > 1
     note = "".join(
         (
@@ -61,10 +63,47 @@ def open_arrays(file: ArrayFile, spec: str, request: Request) -> Found:
             f", one-hot labels read as {targets.shape[1]} classes" if one_hot else "",
             f", split {view.split} of {', '.join(view.splits)} (--split)" if view.split else "",
             ", ids are row numbers (--id-key)" if id_key is None else f", ids '{id_key}' (--id-key)",
-            "; 16-bit inputs stay as they are (--std 65535 scales them to 0..1)" if x.dtype == np.uint16 else "",
         )
     )
     return Found(ArrayReader(file.rows(x_key), converted), ids, names, note)
+
+
+class PairedFiles:
+    """The arrays of two files, the inputs in the first and the targets in the second.
+
+    Where a file holds one array that is 'x' or 'y'; a name that both files use gets that of its file in front.
+    """
+
+    def __init__(self, x: Path, y: Path) -> None:
+        opened = [(path, _array_file(path)) for path in (x, y)]
+        shared = set(opened[0][1].entries) & set(opened[1][1].entries)
+        self._places: dict[str, tuple[ArrayFile, str]] = {}
+        for (path, file), usual in zip(opened, "xy", strict=True):
+            for key in file.entries:
+                name = usual if len(file.entries) == 1 else f"{path.stem}/{key}" if key in shared else key
+                self._places[name] = (file, key)
+        self.entries = {name: file.entries[key] for name, (file, key) in self._places.items()}
+
+    def rows(self, key: str) -> Any:
+        """The array, not read whole."""
+        file, name = self._places[key]
+        return file.rows(name)
+
+    def read(self, key: str) -> np.ndarray:
+        """The whole array."""
+        file, name = self._places[key]
+        return file.read(name)
+
+    def class_names(self, y_key: str) -> Any:
+        """What the file of the targets names their classes, or None."""
+        file, name = self._places[y_key]
+        return file.class_names(name)
+
+
+def _array_file(path: Path) -> ArrayFile:
+    if path.suffix == ".npy":
+        return NpyFiles({path.stem: path})
+    return NpzFile(path) if path.suffix == ".npz" else H5File(path)
 
 
 @dataclass(frozen=True)
@@ -93,8 +132,10 @@ def split_of(key: str, known: Sequence[str] = SPLITS) -> tuple[str | None, str]:
 
 def choose_split(splits: Sequence[str], wanted: str | None, spec: str) -> str:
     """The wanted split, else 'train', else the only one; raises FsdtoolError where none of these is there."""
-    candidates = [wanted] if wanted is not None else [s for s in ("train", "training") if s in splits] or list(splits)
-    if len(candidates) != 1 or candidates[0] not in splits:
+    train = [split for split in splits if split.lower() in ("train", "training")]
+    alike = [split for split in splits if wanted is not None and split.lower() == wanted.lower()]
+    candidates = [wanted] if wanted in splits else alike if wanted is not None else train or list(splits)
+    if len(candidates) != 1:
         found = f"has the splits {some(list(splits), 12)}" if splits else "has no splits"
         wish = f"not '{wanted}'; leave --split out or give one of them" if wanted else "give one of them by --split"
         raise FsdtoolError(f"'{spec}' {found}, {wish}")
@@ -139,7 +180,13 @@ def _choose_keys(view: _View, request: Request, spec: str) -> tuple[str, str]:
     inputs = [key for key, e in others.items() if e.is_number and len(e.shape) > 1 and key not in not_inputs]
     x_key = choose("inputs", "--x-key", x_given, INPUT_KEYS, inputs)
     count = entries[x_key].shape[:1]
-    targets = [k for k, e in others.items() if len(e.shape) in (1, 2) and e.shape[:1] == count and k != x_key]
+    flat = [k for k, e in others.items() if len(e.shape) in (1, 2) or e.shape[:1] == (math.prod(e.shape),)]
+    targets = [key for key in flat if entries[key].shape[:1] == count and key != x_key]
+    if y_given is None and not targets and not set(TARGET_KEYS) & set(entries):
+        raise FsdtoolError(
+            f"'{spec}' has no array of targets beside the inputs '{x_key}': it holds {listed}; "
+            "give inputs and targets in two files as inputs.h5,targets.h5 (or .npy, .npz)"
+        )
     y_key = choose("targets", "--y-key", y_given, TARGET_KEYS, targets)
     return view.keys[x_key], view.keys[y_key]
 
@@ -162,7 +209,11 @@ def _ids(stored: np.ndarray, count: int, spec: str) -> np.ndarray:
     if stored.dtype.kind in "SU":
         return np.array([_text(name) for name in stored])
     if stored.dtype.kind not in "iu":
-        raise FsdtoolError(f"'{spec}' has ids of dtype {stored.dtype}; give integers or text")
+        raise FsdtoolError(
+            f"'{spec}' has ids of dtype {stored.dtype}; give integers or text, or --id-key row for row numbers"
+        )
+    if stored.max() > np.iinfo(np.int64).max:
+        return stored.astype(str)
     return stored.astype(np.int64)
 
 

@@ -22,6 +22,7 @@ from fsdtool.options import (
     IdKey,
     Labels,
     Layout,
+    Missing,
     ModelArguments,
     Quiet,
     Seed,
@@ -117,6 +118,7 @@ def summarize_command(
         ),
     ] = None,
     skip_bad: SkipBad = False,
+    missing: Missing = None,
     device: DeviceChoice = Device.auto,
     batch_size: Annotated[
         int | None,
@@ -172,6 +174,7 @@ def summarize_command(
             labels=labels,
             ids=None if ids is None else read_ids(ids),
             skip_bad=skip_bad,
+            missing=None if missing is None else missing.split(","),
             workers=workers,
         ),
         output=output,

@@ -21,10 +21,9 @@ from fsdtool.errors import FsdtoolError, describe
 from fsdtool.imagefiles import PATH_COLUMNS, is_image_path, open_image_list
 from fsdtool.readers import ROW_NUMBERS, ArrayReader, Found, Request
 from fsdtool.tables import Columns, choose_columns, refuse_text, text_ids, text_targets
-from fsdtool.targets import as_targets
+from fsdtool.targets import MISSING, as_targets
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
-MISSING = ("", "na", "nan", "null", "none", "?")
 BLOCK = 2**16  # numbers converted at once
 
 
@@ -62,11 +61,13 @@ def _open(lines: Any, header: list[str], path: Path, request: Request) -> Found:
 def _table(lines: Any, columns: Columns, path: Path, request: Request) -> Found:
     y: list[list[str]] = []
     ids: list[str] = []
+    places = array.array("q")
     with tempfile.TemporaryFile() as file:
         block = array.array("d")
         for where, cells in _rows(lines, columns, path, request):
             block.extend(_number(cells[column], columns.names[column], where, request) for column in columns.features)
-            y.append(_targets(cells, columns, where))
+            y.append([cells[column].strip() for column in columns.targets])
+            places.append(lines.line_num)
             ids += [] if columns.ids is None else [cells[columns.ids]]
             if len(block) >= BLOCK:
                 block = _spill(block, file)
@@ -75,24 +76,28 @@ def _table(lines: Any, columns: Columns, path: Path, request: Request) -> Found:
         file.flush()
         x = np.memmap(file, dtype=np.float32, mode="c", shape=(len(y), len(columns.features)))
     row_ids = np.arange(len(y)) if columns.ids is None else text_ids(ids)
-    targets, names = text_targets(y, columns, str(path), request)
-    return Found(ArrayReader(x, as_targets(targets, request.task, row_ids)), row_ids, names, columns.note())
+    targets, names = text_targets(y, columns, str(path), request, lambda row: f"line {places[row]} of '{path}'")
+    return Found(
+        ArrayReader(x, as_targets(targets, request.task, row_ids, request.skip_bad)), row_ids, names, columns.note()
+    )
 
 
 def _image_list(lines: Any, columns: Columns, path: Path, request: Request) -> Found:
     files: list[str] = []
+    places = array.array("q")
     y: list[list[str]] = []
     ids: list[str] = []
-    for where, cells in _rows(lines, columns, path, request):
+    for _, cells in _rows(lines, columns, path, request):
         files.append(cells[columns.features[0]].strip())
-        y.append(_targets(cells, columns, where))
+        y.append([cells[column].strip() for column in columns.targets])
+        places.append(lines.line_num)
         ids += [] if columns.ids is None else [cells[columns.ids]]
     _check_any(y, columns, path, request)
     row_ids = np.array(files, dtype=str) if columns.ids is None else text_ids(ids)
     if request.id_key == ROW_NUMBERS:
         row_ids = np.arange(len(files))
-    targets, names = text_targets(y, columns, str(path), request)
-    converted = as_targets(targets, request.task, row_ids)
+    targets, names = text_targets(y, columns, str(path), request, lambda row: f"line {places[row]} of '{path}'")
+    converted = as_targets(targets, request.task, row_ids, request.skip_bad)
     return open_image_list(path.parent, files, converted, row_ids, names, columns.names[columns.features[0]], request)
 
 
@@ -106,13 +111,6 @@ def _rows(lines: Any, columns: Columns, path: Path, request: Request) -> Iterato
             raise FsdtoolError(f"{where} has {len(cells)} cells, its header {len(columns.names)}; mend it")
         if columns.split is None or cells[columns.split].strip() == request.split:
             yield where, cells
-
-
-def _targets(cells: list[str], columns: Columns, where: str) -> list[str]:
-    found = [cells[column].strip() for column in columns.targets]
-    if "" in found:
-        raise FsdtoolError(f"{where} has no '{columns.names[columns.targets[found.index('')]]}'; fill it in")
-    return found
 
 
 def _number(cell: str, column: str, where: str, request: Request) -> float:

@@ -12,20 +12,23 @@ from pathlib import Path
 
 import numpy as np
 
-from fsdtool.arrays import open_array_file, open_arrays
+from fsdtool.arrays import PairedFiles, open_array_file, open_arrays
 from fsdtool.csvtables import open_csv
 from fsdtool.errors import FsdtoolError, some
 from fsdtool.huggingface import is_saved_dataset, open_saved_dataset
 from fsdtool.imagefiles import open_image_folder
+from fsdtool.imagefolders import is_hidden
 from fsdtool.items import open_factory, open_torchvision
 from fsdtool.npyfiles import NpyFiles
 from fsdtool.parquet import open_parquet
 from fsdtool.preprocessing import Preprocessing
 from fsdtool.readers import Found, ItemReader, Request, TransformedReader
+from fsdtool.scaling import scale_note
 from fsdtool.sources import DataSource
 from fsdtool.targets import TASKS, corrections, read_labels
 
 log = logging.getLogger("fsdtool")
+PAIRED = (".npy", ".npz", ".h5", ".hdf5")
 FILES = {
     ".npz": open_array_file,
     ".h5": open_array_file,
@@ -50,6 +53,8 @@ def load_dataset(
     skip_bad: bool = False,
     workers: int = 0,
     class_names: Sequence[str] | None = None,
+    missing: Sequence[str] | None = None,
+    prepared: bool = False,
 ) -> DataSource:
     """Open the data set that `spec` names; the README lists what it can be. One note says what was chosen in it.
 
@@ -57,7 +62,9 @@ def load_dataset(
     not lead to one of each; the id key 'row' numbers the rows. `split` chooses among several. `labels` is a CSV file
     of targets by id that replace those of the data. `ids` keeps these examples alone. `skip_bad` reads everything
     once (by `workers` processes) and leaves out what cannot be read. `class_names` fixes the number of each class:
-    labels that the data gives as names (text, folders) are numbered by it instead of in sorted order.
+    labels that the data gives as names (text, folders) are numbered by it instead of in sorted order. `missing` are
+    the labels in text that say that there is none, besides the empty one (default: MISSING of `fsdtool.targets`).
+    `prepared` says that the preprocessing is that of a summary, which notes then do not ask to change.
     Raises FsdtoolError for a spec that cannot be opened, an empty data set, inputs and targets of different length,
     ids that are not unique, or targets that do not fit the task.
     """
@@ -65,11 +72,12 @@ def load_dataset(
         raise FsdtoolError(f"there is no task '{task}'; give one of {', '.join(TASKS)}")
     preprocessing = preprocessing or Preprocessing()
     wanted = None if class_names is None else [str(name) for name in class_names]
-    found = _open(spec, Request(task, x_key, y_key, id_key, split, wanted, preprocessing, skip_bad))
-    log.info(f"'{spec}': {found.note}")
+    words = None if missing is None else tuple(missing)
+    found = _open(spec, Request(task, x_key, y_key, id_key, split, wanted, preprocessing, skip_bad, words))
     reader = found.reader
     if preprocessing.transform is not None and not isinstance(reader, ItemReader):
         reader = TransformedReader(reader, preprocessing.transform, found.ids)
+    log.info(f"'{spec}': {found.note}{scale_note(reader, len(found.ids), preprocessing, spec, not prepared)}")
     if 0 in reader.shape or not reader.shape:
         raise FsdtoolError(
             f"the inputs of '{spec}' have shape {(len(found.ids), *reader.shape)}; "
@@ -101,7 +109,8 @@ def _open(spec: str, request: Request) -> Found:
         return open_factory(spec, request)
     if path.is_dir() and is_saved_dataset(path):
         return open_saved_dataset(path, request)
-    arrays = _npy_paths(path)
+    arrays = _npy_files(path)
+    pair = _pair(path)
     if path.is_dir() and not arrays:
         return open_image_folder(path, request)
     images = request.preprocessing
@@ -111,27 +120,34 @@ def _open(spec: str, request: Request) -> Found:
             raise FsdtoolError(f"{flag} is for images, and '{spec}' holds arrays; leave it out")
     if arrays:
         return open_arrays(NpyFiles(arrays), spec, request)
+    if pair:
+        return open_arrays(PairedFiles(*pair), spec, request)
     if not path.is_file() or path.suffix.lower() not in FILES:
         raise FsdtoolError(
             f"the data '{spec}' {'is of an unknown kind' if path.exists() else 'does not exist'}; give a .npz, .h5, "
-            ".csv or .parquet file, x.npy,y.npy, a folder of images, torchvision:NAME or path/file.py:factory"
+            ".csv or .parquet file, x.npy,y.npy (or .h5), a folder of images, torchvision:NAME or path/file.py:factory"
         )
     if not path.stat().st_size:
         raise FsdtoolError(f"'{spec}' is damaged or not a {path.suffix} file: it has no bytes; write it again")
     return FILES[path.suffix.lower()](path, request)
 
 
-def _npy_paths(path: Path) -> dict[str, Path]:
-    """The .npy files of a folder by name, or of `x.npy,y.npy`: the inputs, then the targets."""
-    if path.is_dir():
-        return {file.stem: file for file in sorted(path.glob("*.npy"))}
-    parts = [Path(part) for part in str(path).split(",")]
-    if len(parts) != 2 or path.exists() or any(part.suffix != ".npy" for part in parts):
+def _npy_files(path: Path) -> dict[str, Path]:
+    """The .npy files of a folder by name."""
+    if not path.is_dir():
         return {}
+    return {file.stem: file for file in sorted(path.glob("*.npy")) if not is_hidden(file.name)}
+
+
+def _pair(path: Path) -> list[Path]:
+    """The two files of `x.npy,y.npy` (or .npz, .h5): the inputs, then the targets."""
+    parts = [Path(part) for part in str(path).split(",")]
+    if len(parts) != 2 or path.exists() or any(part.suffix not in PAIRED for part in parts):
+        return []
     missing = [str(part) for part in parts if not part.is_file()]
     if missing:
         raise FsdtoolError(f"the data '{missing[0]}' does not exist; give x.npy,y.npy: the inputs, then the targets")
-    return {"x": parts[0], "y": parts[1]}
+    return parts
 
 
 def _check_unique(ids: np.ndarray, spec: str) -> None:

@@ -15,7 +15,7 @@ from fsdtool.arrays import ID_KEYS, TARGET_KEYS, choose_split
 from fsdtool.errors import FsdtoolError, describe, some
 from fsdtool.readers import ROW_NUMBERS, Found, ItemReader, Request
 from fsdtool.tables import text_ids
-from fsdtool.targets import as_targets, numbered
+from fsdtool.targets import as_targets, numbered, refuse_missing
 
 INPUT_COLUMNS = ("image", "img", "x", "X", "pixel_values", "inputs", "features", "data")
 TARGET_COLUMNS = ("label", *TARGET_KEYS)
@@ -26,6 +26,8 @@ class Columns:
 
     def __init__(self, dataset: Any, inputs: list[str], targets: np.ndarray) -> None:
         self._dataset, self._inputs, self._targets = dataset, inputs, targets
+        kinds = {_number_type(dataset.features[name]) for name in inputs}
+        self._dtype = np.dtype(np.uint8) if kinds == {"uint8"} else None
 
     def __len__(self) -> int:
         return len(self._targets)
@@ -33,8 +35,16 @@ class Columns:
     def __getitem__(self, row: int) -> tuple[Any, Any]:
         found = self._dataset[row]
         values = [found[name] for name in self._inputs]
-        x = values[0] if len(values) == 1 else np.array(values, dtype=np.float32)
-        return np.array(x) if isinstance(x, list) else x, self._targets[row]
+        x = values[0] if len(values) == 1 else np.array(values, dtype=self._dtype or np.float32)
+        return np.array(x, dtype=self._dtype) if isinstance(x, list) else x, self._targets[row]
+
+
+def _number_type(feature: Any) -> str | None:
+    """The type of the numbers in a column, through lists of lists."""
+    if isinstance(feature, list):
+        feature = feature[0]
+    inner = getattr(feature, "feature", None)
+    return getattr(feature, "dtype", None) if inner is None else _number_type(inner)
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -79,17 +89,43 @@ def _open(dataset: Any, split: str, path: Path, request: Request) -> Found:
         raise FsdtoolError(f"'{path}' has no column '{wrong}'; it has {some(dataset.column_names, 12)}")
     id_key = id_key if id_key in dataset.column_names else None
     ids = np.arange(len(dataset)) if id_key is None else text_ids([str(name) for name in dataset[id_key]])
-    targets = np.array(dataset[y_key])
     names = getattr(dataset.features[y_key], "names", None)
-    if targets.dtype.kind == "U" and request.task == "classification":
-        targets, names = numbered(targets.tolist(), request.class_names, str(path))
-    pairs = Columns(dataset, inputs, as_targets(targets, request.task, ids))
+    stored = list(dataset[y_key])
+    if request.task == "classification" and _number_type(dataset.features[y_key]) in ("string", "large_string"):
+        targets, names = numbered(stored, request, str(path))
+    else:
+        targets = _numbers(stored, y_key, dataset.features[y_key], path, request)
+    pairs = Columns(dataset, inputs, as_targets(targets, request.task, ids, request.skip_bad))
     reader = ItemReader(functools.partial(_same, pairs), pairs, ids, request)
     note = (
         f"{len(dataset):,} examples, inputs '{','.join(inputs)}' {reader.shape} (--x-key), targets '{y_key}' "
         f"(--y-key){split}, ids are {'row numbers' if id_key is None else repr(id_key)} (--id-key)"
     )
     return Found(reader, ids, list(names) if names else None, note)
+
+
+def _numbers(stored: list[Any], key: str, feature: Any, path: Path, request: Request) -> np.ndarray:
+    """Stored targets as an array; NaN for missing ones, where bad examples are to be skipped."""
+    labels = getattr(feature, "feature", None)
+    lengths = {len(value) for value in stored if isinstance(value, list)}
+    if len(lengths) > 1 or (getattr(labels, "names", None) and lengths != {1}):
+        raise FsdtoolError(
+            f"column '{key}' of '{path}' lists several labels for one example (multi-label), which is not supported; "
+            "give one class per example, or choose another column by --y-key"
+        )
+    absent = [row for row, value in enumerate(stored) if value is None]
+    if absent and not (request.skip_bad and len(absent) < len(stored)):
+        raise refuse_missing(None, f"row {absent[0]} of '{path}'", request, key)
+    blank = [np.nan] * lengths.pop() if lengths else np.nan
+    try:
+        found = np.array([blank if value is None else value for value in stored])
+    except (ValueError, TypeError) as error:
+        raise FsdtoolError(
+            f"column '{key}' of '{path}' is no target ({describe(error)}); give another --y-key"
+        ) from error
+    if found.dtype.kind not in "buif":
+        raise FsdtoolError(f"column '{key}' of '{path}' holds {feature}, no targets; choose another by --y-key")
+    return found
 
 
 def _same(pairs: Columns) -> Columns:

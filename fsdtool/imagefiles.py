@@ -6,17 +6,16 @@ Images come as RGB, as torchvision's ImageFolder gives them, unless other channe
 from __future__ import annotations
 
 import functools
+import glob
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fsdtool.arrays import SPLITS, choose_split
-from fsdtool.errors import FsdtoolError, describe, some
+from fsdtool.errors import FsdtoolError, some
+from fsdtool.imagefolders import list_images, split_folder
 from fsdtool.images import EXTENSIONS, open_image, turned
-from fsdtool.models import import_torchvision
 from fsdtool.readers import ROW_NUMBERS, Found, ItemReader, Request
 
 log = logging.getLogger("fsdtool")
@@ -45,28 +44,23 @@ def open_image_folder(path: Path, request: Request) -> Found:
     """`folder/CLASS/IMAGE.png`, or the split of `folder/SPLIT/CLASS/IMAGE.png` that is asked for (default: train)."""
     if request.task == "regression":
         raise FsdtoolError(f"the folder '{path}' holds classes of images; leave --task regression out")
-    root, split = _split_folder(path, request)
-    try:
-        found = import_torchvision().datasets.ImageFolder(str(root), allow_empty=True)
-    except OSError as error:
-        raise FsdtoolError(
-            f"'{root}' is not a folder of images ({describe(error)}); give folder/CLASS/IMAGE.png"
-        ) from error
-    files = [Path(os.path.relpath(name, found.root)).as_posix() for name, _ in found.samples]
+    root, split = split_folder(path, request.split)
+    found = list_images(root)
+    files = found.files
     if not files:
-        raise FsdtoolError(
-            f"'{root}' is not a folder of images: none in {some(found.classes)}; give folder/CLASS/IMAGE.png"
-        )
+        inside = f"none in {some(found.classes)}" if found.classes else "it has no folders of classes"
+        raise FsdtoolError(f"'{root}' is not a folder of images: {inside}{found.left_out}; give folder/CLASS/IMAGE.png")
     targets = np.array(found.targets, dtype=np.int64)
     ids = np.arange(len(files)) if request.id_key == ROW_NUMBERS else np.array(files, dtype=str)
     reader = _reader(root, files, targets, ids, request)
-    note = f"{len(files):,} images in {len(found.classes)} folders as classes{split}, ids are "
+    plural = "folders as classes" if len(found.classes) > 1 else "folder as the only class"
+    note = f"{len(files):,} images in {len(found.classes)} {plural}{split}, ids are "
     note += "row numbers" if request.id_key == ROW_NUMBERS else "paths"
     present = set(found.targets)
     empty = [name for i, name in enumerate(found.classes) if i not in present]
     if empty:
         log.warning(f"{len(empty)} of {len(found.classes)} classes have no image ({some(empty)})")
-    return Found(reader, ids, list(found.classes), note + _image_note(reader, root / files[0], request))
+    return Found(reader, ids, found.classes, note + _image_note(reader, root / files[0], request) + found.left_out)
 
 
 def open_image_list(
@@ -80,14 +74,26 @@ def open_image_list(
 ) -> Found:
     """Images by the paths of a table, which are relative to the folder that it lies in, and their targets."""
     missing = [name for name in files if not (root / name).is_file()]
-    if missing and not request.skip_bad:
+    backslashes = ""
+    if missing and all("\\" in name for name in missing):
+        files = [name.replace("\\", "/") for name in files]
+        backslashes = ", backslashes in their paths read as /"
+        missing = [name for name in files if not (root / name).is_file()]
+    if missing and not (request.skip_bad and len(missing) < len(files)):
+        remedy = "correct the paths" + ("" if len(missing) == len(files) else ", or give --skip-bad")
         raise FsdtoolError(
             f"{len(missing)} of {len(files)} images in column '{column}' do not exist below '{root}' "
-            f"({some(missing)}); correct the paths, or give --skip-bad"
+            f"({some(missing)}{_elsewhere(root, missing[0])}); {remedy}"
         )
     reader = _reader(root, files, targets, ids, request)
-    note = f"{len(files):,} images by column '{column}' (--x-key)"
+    note = f"{len(files):,} images by column '{column}' (--x-key){backslashes}"
     return Found(reader, ids, names, note + _image_note(reader, root / files[0], request))
+
+
+def _elsewhere(root: Path, name: str) -> str:
+    """Where a file of this name lies one folder further down, in words; nothing if it does not."""
+    found = next((path for path in sorted(root.glob(f"*/{glob.escape(Path(name).name)}")) if path.is_file()), None)
+    return "" if found is None else f"; there is '{found.relative_to(root).as_posix()}'"
 
 
 def _reader(root: Path, files: list[str], targets: np.ndarray, ids: np.ndarray, request: Request) -> ItemReader:
@@ -109,15 +115,3 @@ def _image_note(reader: ItemReader, first: Path, request: Request) -> str:
         return note + ("; EXIF orientation is not applied" if turned(open_image(first, as_rgb=False)) else "")
     except Exception:  # it is named when it is read
         return note
-
-
-def _split_folder(path: Path, request: Request) -> tuple[Path, str]:
-    """The folder of the split, and what to say about it."""
-    try:
-        folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
-    except OSError as error:
-        raise FsdtoolError(f"'{path}' cannot be read: {describe(error)}") from error
-    if request.split is None and not (folders and all(name.lower() in SPLITS for name in folders)):
-        return path, ""
-    chosen = choose_split(folders, request.split, str(path))
-    return path / chosen, f", split {chosen} of {some(folders)} (--split)"

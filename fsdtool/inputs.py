@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fsdtool.cells import known_text, unescaped
 from fsdtool.errors import FsdtoolError, describe
 from fsdtool.report import one_line
 
@@ -70,7 +71,8 @@ def load_like(summary: Summary, spec: str, transform: str | None = None, **readi
         if asked.transform is None:
             raise FsdtoolError(f"'{summary.path}' was made without --transform; leave --transform {transform} out")
         asked = replace(asked, transform=transform)
-    return load_dataset(spec, task=summary.task, preprocessing=asked, class_names=summary.class_names, **reading)
+    names = summary.class_names
+    return load_dataset(spec, task=summary.task, preprocessing=asked, class_names=names, prepared=True, **reading)
 
 
 def read_ids(source: str | Path) -> set[str]:
@@ -84,7 +86,7 @@ def read_ids(source: str | Path) -> set[str]:
             return set(lines)
         column = header.index("id")
         rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
-        return {cells[column] for cells in list(rows)[1:] if len(cells) > column}
+        return {unescaped(cells[column]) for cells in list(rows)[1:] if len(cells) > column}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FsdtoolError(
             f"the ids in '{source}' cannot be read ({describe(error)}); give a UTF-8 file with one id a line"
@@ -99,10 +101,11 @@ def rows_named(summary: Catalogue, source: str | None, data: DataSource | None =
         raise FsdtoolError(f"'{summary.path}' was written with --no-records and knows no ids; leave --ids out")
     import numpy as np
 
-    asked = read_ids(source)
     ids, where = (summary.records.ids, summary.path) if data is None else (data.ids, data.spec)
     known = [one_line(identifier) for identifier in ids.tolist()]
-    unknown = sorted(asked.difference(known))
+    names = set(known)
+    asked = {known_text(one_line(text), names) for text in read_ids(source)}
+    unknown = sorted(asked - names)
     if unknown:
         raise FsdtoolError(
             f"{len(unknown)} of the {len(asked)} ids in '{source}' are not in '{where}', '{unknown[0]}' first; "

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from torch.utils.data import DataLoader, IterableDataset
 
 from fsdtool.errors import FsdtoolError, describe, some
+from fsdtool.imagefolders import is_hidden
 from fsdtool.models import check_arguments, import_torchvision, load_factory, parse_value
 from fsdtool.readers import Found, ItemReader, Request
 
+log = logging.getLogger("fsdtool")
 DATA_ROOT_VARIABLE = "FSDTOOL_DATA_ROOT"
 
 
@@ -33,22 +38,44 @@ def open_factory(spec: str, request: Request) -> Found:
 def open_items(open_dataset: Callable[[], Any], spec: str, request: Request) -> Found:
     """The examples of a map-style data set; its `classes` name the classes where it has such a list."""
     dataset = open_dataset()
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-        raise FsdtoolError(
-            f"'{spec}' gives a {type(dataset).__name__}; give a data set that has a length and items (x, y)"
-        )
+    _check_map_style(dataset, spec)
     count = len(dataset)
     if count == 0:
         raise FsdtoolError(f"'{spec}' is empty; give at least one example")
     classes = getattr(dataset, "classes", None)
     named = isinstance(classes, (list, tuple)) and classes and all(isinstance(name, str) for name in classes)
+    hidden = [name for name in classes if is_hidden(name)] if named else []
+    if hidden:
+        log.warning(
+            f"the classes of '{spec}' hold {some(hidden)}, a hidden folder, which shifts the numbers of the others; "
+            "if the network was trained without it, remove it or give the folder of images itself as --data"
+        )
     ids = np.arange(count)
     reader = ItemReader(open_dataset, dataset, ids, request)
     split = f", split {request.split}" if request.split else ""
     note = f"{count:,} examples with inputs {reader.shape}{split}, ids are row numbers"
-    if request.task == "classification" and reader.target_shape not in ((), (1,)):
+    if request.task == "classification" and math.prod(reader.target_shape) != 1:
         note += f", one-hot labels of shape {reader.target_shape}"
     return Found(reader, ids, list(classes) if named else None, note)
+
+
+def _check_map_style(dataset: Any, spec: str) -> None:
+    kind = type(dataset).__name__
+    remedy = "return a data set that has a length and items (x, y)"
+    if isinstance(dataset, DataLoader):
+        remedy = "return the data set in it (its attribute 'dataset'), which gives (x, y) one by one"
+    elif isinstance(dataset, Mapping):
+        kind += f" with the keys {some([str(key) for key in dataset])}"
+        remedy = "return a data set of (x, y), such as list(zip(x, y)) of its arrays"
+    elif isinstance(dataset, tuple):
+        kind += f" of {len(dataset)} parts"
+        remedy = "return a data set of (x, y), such as list(zip(x, y)) of its arrays"
+    elif isinstance(dataset, IterableDataset) or (hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__")):
+        kind += " that can only be read in order"
+        remedy = "return a data set that has a length and items (x, y), such as the list of its examples"
+    elif hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+        return
+    raise FsdtoolError(f"'{spec}' gives a {kind}; {remedy}")
 
 
 def _torchvision_dataset(spec: str, split: str | None) -> Any:

@@ -44,6 +44,8 @@ class NpzFile:
         try:
             with zipfile.ZipFile(path) as archive:
                 for name in archive.namelist():
+                    if name.endswith("/") or name.startswith("__MACOSX/"):
+                        continue
                     with archive.open(name) as member:
                         self.entries[name.removesuffix(".npy")] = _header(member)[0]
         except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
@@ -56,7 +58,8 @@ class NpzFile:
                 return archive[key]
         except Exception as error:
             raise FsdtoolError(
-                f"'{key}' in '{self._path}' cannot be read ({describe(error)}); write it as plain numbers"
+                f"'{key}' in '{self._path}' cannot be read ({describe(error)}); write plain numbers or text "
+                "(of objects: .astype(str))"
             ) from error
 
     def rows(self, key: str) -> np.ndarray:
@@ -109,7 +112,8 @@ class NpyFiles:
             return np.load(self._paths[key], mmap_mode="c", allow_pickle=False)
         except Exception as error:
             raise FsdtoolError(
-                f"'{self._paths[key]}' cannot be read ({describe(error)}); write it again as plain numbers"
+                f"'{self._paths[key]}' cannot be read ({describe(error)}); write plain numbers or text "
+                "(of objects: .astype(str))"
             ) from error
 
     def read(self, key: str) -> np.ndarray:

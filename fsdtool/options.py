@@ -99,6 +99,13 @@ SkipBad = Annotated[
         "--skip-bad", help="Leave out, count and list examples that cannot be read (reads the data once more)."
     ),
 ]
+Missing = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WORD,...",
+        help="Labels in text that mean a missing one; '' for none. [default: NA, N/A, nan, null, none, ?]",
+    ),
+]
 Transform = Annotated[
     str | None,
     typer.Option(metavar="SPEC", help="The whole preprocessing: torchvision:WEIGHTS or path/file.py:function."),

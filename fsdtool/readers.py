@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fsdtool.errors import FsdtoolError, describe
+from fsdtool.errors import FsdtoolError, describe, some
 from fsdtool.images import image_array, is_image
 from fsdtool.preprocessing import Preprocessing, load_transform
 
@@ -51,6 +51,7 @@ class Request:
     class_names: list[str] | None = None
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     skip_bad: bool = False
+    missing: tuple[str, ...] | None = None
 
 
 class ArrayReader:
@@ -110,6 +111,7 @@ class ItemReader:
     def __init__(self, reopen: Callable[[], Any], dataset: Any, ids: np.ndarray, request: Request) -> None:
         self._reopen, self._dataset = reopen, dataset
         self._ids, self._task, self._preprocessing = ids, request.task, request.preprocessing
+        self._pictures = False  # whether the examples are images
         first = self._first_readable()
         self.shape, self._dtype, self.target_shape = first[0].shape, first[0].dtype, first[1].shape
 
@@ -118,7 +120,11 @@ class ItemReader:
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         xs, ys = zip(*(self._item(int(row)) for row in rows), strict=True)
-        _check_alike(xs, self.shape, self._dtype, self._ids[rows])
+        if self._pictures and len({x.dtype for x in xs} | {self._dtype}) > 1:
+            xs = [_unit(x, self.shape) for x in xs]  # 16-bit pictures among others
+            _check_alike(xs, self.shape, np.dtype(np.float32), self._ids[rows])
+        else:
+            _check_alike(xs, self.shape, self._dtype, self._ids[rows])
         for row, y in zip(rows, ys, strict=True):
             if y.shape != self.target_shape:
                 raise FsdtoolError(
@@ -142,8 +148,11 @@ class ItemReader:
         try:
             item = self._dataset[row]
             if not isinstance(item, (tuple, list)) or len(item) != 2:
-                raise TypeError(f"it is a {type(item).__name__}, not a pair (x, y)")
-            return self._as_array(item[0]), np.asarray(item[1])
+                raise FsdtoolError(
+                    f"example {self._ids[row]} is {_in_words(item)}, not a pair (x, y); "
+                    "wrap the data set in one whose __getitem__ returns (x, y)"
+                )
+            return self._as_array(item[0]), self._target(item[1], row)
         except FsdtoolError:
             raise
         except Exception as error:  # a damaged image, or whatever a user's code may raise
@@ -151,12 +160,24 @@ class ItemReader:
                 f"example {self._ids[row]} cannot be read: {describe(error)}; repair or remove it, or give --skip-bad"
             ) from error
 
+    def _target(self, y: Any, row: int) -> np.ndarray:
+        found = np.asarray(np.nan if y is None else y)
+        if found.dtype.kind not in "buif":
+            raise FsdtoolError(
+                f"example {self._ids[row]} has a target that is {_in_words(y)}; give a number "
+                "(for classes their numbers, and the names as a list 'classes' of the data set)"
+            )
+        return found
+
     def _as_array(self, x: Any) -> np.ndarray:
         asked = self._preprocessing
         if asked.transform is not None:
             return _plain_array(load_transform(asked.transform)(x))
         if is_image(x):
+            self._pictures = True
             return image_array(x, asked.image_size, asked.channels)
+        if self._pictures:
+            raise TypeError(f"it is {_in_words(x)}, and others are images")
         for flag, value in (("--image-size", asked.image_size), ("--channels", asked.channels)):
             if value is not None:
                 raise TypeError(f"{flag} is for images, and this is a {type(x).__name__}")
@@ -166,6 +187,24 @@ class ItemReader:
 def channels_last(shape: tuple[int, ...]) -> bool:
     """Whether (H, W, C) is the likelier reading of three dimensions."""
     return shape[2] in (1, 3, 4) and shape[0] not in (1, 3, 4)
+
+
+def _unit(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A picture as float32 in [0, 1], and a grey one in as many channels as the first picture has."""
+    grey = x.ndim == 2 and len(shape) == 3 and shape[2] in (1, 3) and x.dtype != np.uint8
+    x = np.repeat(x[..., None], shape[2], axis=2) if grey else x
+    return x.astype(np.float32) / np.float32(255) if x.dtype == np.uint8 else x
+
+
+def _in_words(value: Any) -> str:
+    """What a value is: 'a tuple of 3 parts', 'a dict with the keys x, y', 'a Tensor of shape (4,)'."""
+    kind = type(value).__name__
+    if isinstance(value, Mapping):
+        return f"a {kind} with the keys {some([str(key) for key in value])}"
+    if isinstance(value, (tuple, list)):
+        return f"a {kind} of {len(value)} parts"
+    shape = getattr(value, "shape", None)
+    return f"a {kind} of shape {tuple(shape)}" if isinstance(shape, tuple) else f"a {kind}"
 
 
 def _plain_array(x: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ An estimator returns rows (mappings from a column name to a number, a string or 
 - `github` and `junit`, for CI: rows as checks (fsdtool.checks).
 
 In csv, text that a spreadsheet would run as a formula (it begins with = + - @, a tab or a line break, and is no
-number) gets an apostrophe in front; numbers, also those that stand in text such as a class "-1", stay as they are.
+number) gets an apostrophe in front (fsdtool.cells); numbers, also those in text such as a class "-1", stay as they are.
 
 Floats have seven significant digits in the machine formats, about what float32 holds. What is not a finite
 number is `nan`, `inf` or `-inf` in csv and null in json.
@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TextIO
 
+from fsdtool.cells import escaped
 from fsdtool.checks import Checks, write_github, write_junit
 from fsdtool.errors import FsdtoolError
 
@@ -42,8 +43,6 @@ log = logging.getLogger("fsdtool")
 
 # What a terminal could take for a line break or an escape sequence.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-# A spreadsheet takes a cell that begins like this for a formula, and runs it; a plain number it only reads.
-_FORMULA = re.compile(r"(?![+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\Z)[=+\-@＝＋－＠\t\r\n]", re.ASCII | re.IGNORECASE)
 _BOLD, _RED, _YELLOW = "1", "31", "33"
 _COLOUR = {"error": _RED, "internal error": _RED, "warning": _YELLOW}
 
@@ -146,7 +145,7 @@ def write_csv(values: Iterable[Sequence[Any]], columns: Sequence[str], stream: T
 
 def _csv_cell(value: str | int | float | bool | None) -> str:
     text = _text(value, 7)
-    return f"'{text}" if isinstance(value, str) and _FORMULA.match(text) else text
+    return escaped(text) if isinstance(value, str) else text
 
 
 def _write_json(values: Iterable[list], columns: Sequence[str], stream: TextIO) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from fsdtool.cells import known_text
 from fsdtool.errors import FsdtoolError, describe, some
 from fsdtool.preprocessing import Preprocessing
 from fsdtool.readers import ItemReader, Reader, channels_last
@@ -129,7 +130,9 @@ class DataSource:
     def with_ids(self, wanted: set[str]) -> DataSource:
         """The examples that have one of these ids, as text; raises FsdtoolError for ids that none has."""
         names = [str(name) for name in self.ids.tolist()]
-        unknown = sorted(wanted - set(names))
+        known = set(names)
+        wanted = {known_text(text, known) for text in wanted}
+        unknown = sorted(wanted - known)
         if unknown or not wanted:
             found = f"has no example {some(unknown)}" if unknown else "is restricted to no ids at all"
             raise FsdtoolError(f"'{self.spec}' {found}; its ids are like {some(names)}; correct --ids")

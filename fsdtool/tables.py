@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from fsdtool.errors import FsdtoolError, some
+from fsdtool.images import EXTENSIONS
 from fsdtool.readers import ROW_NUMBERS, Request
-from fsdtool.targets import numbered
+from fsdtool.targets import is_missing, numbered, refuse_missing
 
 TARGET_COLUMNS = ("y", "target", "label")
 ID_COLUMN = "id"
 SPLIT_COLUMN = "split"
+LONGEST = 40  # characters of a cell that an error quotes
+PATH_EXAMPLE = "train/cat01.jpg"
+
+
+_IS_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,7 @@ class Columns:
 def choose_columns(header: list[str], spec: str, request: Request) -> Columns:
     """The roles of the columns, by the user's keys, else by the usual names; every other column is a feature."""
     listed = some(header, 12) or "none"
+    _check_header(header, spec, request)
     if "" in header or len(set(header)) < len(header):
         raise FsdtoolError(
             f"'{spec}' has columns without a name or twice the same ({listed}); name each (id for an index)"
@@ -55,8 +65,14 @@ def choose_columns(header: list[str], spec: str, request: Request) -> Columns:
     if request.id_key not in (None, ROW_NUMBERS):
         needed.append(request.id_key)
     unknown = [name for name in needed if name not in header]
-    if unknown or not features:
-        raise FsdtoolError(f"'{spec}' has no column '{unknown[0] if unknown else 'x'}'; it has {listed}")
+    if unknown:
+        raise FsdtoolError(f"'{spec}' has no column '{unknown[0]}'; it has {listed}")
+    if not features:
+        roles = some([f"'{name}'" for name in header if name in aside])
+        raise FsdtoolError(
+            f"'{spec}' has no column for the inputs beside {roles}; add numbers, or the paths of image files as a "
+            f"column 'path', relative to the folder of the table ({PATH_EXAMPLE})"
+        )
     if len(targets) > 1 and request.task == "classification":
         raise FsdtoolError(f"--y-key names {len(targets)} columns ({some(targets)}); classification takes one")
     numbers = {name: column for column, name in enumerate(header)}
@@ -69,6 +85,24 @@ def choose_columns(header: list[str], spec: str, request: Request) -> Columns:
     )
 
 
+def _check_header(header: list[str], spec: str, request: Request) -> None:
+    """Refuse a first line that is data: paths of images, or mostly numbers that do not rise as numbered columns do."""
+    values = [float(name) for name in header if _IS_NUMBER.fullmatch(name)]
+    rising = all(a < b for a, b in itertools.pairwise(values))
+    named = set(header) & {*TARGET_COLUMNS, *(request.y_key or "").split(",")}
+    numeric = len(values) > len(header) / 2 and not (rising and named)
+    if (numeric and len(values) > 1 and not _counted(values)) or any(n.lower().endswith(EXTENSIONS) for n in header):
+        raise FsdtoolError(
+            f"the first line of '{spec}' is data ({some(header)}), not the names of the columns; "
+            "write a line of names above it"
+        )
+
+
+def _counted(values: list[float]) -> bool:
+    """Whether these are the numbers of columns: 0, 1, 2, ... or 1, 2, 3, ..."""
+    return values[0] in (0, 1) and values == [values[0] + i for i in range(len(values))]
+
+
 def _usual_target(header: list[str], spec: str, listed: str) -> list[str]:
     targets = [name for name in TARGET_COLUMNS if name in header]
     if len(targets) != 1:
@@ -77,16 +111,28 @@ def _usual_target(header: list[str], spec: str, listed: str) -> list[str]:
 
 
 def text_targets(
-    rows: list[list[str]], columns: Columns, spec: str, request: Request
+    rows: list[list[str | None]], columns: Columns, spec: str, request: Request, place: Callable[[int], str]
 ) -> tuple[np.ndarray, list[str] | None]:
-    """Targets given as text (N, O): numbers where all are, else class numbers and their names."""
+    """Targets given as text (N, O): numbers where all that are there are, else class numbers and their names.
+
+    Missing ones become NaN where bad examples are to be skipped; else the first is refused, at its `place`.
+    """
     try:
-        return np.array([[float(cell) for cell in row] for row in rows]), None
+        numbers = np.array([[_number(cell, request) for cell in row] for row in rows])
     except ValueError:
+        name = columns.names[columns.targets[0]]
         if request.task == "regression":
-            name = columns.names[columns.targets[0]]
             raise FsdtoolError(f"the target '{name}' of '{spec}' is text; give numbers for regression") from None
-    return numbered([row[0] for row in rows], request.class_names, spec)
+        return numbered([row[0] for row in rows], request, spec, place, columns.names[columns.targets[0]])
+    absent = np.argwhere(np.isnan(numbers))
+    if len(absent) and not (request.skip_bad and len(absent) < numbers.size):
+        row, column = absent[0]
+        raise refuse_missing(rows[row][column], place(row), request, columns.names[columns.targets[column]])
+    return numbers, None
+
+
+def _number(cell: str | None, request: Request) -> float:
+    return math.nan if is_missing(cell, request) else float(cell)
 
 
 def text_ids(cells: list[str]) -> np.ndarray:
@@ -98,8 +144,13 @@ def text_ids(cells: list[str]) -> np.ndarray:
 
 def refuse_text(value: str, column: str, where: str) -> FsdtoolError:
     """The error for a feature that is no number."""
-    return FsdtoolError(
-        f"{where} has '{value}' in column '{column}'; features must be numbers: "
-        "encode or fill it in, name the columns to use by --x-key, "
+    remedy = (
+        "features must be numbers: encode or fill it in, name the columns to use by --x-key, "
         f"or give --id-key {column} if it names the examples"
     )
+    if value.strip().lower().endswith(EXTENSIONS):
+        remedy = f"give --x-key {column} to read these images, relative to the folder of the table"
+    elif value.lstrip().startswith(("[", "(")):
+        remedy = "write each number of such a list into a column of its own, or all as arrays in a .npz file"
+    shown = value if len(value) <= LONGEST else value[:LONGEST] + "..."
+    return FsdtoolError(f"{where} has '{shown}' in column '{column}'; {remedy}")

@@ -383,6 +383,7 @@ def test_summarize_passes_everything_on_and_writes_to_stderr_only(shell, calls, 
             "labels": None,
             "ids": None,
             "skip_bad": False,
+            "missing": None,
             "workers": 0,
         },
     )
@@ -467,6 +468,7 @@ def test_influence_csv(shell, calls):
             "split": None,
             "skip_bad": False,
             "class_names": ["3", "5"],
+            "prepared": True,
         },
     )
     (summary, queries), given = calls["influence"]

@@ -407,7 +407,10 @@ def test_labels_are_class_numbers_however_they_are_stored(tmp_path, labels):
     [
         (np.where(np.arange(N) == 4, -1, LABELS), "label -1 of example 4 is not a class number"),
         (np.where(np.arange(N) == 4, 1.5, LABELS), "label 1.5 of example 4"),
-        (np.where(np.arange(N) == 4, np.nan, LABELS), "label nan of example 4"),
+        (
+            np.where(np.arange(N) == 4, np.nan, LABELS),
+            "example 4 has no label (NaN); fill it in, or give --skip-bad",
+        ),
         (np.eye(3)[LABELS] * 0.9 + 0.03, "shape (7, 3) and that of example 0 is not one-hot; give one class number"),
         (np.minimum(np.eye(3)[LABELS] + np.eye(3)[0], 1), "example 0 is not one-hot"),
         (IMAGES, "the labels have shape (7, 6, 5, 3); give one class number"),
@@ -617,7 +620,7 @@ def test_what_is_no_data_set_is_one_line(tmp_path):
     (tmp_path / "data.txt").touch()
     assert f"the data '{tmp_path}/data.txt' is of an unknown kind" in error_line(load_dataset, f"{tmp_path}/data.txt")
     line = error_line(load_dataset, f"{tmp_path}/data.npz")
-    assert "does not exist; give a .npz, .h5, .csv or .parquet file, x.npy,y.npy, a folder" in line
+    assert "does not exist; give a .npz, .h5, .csv or .parquet file, x.npy,y.npy (or .h5), a folder" in line
     line = error_line(load_dataset, npz(tmp_path, x=FEATURES, y=LABELS), preprocessing=Preprocessing(image_size=8))
     assert "--image-size is for images" in line
 
@@ -830,13 +833,13 @@ def test_items_may_be_images_small_floats_or_vectors(user_file):
     [
         ("uneven", "example 5 has inputs (5,) float32, the first has (4,) float32"),
         ("mixed", "example 5 has inputs (4,) uint8"),
-        ("single", "it is a Tensor, not a pair (x, y)"),
+        ("single", "example 0 is a Tensor of shape (4,), not a pair (x, y)"),
         ("words", "its inputs have dtype <U1, not numbers"),
         ("scalars", "have shape (7,); give"),
         ("fails", "example 5 cannot be read: ZeroDivisionError"),
         ("holes", "the inputs of example 5 hold NaN"),
         ("empty", "is empty"),
-        ("number", "gives a int; give a data set that has a length"),
+        ("number", "gives a int; return a data set that has a length"),
         ("Stream", "gives a Stream"),
         ("raises", "raised RuntimeError: no disk"),
         ("needs", "needs the argument root; give"),
