@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fsdtool.fit import described
 from fsdtool.gradients import left_out
 from fsdtool.summary import Summary, load, part_sizes
 from fsdtool.trace import FULL
@@ -23,6 +24,7 @@ PARTS = {
     "anchors": "projections and outputs of an even sample of examples, for distances",
     "calibration": "what was measured of the summary's own error",
     "curvature": "eigenbases and eigenvalues, per weight",
+    "calibration": "what was measured of the summary's own error",
     "evidence": "class Gaussians, which judge new labels",
     "records/gradients": "projected gradient factors, per example",
     "records/evidence": "evidence on labels, per example",
@@ -66,6 +68,7 @@ def _header(summary: Summary, stored: dict[str, int]) -> list[tuple[str, str]]:
             "data",
             f"{identity.data_spec} ({identity.examples:,} examples, fingerprint {identity.fingerprint[:16]}...)",
         ),
+        *([] if summary.fit is None else [("fit", described(summary.fit))]),
         ("components", f"{components} ({statistics.kind}), {each:,} bytes each"),
     ]
     if summary.curvature:

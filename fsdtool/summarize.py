@@ -34,6 +34,7 @@ from fsdtool.errors import FsdtoolError
 from fsdtool.evidence import LabelEvidence, evidence
 from fsdtool.evidencefile import write_judges
 from fsdtool.features import OUTPUTS, FeatureStore
+from fsdtool.fit import described, doubt, training_fit
 from fsdtool.fitting import fit_layout
 from fsdtool.gradients import blocks, left_out
 from fsdtool.graph import Parameters
@@ -67,11 +68,13 @@ class Report:
     record_bytes: int
     file_bytes: int
     seconds: float
+    fit: str
 
     def rows(self) -> list[tuple[str, str]]:
         """Name and value of each line."""
         return [
             ("examples", f"{self.examples:,}"),
+            ("fit", self.fit),
             ("network", self.network),
             ("activation layers", str(self.layers)),
             ("components", self.components),
@@ -153,6 +156,9 @@ def summarize(
         seen = run.whole(assignment, basis, store, writer, found if records else [], measured, trajectory, anchors)
         if measured:
             found = [sums.finalize(MEASURED) for sums in measured]
+        fit = training_fit(data.task, *(part.numpy() for part in (seen.losses, seen.logits, seen.targets)))
+        if fault := doubt(fit):
+            log.warning(fault)
         statistics = seen.statistics
         _say_small_components(statistics)
         identity = Identity(
@@ -183,6 +189,7 @@ def summarize(
             writer.write_parameters(network.parameters)
         writer.write_statistics(statistics, network.graph, gate_bits)
         writer.write_curvature(found)
+        writer.write_fit(fit)
         likely = None
         if records:
             writer.write_anchors(seen.anchors, statistics)
@@ -211,6 +218,7 @@ def summarize(
         record_bytes=bytes_per_example(found) if records else 0,
         file_bytes=size,
         seconds=time.perf_counter() - started,
+        fit=described(fit),
     )
 
 
