@@ -17,6 +17,7 @@ from fsdtool.fitting import fit_layout
 from fsdtool.gradients import Block, Use, blocks, capture, has_rank_one
 from fsdtool.losses import loss, loss_gradient
 from fsdtool.memory import BatchSize
+from fsdtool.repeatability import check_data
 from fsdtool.sources import Batch, DataSource, check_labels
 from fsdtool.summary import Summary
 from fsdtool.trace import FULL, LAST_LAYER, Network
@@ -70,6 +71,7 @@ class Examples:
     ):
         self.network = network_of(summary, model).to(device)
         self.source = _fitting(self.network, source, noun)
+        check_data(self.source)
         self.task, self.device, self.noun = summary.task, device, noun
         self.graph, self.parameters = self.network.graph, self.network.parameters
         self.blocks: dict[str, Block] = {block.weight: block for block in blocks(self.graph, self.parameters)}

@@ -75,7 +75,7 @@ class Fit:
 
     @property
     def accuracy_is_good(self) -> bool:
-        """Whether clearly more is right than by the constant answer; of a regression, whether outputs follow targets."""
+        """Whether clearly more is right than by the constant answer; regression: whether outputs follow targets."""
         if self.task == "classification":
             return self.accuracy - self.baseline_accuracy > ERRORS * self.accuracy_error
         return self.refitted_loss < (1 - REFIT_GAIN) * self.baseline_loss

@@ -39,10 +39,10 @@ from fsdtool.fitting import fit_layout
 from fsdtool.gradients import blocks, left_out
 from fsdtool.graph import Parameters
 from fsdtool.losses import UNITS
-from fsdtool.models import check_repeatable
 from fsdtool.moments import OutputMoments, Statistics
 from fsdtool.progress import Track, silent
 from fsdtool.records import bytes_per_example, numbers_within, self_influence
+from fsdtool.repeatability import check_data, check_outputs, examples_together
 from fsdtool.residuals import TargetEvidence, target_evidence
 from fsdtool.sources import DataSource
 from fsdtool.summary import Identity
@@ -129,9 +129,10 @@ def summarize(
         log.info(note)
     model.eval()
     data = fit_layout(data, model)
-    example = next(data.batches(2)).x
-    check_repeatable(model, example)
-    network = trace(model, example).to(device)
+    check_data(data, workers=workers)
+    together = examples_together(data)
+    check_outputs(model, together)
+    network = trace(model, together[:2]).to(device)
     trajectory = earlier_networks(model, network, earlier)
     _say_coverage(network)
     run = Pass(network, data, device, batch_size or auto_batch(network), workers, seed, track)

@@ -12,10 +12,10 @@ import fsdtool
 # One line for each layer of the house.
 ROOMS = """
 errors device progress memory files hdf5 models weightfiles matching checkpoints preprocessing images readers targets
-fit catalogue selfinfluence
-npyfiles h5files arrays imagefiles tables csvtables parquet items huggingface sources datasets fitting
+losses fit catalogue selfinfluence
+npyfiles h5files arrays imagefiles tables csvtables parquet items huggingface sources repeatability datasets fitting
 activations infer spellings graph nodes translate trace
-spectra moments components sums propagate simulate outputs gradients losses metrics curvature anchors distance_forms
+spectra moments components sums propagate simulate outputs gradients metrics curvature anchors distance_forms
 distance_calibration
 agreement noise posterior discriminant records features gaussians evidence outliers residuals trajectory summary writer
 evidencefile sweep summarize fsd penalty
