@@ -215,7 +215,9 @@ def find_mislabeled_command(
     write(found.rows(), columns, format, ids_only, _mislabeled_checks(threshold, columns, kind))
     log.info(f"{found.flagged} of {found.judged} {kind}s are flagged (score above {threshold:g})")
     if found.noise_rate is not None:
-        log.info(f"estimated share of wrong {kind}s: {found.noise_rate:.1%}")
+        doubted = getattr(found, "contradicted", None)
+        between = f" ({doubted[0]:.1%} to {doubted[1]:.1%} by layer)" if doubted else ""
+        log.info(f"estimated share of wrong {kind}s: {found.noise_rate:.1%}{between}")
     if by_layer:
         weights = zip(found.layers, found.weights.tolist(), strict=True)
         log.info("weights of the layers: " + ", ".join(f"{layer} {weight:.3f}" for layer, weight in weights))

@@ -24,13 +24,13 @@ ERRORS = 3.0  # standard errors that another layout must be better by
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def fit_layout(source: DataSource, model: nn.Module) -> DataSource:
+def fit_layout(source: DataSource, model: nn.Module, *, workers: int = 0) -> DataSource:
     """The source in the layout that the model takes; one in its preprocessing is the only candidate.
 
     The model (in eval mode, with its weights) takes a layout if it returns one row of outputs for each of the first
-    two examples, a floating tensor (2, O). Where it takes several, its loss on a few hundred examples decides, and
-    the first stays unless another is clearly better. Raises FsdtoolError that names the numbers of channels or
-    features where those differ, and quotes the model otherwise.
+    two examples, a floating tensor (2, O). Where it takes several, its loss on a few hundred examples, read by
+    `workers` processes, decides: the first stays unless another is clearly better. Raises FsdtoolError that names the
+    numbers of channels or features where those differ, and quotes the model otherwise.
     """
     layouts = [source.preprocessing.layout] if source.preprocessing.layout else source.layouts()
     complaints, taken = [], {}
@@ -47,7 +47,7 @@ def fit_layout(source: DataSource, model: nn.Module) -> DataSource:
         else:
             complaints.append(f"{complaint} (inputs of shape {arranged.input_shape}, layout: {layout})")
     if taken:
-        layout, why = _best_layout(taken, model)
+        layout, why = _best_layout(taken, model, workers)
         if layout != "as is" or why:
             log.info(
                 f"the model takes the inputs as shape {taken[layout].input_shape} (layout: {layout}{why}; --layout)"
@@ -60,13 +60,13 @@ def fit_layout(source: DataSource, model: nn.Module) -> DataSource:
     )
 
 
-def _best_layout(taken: dict[str, DataSource], model: nn.Module) -> tuple[str, str]:
+def _best_layout(taken: dict[str, DataSource], model: nn.Module, workers: int) -> tuple[str, str]:
     """The layout in which the model knows the data best, and how the others compare, where they do.
 
     Its loss must be lower than the first layout's by three standard errors of the paired difference.
     """
     first = next(iter(taken))
-    fits = {layout: _fit(source, model) for layout, source in taken.items()} if len(taken) > 1 else {}
+    fits = {layout: _fit(source, model, workers) for layout, source in taken.items()} if len(taken) > 1 else {}
     if not fits or any(fit is None for fit in fits.values()):
         return first, ""
     losses = {layout: fit[0] for layout, fit in fits.items()}
@@ -89,10 +89,10 @@ def _clearly_lower(losses: Tensor, others: Tensor) -> bool:
     return float(apart.mean() + ERRORS * apart.std(correction=0) / max(len(apart) - 1, 1) ** 0.5) < 0
 
 
-def _fit(source: DataSource, model: nn.Module) -> tuple[Tensor, str] | None:
+def _fit(source: DataSource, model: nn.Module, workers: int) -> tuple[Tensor, str] | None:
     """Losses (n,) of a few hundred examples, and in words what they come to; None for targets that do not fit."""
     rows = spread(len(source), COMPARED)
-    batches = list(source.batches(64, indices=rows))
+    batches = list(source.batches(64, indices=rows, workers=workers))
     y = torch.cat([batch.y for batch in batches])
     with torch.no_grad():
         outputs = torch.cat([model(batch.x) for batch in batches]).double()

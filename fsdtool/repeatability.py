@@ -14,6 +14,7 @@ dependence stays.
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import torch
@@ -36,42 +37,54 @@ FAR = 1e-3  # the same where there is no float64 to tell rounding from dependenc
 EXACT = 1e-9  # the same in float64
 
 
-def check_data(source: DataSource, *, workers: int = 0) -> None:
-    """Raise FsdtoolError where examples of the source, read again, are not what they were.
+def check_data(source: DataSource, *, workers: int = 0) -> Batch:
+    """Some examples, spread over the source.  Raises FsdtoolError where, read again, they are not what they were.
 
-    workers: processes that will read it; where there are some, one of the readings is theirs.
+    workers: processes that read them.
     """
-    rows = spread(len(source), min(READ_AGAIN if source.runs_code else OF_FILES, _affordable(source, NUMBERS)))
-    first = _read(source, rows)
-    readings = min(max(-(-COMPARISONS // len(rows)), 1), MOST_READINGS) if source.runs_code else 1
-    for reading in range(readings):
-        by = workers if reading == 0 and source.runs_code else 0
-        again = _read(source, rows[::-1].copy(), by)
-        for name, one, other in (("inputs", first.x, again.x.flip(0)), ("targets", first.y, again.y.flip(0))):
-            one, other = (part.double().reshape(len(part), -1) for part in (one, other))
-            apart = (one - other).abs().amax(1)
-            differs = (apart > ROUNDING * one.abs().amax(1)).nonzero()[:, 0].tolist()
-            if differs:
-                raise _unrepeatable(source, source.ids[rows[differs[0]]], name, float(apart[differs[0]]))
+    most = min(READ_AGAIN if source.runs_code else TOGETHER, max(NUMBERS // math.prod(source.input_shape), OF_FILES))
+    rows = spread(len(source), most)
+    first = _read(source, rows, workers)
+    if not source.runs_code:
+        rows = rows[np.linspace(0, len(rows) - 1, OF_FILES).astype(int)]
+        _compare(source, rows, _read(source, rows, workers), _rows_of(first, rows))
+        return first
+    for _ in range(min(max(-(-COMPARISONS // len(rows)), 1), MOST_READINGS)):
+        _compare(source, rows, first, _rows_of(_read(source, rows[::-1].copy(), workers), rows))
+    return first
 
 
-def _read(source: DataSource, rows: np.ndarray, workers: int = 0) -> Batch:
-    size = 32
-    parts = list(source.batches(size, indices=rows, workers=workers))
+def _read(source: DataSource, rows: np.ndarray, workers: int) -> Batch:
+    parts = list(source.batches(TOGETHER, indices=rows, workers=workers))
     return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in ("index", "x", "y")))
 
 
-def _unrepeatable(source: DataSource, example: object, what: str, apart: float) -> FsdtoolError:
-    found = f"'{source.spec}' gives other {what} for example {example} each time that it is read (by {apart:.2g})"
-    transform = source.preprocessing.transform
-    if transform is not None:
-        return FsdtoolError(
-            f"{found}: it, or --transform {transform}, changes examples at random; give the transform of evaluation"
+def _rows_of(batch: Batch, rows: np.ndarray) -> Batch:
+    """The examples `rows` of a batch, in this order."""
+    place = {row: i for i, row in enumerate(batch.index.tolist())}
+    chosen = [place[row] for row in rows.tolist()]
+    return Batch(batch.index[chosen], batch.x[chosen], batch.y[chosen])
+
+
+def _compare(source: DataSource, rows: np.ndarray, first: Batch, again: Batch) -> None:
+    for what, one, other in (("inputs", first.x, again.x), ("targets", first.y, again.y)):
+        one, other = (part.double().reshape(len(part), -1) for part in (one, other))
+        apart = (one - other).abs().amax(1)
+        differs = (apart > ROUNDING * one.abs().amax(1)).nonzero()[:, 0].tolist()
+        if not differs:
+            continue
+        transform = source.preprocessing.transform
+        remedy = (
+            "it augments at random or shuffles; give it without, as the factory (path/file.py:FACTORY) of a data set "
+            "with the transform of evaluation"
+            if transform is None
+            else f"it or --transform {transform} changes examples at random; give the transform of evaluation"
         )
-    return FsdtoolError(
-        f"{found}: it augments at random or shuffles; give the data set without: with the transform of evaluation, as "
-        "path/file.py:FACTORY that returns it so"
-    )
+        example = source.ids[rows[differs[0]]]
+        size = f"by {float(apart[differs[0]]):.2g}"
+        raise FsdtoolError(
+            f"'{source.spec}' gives other {what} of example {example} when read again ({size}): {remedy}"
+        )
 
 
 def spread(count: int, most: int) -> np.ndarray:
@@ -79,14 +92,10 @@ def spread(count: int, most: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, max(min(count, most), 1)).round().astype(np.int64))
 
 
-def _affordable(source: DataSource, numbers: int) -> int:
-    return max(numbers // max(int(np.prod(source.input_shape)), 1), OF_FILES)
-
-
-def examples_together(source: DataSource) -> Tensor:
-    """Inputs (B, *input_shape) for `check_outputs`, spread over the source; fewer of large ones."""
-    most = min(TOGETHER, max(_affordable(source, TOGETHER_NUMBERS), FEWEST))
-    return _read(source, spread(len(source), most)).x
+def few(x: Tensor) -> Tensor:
+    """Some of the inputs x (n, *input_shape) for `check_outputs`, the first and last among them."""
+    affordable = max(TOGETHER_NUMBERS // math.prod(x.shape[1:]), FEWEST)
+    return x[spread(len(x), min(TOGETHER, affordable))]
 
 
 def check_outputs(model: nn.Module, x: Tensor) -> None:
