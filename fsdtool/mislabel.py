@@ -223,7 +223,7 @@ def _contradicted(
     against = combined[:, 1:].max(1) > 0
     counted = float(score.sum())
     supported = float(score[against].sum()) / max(counted, 1e-12)
-    if counted < FEW_WRONG or supported >= SUPPORTED:
+    if counted < FEW_WRONG or supported >= SUPPORTED or len(judged.layers) < 2:
         return None
     by_layer = shares(judged.evidence, judged.candidates, len(judged.layers) - 1, classes)
     low, high = float(by_layer.min()), float(by_layer.max())
