@@ -75,9 +75,12 @@ class Fit:
 
     @property
     def accuracy_is_good(self) -> bool:
-        """Whether clearly more is right than by the constant answer; regression: whether outputs follow targets."""
-        if self.task == "classification":
-            return self.accuracy - self.baseline_accuracy > ERRORS * self.accuracy_error
+        """Whether clearly more is right than by the constant answer; never so of a regression."""
+        return self.accuracy - self.baseline_accuracy > ERRORS * self.accuracy_error
+
+    @property
+    def could_be_good(self) -> bool:
+        """Whether factor and shifts are what keeps the mean loss from being clearly below the constant's."""
         return self.refitted_loss < (1 - REFIT_GAIN) * self.baseline_loss
 
     def numbers(self) -> dict[str, float]:
@@ -254,8 +257,10 @@ def doubt(fit: Fit) -> str | None:
             f"the network's classes are in another order than the labels: {found}; in the order that fits best its "
             f"accuracy would be {fit.reordered_accuracy:.3f}; number the labels as in training"
         )
-    if fit.loss_is_bad and not fit.accuracy_is_good:
-        what = "neither accuracy nor mean loss is" if classification else "R^2 and mean loss are not"
+    if fit.loss_is_bad and not fit.could_be_good:
+        what = "R^2 and mean loss are not"
+        if classification:
+            what = "the mean loss is not" if fit.accuracy_is_good else "neither accuracy nor mean loss is"
         return (
             f"the network does not know its training data, {what} better than a constant answer's: {found}; "
             f"{_causes(classification)}"
@@ -284,7 +289,7 @@ def doubt_new(fit: Fit, training: Fit, noun: str) -> str | None:
             f"the network's outputs on the {noun} data are {ratio:.2g} times as large as on the training data; "
             "give inputs in the same scale (bytes are divided by 255, other numbers are taken as they are)"
         )
-    if fit.loss_is_bad and not (classification and fit.accuracy_is_good):
+    if fit.loss_is_bad and not fit.accuracy_is_good:
         return (
             f"the network does not know the {noun} data: {described(fit)}; unless they were chosen for that, "
             f"{_causes(classification)}"
