@@ -27,7 +27,7 @@ import numpy as np
 ARRAYS = ("r_squared", "constant")
 FEWEST = 20  # examples below which nothing is doubted
 ERRORS = 2.0  # standard errors that a difference counts from
-SMALL_GAIN = 0.2  # of the constant's loss; a larger gain counts though heavy tails hide it in the standard error
+SMALL_GAIN = 0.1  # of the constant's loss; a larger gain counts though heavy tails or few examples hide it
 REFIT_GAIN = 0.25  # of the constant's loss; trained networks had .03 and less, one trained with another scale .5
 LEAST_LOSS = 1e-12  # of the constant answer; data of one class or one target value leave nothing to know
 ABOUT_ONE = 1.5  # factors nearer to one are no change of scale
@@ -69,9 +69,10 @@ class Fit:
 
     @property
     def loss_is_bad(self) -> bool:
-        """Whether the mean loss is not clearly below the constant's."""
+        """Whether the mean loss is not clearly below the constant's; of good accuracy, whether it is above."""
         gain = self.baseline_loss - self.mean_loss
-        return gain <= ERRORS * self.loss_error and gain < SMALL_GAIN * self.baseline_loss
+        least = 0.0 if self.accuracy_is_good else SMALL_GAIN * self.baseline_loss
+        return gain <= ERRORS * self.loss_error and gain < least
 
     @property
     def accuracy_is_good(self) -> bool:
