@@ -24,7 +24,6 @@ PARTS = {
     "anchors": "projections and outputs of an even sample of examples, for distances",
     "calibration": "what was measured of the summary's own error",
     "curvature": "eigenbases and eigenvalues, per weight",
-    "calibration": "what was measured of the summary's own error",
     "evidence": "class Gaussians, which judge new labels",
     "records/gradients": "projected gradient factors, per example",
     "records/evidence": "evidence on labels, per example",

@@ -92,7 +92,7 @@ def spread(count: int, most: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, max(min(count, most), 1)).round().astype(np.int64))
 
 
-def few(x: Tensor) -> Tensor:
+def spread_inputs(x: Tensor) -> Tensor:
     """Some of the inputs x (n, *input_shape) for `check_outputs`, the first and last among them."""
     affordable = max(TOGETHER_NUMBERS // math.prod(x.shape[1:]), FEWEST)
     return x[spread(len(x), min(TOGETHER, affordable))]

@@ -42,7 +42,7 @@ from fsdtool.losses import UNITS
 from fsdtool.moments import OutputMoments, Statistics
 from fsdtool.progress import Track, silent
 from fsdtool.records import bytes_per_example, numbers_within, self_influence
-from fsdtool.repeatability import check_data, check_outputs, few
+from fsdtool.repeatability import check_data, check_outputs, spread_inputs
 from fsdtool.residuals import TargetEvidence, target_evidence
 from fsdtool.sources import DataSource
 from fsdtool.summary import Identity
@@ -129,7 +129,7 @@ def summarize(
         log.info(note)
     model.eval()
     data = fit_layout(data, model, workers=workers)
-    together = few(check_data(data, workers=workers).x)
+    together = spread_inputs(check_data(data, workers=workers).x)
     check_outputs(model, together)
     network = trace(model, together[:2]).to(device)
     trajectory = earlier_networks(model, network, earlier)

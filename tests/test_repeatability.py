@@ -13,7 +13,7 @@ from fsdtool import cli
 from fsdtool.datasets import load_dataset
 from fsdtool.errors import FsdtoolError
 from fsdtool.preprocessing import Preprocessing
-from fsdtool.repeatability import check_data, check_outputs, few, spread
+from fsdtool.repeatability import check_data, check_outputs, spread, spread_inputs
 
 DATA = """
 import numpy as np, torch
@@ -135,8 +135,8 @@ def test_spread_covers_the_ends():
         rows = spread(count, 16).tolist()
         assert (rows[0], rows[-1]) == (0, count - 1)
         assert len(rows) == len(set(rows)) == min(count, 16)
-    assert len(few(torch.zeros(128, 3))) == 32
-    assert len(few(torch.zeros(128, 3, 224, 224))) == 8
+    assert len(spread_inputs(torch.zeros(128, 3))) == 32
+    assert len(spread_inputs(torch.zeros(128, 3, 224, 224))) == 8
 
 
 def _refused(source) -> bool:
