@@ -19,6 +19,7 @@ import numpy as np
 
 from fsdtool import hdf5
 from fsdtool.errors import FsdtoolError
+from fsdtool.fit import Fit
 from fsdtool.targets import TASKS
 
 FORMAT = "fsdtool summary"
@@ -31,7 +32,8 @@ class Catalogue:
     """An open summary file as far as its training examples go; records are read from the file in row ranges.
 
     examples: N.  outputs: O, the classes or target values of the network.  class_names: by label, None where they
-    are not known.  data_spec: how the data was named.  records: None where the file was written without.
+    are not known.  data_spec: how the data was named.  records: None where the file was written without.  fit: of the
+    training data, None in files of versions that did not measure it.
     """
 
     path: Path
@@ -41,6 +43,7 @@ class Catalogue:
     class_names: tuple[str, ...] | None
     data_spec: str
     records: Records | None
+    fit: Fit | None
 
     def label_name(self, label: int) -> int | str:
         """The class name of a label where names are known, else the label."""
@@ -180,7 +183,18 @@ def read_catalogue(file: h5py.File) -> Catalogue:
     if "records" in file:
         records = Records(hdf5.group(file, "records"), examples)
         records.check(task, outputs)
-    return Catalogue(Path(file.filename), task, examples, outputs, names, str(hdf5.Attributes(data)["spec"]), records)
+    spec = str(hdf5.Attributes(data)["spec"])
+    return Catalogue(Path(file.filename), task, examples, outputs, names, spec, records, _read_fit(file, task, outputs))
+
+
+def _read_fit(file: h5py.File, task: str, outputs: int) -> Fit | None:
+    if "calibration" not in file or "fit" not in hdf5.group(file, "calibration"):
+        return None
+    group = hdf5.group(file, "calibration/fit")
+    of_targets = outputs if task == "regression" else 0
+    lengths = {"r_squared": of_targets, "constant": outputs}
+    arrays = {name: hdf5.read(hdf5.dataset(group, name, (n,), FLOATS)) for name, n in lengths.items()}
+    return Fit.read(task, hdf5.Attributes(group), arrays)
 
 
 def _check_schema(file: h5py.File) -> None:

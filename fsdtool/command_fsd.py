@@ -12,7 +12,7 @@ from fsdtool import report
 from fsdtool.answers import talk, write
 from fsdtool.checks import Checks
 from fsdtool.errors import ExitStatus, FsdtoolError
-from fsdtool.inputs import load_like, read_checkpoint
+from fsdtool.inputs import load_like, read_checkpoint, warn_of_fit
 from fsdtool.options import (
     DATA_HELP,
     AllowPickle,
@@ -122,6 +122,7 @@ def fsd_command(
 
     chosen = choose_device(device.value)
     opened = load(summary)
+    warn_of_fit(opened)
     reading = {"x_key": x_key, "y_key": y_key, "id_key": id_key, "split": split, "skip_bad": skip_bad}
     result = distances(
         opened,

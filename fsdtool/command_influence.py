@@ -11,7 +11,15 @@ import typer
 from fsdtool import report
 from fsdtool.answers import check_ids_only, talk, write
 from fsdtool.errors import FsdtoolError
-from fsdtool.inputs import check_model_options, check_output, load_like, network_of, refuse_options, rows_named
+from fsdtool.inputs import (
+    check_model_options,
+    check_output,
+    load_like,
+    network_of,
+    refuse_options,
+    rows_named,
+    warn_of_fit,
+)
 from fsdtool.options import (
     DATA_HELP,
     AllowPickle,
@@ -143,6 +151,7 @@ def influence_command(
 
     chosen = choose_device(device.value)
     opened = load(summary)
+    warn_of_fit(opened)
     reading = {"x_key": x_key, "y_key": y_key, "id_key": id_key, "split": split, "skip_bad": skip_bad}
     network = network_of(opened, model, model_arg, checkpoint, allow_pickle, ema)
     candidates = None if data is None else load_like(opened, data, transform, **reading)
@@ -183,5 +192,6 @@ def _write_recorded_self_influence(
 
         choose_device(device.value)
     opened = open_catalogue(summary)
+    warn_of_fit(opened)
     result = recorded_self_influence(opened, among=rows_named(opened, ids))
     write(islice(result.rows(), top), SELF_INFLUENCE_COLUMNS, format, ids_only)

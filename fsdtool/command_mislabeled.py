@@ -13,7 +13,15 @@ from fsdtool import report
 from fsdtool.answers import check_ids_only, talk, write
 from fsdtool.checks import Checks
 from fsdtool.errors import ExitStatus, FsdtoolError
-from fsdtool.inputs import check_model_options, check_output, load_like, network_of, refuse_options, rows_named
+from fsdtool.inputs import (
+    check_model_options,
+    check_output,
+    load_like,
+    network_of,
+    refuse_options,
+    rows_named,
+    warn_of_fit,
+)
 from fsdtool.options import (
     DATA_HELP,
     AllowPickle,
@@ -165,6 +173,7 @@ def find_mislabeled_command(
         from fsdtool.summary import load
 
     opened = load(summary)
+    warn_of_fit(opened)
     kind = "target" if opened.task == "regression" else "label"
     if kind == "target" and (by_layer or noise is not None):
         wanted = "--by-layer" if by_layer else "--noise-matrix"
@@ -206,7 +215,9 @@ def find_mislabeled_command(
     write(found.rows(), columns, format, ids_only, _mislabeled_checks(threshold, columns, kind))
     log.info(f"{found.flagged} of {found.judged} {kind}s are flagged (score above {threshold:g})")
     if found.noise_rate is not None:
-        log.info(f"estimated share of wrong {kind}s: {found.noise_rate:.1%}")
+        doubted = getattr(found, "contradicted", None)
+        between = f" ({doubted[0]:.1%} to {doubted[1]:.1%} by layer)" if doubted else ""
+        log.info(f"estimated share of wrong {kind}s: {found.noise_rate:.1%}{between}")
     if by_layer:
         weights = zip(found.layers, found.weights.tolist(), strict=True)
         log.info("weights of the layers: " + ", ".join(f"{layer} {weight:.3f}" for layer, weight in weights))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -11,15 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from fsdtool.errors import FsdtoolError
+from fsdtool.fit import FitSums, described, doubt_new
 from fsdtool.fitting import fit_layout
 from fsdtool.gradients import Block, Use, blocks, capture, has_rank_one
-from fsdtool.losses import loss_gradient
+from fsdtool.losses import loss, loss_gradient
 from fsdtool.memory import BatchSize
+from fsdtool.repeatability import check_data
 from fsdtool.sources import Batch, DataSource, check_labels
 from fsdtool.summary import Summary
 from fsdtool.trace import FULL, LAST_LAYER, Network
 
 T = TypeVar("T")
+log = logging.getLogger("fsdtool")
 
 GRADIENT_NUMBERS = 2**26  # held by the gradients of a batch where a weight's are formed whole
 
@@ -33,6 +37,29 @@ class Seen:
     uses: dict[int, Use]
 
 
+class NewFit:
+    """How well the summarized network fits data that it was not trained on; says it once they were all seen."""
+
+    def __init__(self, summary: Summary, noun: str):
+        self.training, self.noun = summary.fit, noun
+        self._sums = None if summary.fit is None else FitSums(summary.task, np.array(summary.fit.constant))
+
+    def update(self, batch: Batch, outputs: Tensor) -> None:
+        """A batch and its outputs (n, O) on the CPU."""
+        if self._sums is not None:
+            losses = loss(self._sums.task, outputs, batch.y)
+            self._sums.update(losses.numpy(), outputs.numpy(), batch.y.numpy())
+
+    def say(self) -> None:
+        """A note, and a warning where the fit is no better than a constant answer's."""
+        if self._sums is None:
+            return
+        found = self._sums.finalize()
+        log.info(f"fit to the {self.noun} data: {described(found)}; to the training data: {described(self.training)}")
+        if fault := doubt_new(found, self.training, self.noun):
+            log.warning(fault)
+
+
 class Examples:
     """A data set read through the reference network of a summary.
 
@@ -44,6 +71,7 @@ class Examples:
     ):
         self.network = network_of(summary, model).to(device)
         self.source = _fitting(self.network, source, noun)
+        check_data(self.source)
         self.task, self.device, self.noun = summary.task, device, noun
         self.graph, self.parameters = self.network.graph, self.network.parameters
         self.blocks: dict[str, Block] = {block.weight: block for block in blocks(self.graph, self.parameters)}

@@ -1,4 +1,7 @@
-"""Does the model take the data? The layout is found by asking it, and a misfit is told in the user's words."""
+"""Does the model take the data? The layout is found by asking it, and a misfit is told in the user's words.
+
+A fully connected network takes an image in any order of its numbers, and knows it in one: there its loss decides.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +13,27 @@ import torch
 from torch import Tensor, nn
 
 from fsdtool.errors import FsdtoolError, describe
+from fsdtool.losses import loss
 from fsdtool.preprocessing import IMAGE_MODES
+from fsdtool.repeatability import spread
 from fsdtool.sources import DataSource
 
 log = logging.getLogger("fsdtool")
+COMPARED = 256  # examples on which layouts are compared
+ERRORS = 3.0  # standard errors that another layout must be better by
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def fit_layout(source: DataSource, model: nn.Module) -> DataSource:
-    """The source in the first layout that the model takes; one in its preprocessing is the only candidate.
+def fit_layout(source: DataSource, model: nn.Module, *, workers: int = 0) -> DataSource:
+    """The source in the layout that the model takes; one in its preprocessing is the only candidate.
 
-    The model (in eval mode) takes a layout if it returns one row of outputs for each of the first two
-    examples, a floating tensor (2, O). Raises FsdtoolError that names the numbers of channels or features
-    where those differ, and quotes the model otherwise.
+    The model (in eval mode, with its weights) takes a layout if it returns one row of outputs for each of the first
+    two examples, a floating tensor (2, O). Where it takes several, its loss on a few hundred examples, read by
+    `workers` processes, decides: the first stays unless another is clearly better. Raises FsdtoolError that names the
+    numbers of channels or features where those differ, and quotes the model otherwise.
     """
     layouts = [source.preprocessing.layout] if source.preprocessing.layout else source.layouts()
-    complaints = []
+    complaints, taken = [], {}
     for layout in layouts:
         try:
             arranged = source.with_layout(layout)
@@ -35,15 +43,67 @@ def fit_layout(source: DataSource, model: nn.Module) -> DataSource:
         batch = next(arranged.batches(2, indices=range(min(2, len(source)))))
         complaint = _complaint(model, batch.x)
         if complaint is None:
-            if layout != "as is":
-                log.info(f"the model takes the inputs as shape {arranged.input_shape} (layout: {layout}; --layout)")
-            return arranged
-        complaints.append(f"{complaint} (inputs of shape {arranged.input_shape}, layout: {layout})")
+            taken[layout] = arranged
+        else:
+            complaints.append(f"{complaint} (inputs of shape {arranged.input_shape}, layout: {layout})")
+    if taken:
+        layout, why = _best_layout(taken, model, workers)
+        if layout != "as is" or why:
+            log.info(
+                f"the model takes the inputs as shape {taken[layout].input_shape} (layout: {layout}{why}; --layout)"
+            )
+        return taken[layout]
     others = f"; other layouts tried: {', '.join(layouts[1:])}" if len(layouts) > 1 else ""
     raise FsdtoolError(
         f"the model does not take the inputs: {complaints[0]}{others}; "
         "give the data set and the preprocessing it was trained with"
     )
+
+
+def _best_layout(taken: dict[str, DataSource], model: nn.Module, workers: int) -> tuple[str, str]:
+    """The layout in which the model knows the data best, and how the others compare, where they do.
+
+    Its loss must be lower than the first layout's by three standard errors of the paired difference.
+    """
+    first = next(iter(taken))
+    fits = {layout: _fit(source, model, workers) for layout, source in taken.items()} if len(taken) > 1 else {}
+    if not fits or any(fit is None for fit in fits.values()):
+        return first, ""
+    losses = {layout: fit[0] for layout, fit in fits.items()}
+    best = min(losses, key=lambda layout: float(losses[layout].mean()))
+    others = {layout: fits[layout][1] for layout in fits if not torch.equal(losses[layout], losses[best])}
+    if not others:  # the model flattens its inputs itself
+        return first, ""
+    if best != first and not _clearly_lower(losses[best], losses[first]):
+        log.warning(
+            f"the model takes several layouts of the inputs and knows the data in none clearly best: {first} "
+            f"({fits[first][1]}) is used, not {best} ({fits[best][1]}); --layout chooses"
+        )
+        return first, ""
+    compared = ", ".join(f"{layout} would give {found}" for layout, found in others.items())
+    return best, f", {fits[best][1]}; {compared}"
+
+
+def _clearly_lower(losses: Tensor, others: Tensor) -> bool:
+    apart = losses - others
+    return float(apart.mean() + ERRORS * apart.std(correction=0) / max(len(apart) - 1, 1) ** 0.5) < 0
+
+
+def _fit(source: DataSource, model: nn.Module, workers: int) -> tuple[Tensor, str] | None:
+    """Losses (n,) of a few hundred examples, and in words what they come to; None for targets that do not fit."""
+    rows = spread(len(source), COMPARED)
+    batches = list(source.batches(64, indices=rows, workers=workers))
+    y = torch.cat([batch.y for batch in batches])
+    with torch.no_grad():
+        outputs = torch.cat([model(batch.x) for batch in batches]).double()
+    if source.task == "classification":
+        if int(y.max()) >= outputs.shape[1]:
+            return None
+        return loss(source.task, outputs, y), f"accuracy {float((outputs.argmax(1) == y).double().mean()):.3f}"
+    if outputs.shape != y.shape:
+        return None
+    losses = loss(source.task, outputs, y.double())
+    return losses, f"mean loss {float(losses.mean()):.3g}"
 
 
 def _complaint(model: nn.Module, x: Tensor) -> str | None:

@@ -31,6 +31,7 @@ from fsdtool.matching import match_state
 from fsdtool.memory import BatchSize
 from fsdtool.metrics import check_metric, measure, metrics_of
 from fsdtool.progress import Track, silent
+from fsdtool.repeatability import check_data
 from fsdtool.simulate import INDEPENDENT, MOVING
 from fsdtool.sources import DataSource
 from fsdtool.summary import Summary
@@ -224,6 +225,7 @@ def _check_data(summary: Summary, data: DataSource) -> None:
             f"the data '{data.spec}' has inputs of shape {tuple(data.input_shape)}, "
             f"the summary was made from {expected}; give data of the same kind"
         )
+    check_data(data)
 
 
 def choose_form(summary: Summary, metric: str, form: str, gates: str | None = None) -> str:

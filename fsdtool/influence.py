@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fsdtool.candidates import Recorded, Streamed, chunks
 from fsdtool.curvature import MEASURED, BlockCurvature, curvature
 from fsdtool.errors import FsdtoolError
-from fsdtool.examples import Examples
+from fsdtool.examples import Examples, NewFit
 from fsdtool.gradients import Block, Use, gradient, left_out, project, vectors
 from fsdtool.krylov import ConjugateGradients, GaussNewton
 from fsdtool.losses import UNITS
@@ -260,8 +260,9 @@ def _say_coverage(examples: Examples, used: list[BlockCurvature]) -> None:
 def _ask(summary: Summary, examples: Examples, misclassified: bool, batch_size: int) -> _Asked:
     """The queries, chosen in a pass that computes their outputs alone."""
     asked = _Asked(np.empty(0, dtype=np.int64), [], [], [])
-    rows = []
+    rows, fit = [], NewFit(summary, "query")
     for batch, outputs in examples.outputs(batch_size):
+        fit.update(batch, outputs)
         classification = summary.task == "classification"
         found = outputs.argmax(1) if classification else outputs
         keep = (found != batch.y).nonzero()[:, 0] if misclassified else torch.arange(len(batch.y))
@@ -269,6 +270,7 @@ def _ask(summary: Summary, examples: Examples, misclassified: bool, batch_size: 
         asked.ids.extend(examples.ids[i].item() for i in rows[-1].tolist())
         asked.labels.extend(summary.target_name(y) for y in batch.y[keep].numpy())
         asked.predictions.extend(summary.target_name(y) for y in found[keep].numpy())
+    fit.say()
     if not asked.ids:
         which = "misclassified queries" if misclassified else "queries"
         raise FsdtoolError(f"there are no {which} in '{examples.source.spec}', so nothing to explain; give others")

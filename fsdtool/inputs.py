@@ -75,6 +75,14 @@ def load_like(summary: Summary, spec: str, transform: str | None = None, **readi
     return load_dataset(spec, task=summary.task, preprocessing=asked, class_names=names, prepared=True, **reading)
 
 
+def warn_of_fit(summary: Catalogue) -> None:
+    """Say again what `summarize` said of a network that does not know its training data."""
+    from fsdtool.fit import doubt
+
+    if summary.fit is not None and (fault := doubt(summary.fit)):
+        log.warning(f"'{summary.path}': {fault}")
+
+
 def read_ids(source: str | Path) -> set[str]:
     """The ids in a file, or on stdin for '-': a column `id` of a CSV file with a header, else one id a line."""
     try:

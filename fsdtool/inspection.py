@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fsdtool.fit import described
 from fsdtool.gradients import left_out
 from fsdtool.summary import Summary, load, part_sizes
 from fsdtool.trace import FULL
@@ -66,6 +67,7 @@ def _header(summary: Summary, stored: dict[str, int]) -> list[tuple[str, str]]:
             "data",
             f"{identity.data_spec} ({identity.examples:,} examples, fingerprint {identity.fingerprint[:16]}...)",
         ),
+        *([] if summary.fit is None else [("fit", described(summary.fit))]),
         ("components", f"{components} ({statistics.kind}), {each:,} bytes each"),
     ]
     if summary.curvature:

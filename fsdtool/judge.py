@@ -20,7 +20,7 @@ from fsdtool import activations, hdf5
 from fsdtool.errors import FsdtoolError
 from fsdtool.evidence import MOST_CANDIDATES, SCORES, strongest
 from fsdtool.evidencefile import Judges, read_judges
-from fsdtool.examples import Examples
+from fsdtool.examples import Examples, NewFit
 from fsdtool.features import FEATURES, INPUT, Narrowing, observe, watch
 from fsdtool.gaussians import bounded
 from fsdtool.mislabel import FEW_EXAMPLES, THRESHOLD, Judged, Mislabeled, check_judges, ranked
@@ -59,10 +59,13 @@ def judge(
     kept = min(summary.identity.graph.outputs, MOST_CANDIDATES)
     candidates = torch.empty(len(examples), kept, dtype=torch.int64)
     evidence = torch.empty(len(examples), len(judges.layers), kept, dtype=torch.float16)
+    fit = NewFit(summary, "new")
     with track("judging", len(examples)) as advance:
-        for batch, found, values in examples.parts(batch_size, None, witness.of):
+        for batch, outputs, found, values in examples.parts(batch_size, None, witness.of):
+            fit.update(batch, outputs)
             candidates[batch.index], evidence[batch.index] = found.long(), values
             advance(len(batch.index))
+    fit.say()
     judged = Judged(
         spec=data.spec,
         ids=examples.ids,
@@ -119,12 +122,12 @@ class _Witness:
         self.watched = {name: last for name, last in layers.items() if name in judges.layers}
         self.narrow = Narrowing(summary.identity.seed)
 
-    def of(self, batch: Batch) -> tuple[Batch, Tensor, Tensor]:
-        """The batch, its candidates (n, T) and their evidence (n, L, T) float16."""
+    def of(self, batch: Batch) -> tuple[Batch, Tensor, Tensor, Tensor]:
+        """The batch, its outputs (n, O), its candidates (n, T) and their evidence (n, L, T) float16."""
         features, outputs = self._observe(batch)
         self._check_finite(batch, torch.cat([outputs, *(f.sum(1, keepdim=True) for f in features.values())], 1))
         parts = list(self._parts(batch, features, outputs))
-        return batch, torch.cat([found for found, _ in parts]), torch.cat([values for _, values in parts])
+        return batch, outputs, torch.cat([found for found, _ in parts]), torch.cat([values for _, values in parts])
 
     def _parts(self, batch: Batch, features: dict[str, Tensor], outputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Candidates and evidence of some examples at a time: of many classes there are many scores."""

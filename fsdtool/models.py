@@ -76,37 +76,6 @@ def prepare(model: nn.Module, name: str) -> nn.Module:
     return model.cpu().float().eval()
 
 
-def check_repeatable(model: nn.Module, x: Tensor) -> None:
-    """Raise FsdtoolError unless the outputs for the inputs x (B, *input_shape) depend on each example alone.
-
-    In eval mode some networks still draw numbers (`F.dropout` without `training=self.training`), or normalize over
-    the batch (BatchNorm without running statistics): what is computed of them would depend on the batch size.
-    """
-    stateless = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
-    ]
-    if stateless:
-        raise FsdtoolError(
-            f"the model has batch norm without running statistics ({some(stateless)}), so that its outputs depend on "
-            "the batch; build it with track_running_stats=True and fill them with torch.optim.swa_utils.update_bn"
-        )
-    with torch.no_grad():
-        first, second, alone = model(x.clone()), model(x.clone()), model(x[:1].clone())
-    if not torch.equal(first.nan_to_num(), second.nan_to_num()):
-        raise FsdtoolError(
-            "the model's outputs differ from call to call in eval mode; let it draw random numbers only in training "
-            "(F.dropout(x, training=self.training))"
-        )
-    scale = float(first.nan_to_num().abs().max())
-    if not torch.allclose(first[:1], alone, rtol=1e-3, atol=1e-4 * scale, equal_nan=True):
-        raise FsdtoolError(
-            "the model's outputs for an example depend on the others in its batch; let it treat each example alone "
-            "in eval mode"
-        )
-
-
 def _unwrapped(model: nn.Module) -> nn.Module:
     """The network that torch.compile, DataParallel or DistributedDataParallel run."""
     while True:

@@ -87,15 +87,11 @@ def estimate(
     first.  parameters: (L,) of the network before each layer, for each label that it learned; without, only the first
     layer is sure not to have memorised.  Many examples are estimated on an even sample and scaled to all.
     """
-    stride = -(-len(candidates) * candidates.shape[1] // NUMBERS)
-    # All is by candidate in memory (Fortran's order): sums over the few candidates of an example are slow otherwise.
-    sample = np.asfortranarray(candidates[::stride], np.int64)
+    sample, cells, cell = _sampled(candidates, classes)
+    fits = _fits(evidence, layers, sample, cells, cell)
     given = sample[:, 0]
     frequency = np.bincount(given, minlength=classes) / len(given)
     entropy = -float(np.log(frequency[given]).mean())
-    key, cell = np.unique(sample * classes + sample[:, :1], return_inverse=True)
-    pairs = Cells(key, classes), np.asfortranarray(cell.reshape(sample.shape))
-    fits = [_Fit(_scaled(evidence[::stride, layer]), sample, *pairs) for layer in range(layers)]
     if parameters is None:
         parameters = np.where(np.arange(layers) > 0, np.inf, 0)
     information = np.array([entropy + fit.likelihood for fit in fits])
@@ -104,12 +100,36 @@ def estimate(
         used, say = [fits[layer] for layer in chosen], information[list(chosen)] ** 2
     else:
         together = sum((fit.evidence for fit in fits), np.zeros(sample.shape, np.float32))
-        used, say = [_Fit(together, sample, *pairs)], None
+        used, say = [_Fit(together, sample, cells, cell)], None
     for fit in used:
         fit.run()
     count = np.average([fit.count for fit in used], 0, say)
     share = np.bincount(candidates[:, 0], minlength=classes) / np.maximum(np.bincount(given, minlength=classes), 1)
-    return Noise(classes, key, count * share[key % classes], pairs[0].concentration(count), chosen)
+    return Noise(classes, cells.key, count * share[cells.key % classes], cells.concentration(count), chosen)
+
+
+def shares(evidence: np.ndarray, candidates: np.ndarray, layers: int, classes: int) -> np.ndarray:
+    """The share of wrong labels (layers,) by each of the first `layers` layers alone, memorised or not."""
+    found = []
+    for fit in _fits(evidence, layers, *_sampled(candidates, classes)):
+        fit.run()
+        found.append(fit.count[~fit.cells.right].sum() / len(fit.evidence))
+    return np.array(found)
+
+
+def _sampled(candidates: np.ndarray, classes: int) -> tuple[np.ndarray, Cells, np.ndarray]:
+    """Candidates (n, T) of an even sample of many examples, the pairs among them, and the place (n, T) of each."""
+    stride = -(-len(candidates) * candidates.shape[1] // NUMBERS)
+    # All is by candidate in memory (Fortran's order): sums over the few candidates of an example are slow otherwise.
+    sample = np.asfortranarray(candidates[::stride], np.int64)
+    key, cell = np.unique(sample * classes + sample[:, :1], return_inverse=True)
+    return sample, Cells(key, classes), np.asfortranarray(cell.reshape(sample.shape))
+
+
+def _fits(evidence: np.ndarray, layers: int, sample: np.ndarray, cells: Cells, cell: np.ndarray) -> list[_Fit]:
+    """A fit of each of the first layers on the same sample, still to be run."""
+    stride = -(-len(evidence) * evidence.shape[2] // NUMBERS)  # as `_sampled` has it
+    return [_Fit(_scaled(evidence[::stride, layer]), sample, cells, cell) for layer in range(layers)]
 
 
 def _choice(information: np.ndarray, capacity: np.ndarray, entropy: float) -> tuple[int, ...]:

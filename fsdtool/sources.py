@@ -13,6 +13,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,12 @@ class DataSource:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether examples come from code, a data set's or a transform's, which may do anything; not from files."""
+        code = isinstance(self._reader, ItemReader) and not Path(self.spec).exists()
+        return code or self.preprocessing.transform is not None
 
     def layouts(self) -> list[str]:
         """The layouts that the stored shape allows, the likeliest first."""

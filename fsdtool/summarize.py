@@ -34,14 +34,15 @@ from fsdtool.errors import FsdtoolError
 from fsdtool.evidence import LabelEvidence, evidence
 from fsdtool.evidencefile import write_judges
 from fsdtool.features import OUTPUTS, FeatureStore
+from fsdtool.fit import described, doubt, training_fit
 from fsdtool.fitting import fit_layout
 from fsdtool.gradients import blocks, left_out
 from fsdtool.graph import Parameters
 from fsdtool.losses import UNITS
-from fsdtool.models import check_repeatable
 from fsdtool.moments import OutputMoments, Statistics
 from fsdtool.progress import Track, silent
 from fsdtool.records import bytes_per_example, numbers_within, self_influence
+from fsdtool.repeatability import check_data, check_outputs, spread_inputs
 from fsdtool.residuals import TargetEvidence, target_evidence
 from fsdtool.sources import DataSource
 from fsdtool.summary import Identity
@@ -69,11 +70,13 @@ class Report:
     record_bytes: int
     file_bytes: int
     seconds: float
+    fit: str
 
     def rows(self) -> list[tuple[str, str]]:
         """Name and value of each line."""
         return [
             ("examples", f"{self.examples:,}"),
+            ("fit", self.fit),
             ("network", self.network),
             ("activation layers", str(self.layers)),
             ("components", self.components),
@@ -127,10 +130,10 @@ def summarize(
     for note in apply_checkpoint(model, checkpoint):
         log.info(note)
     model.eval()
-    data = fit_layout(data, model)
-    example = next(data.batches(2)).x
-    check_repeatable(model, example)
-    network = trace(model, example).to(device)
+    data = fit_layout(data, model, workers=workers)
+    together = spread_inputs(check_data(data, workers=workers).x)
+    check_outputs(model, together)
+    network = trace(model, together[:2]).to(device)
     trajectory = earlier_networks(model, network, earlier)
     _say_coverage(network)
     run = Pass(network, data, device, batch_size or auto_batch(network), workers, seed, track)
@@ -155,6 +158,9 @@ def summarize(
         seen = run.whole(assignment, basis, store, writer, found if records else [], measured, trajectory, anchors)
         if measured:
             found = [sums.finalize(MEASURED) for sums in measured]
+        fit = training_fit(data.task, *(part.numpy() for part in (seen.losses, seen.logits, seen.targets)))
+        if fault := doubt(fit):
+            log.warning(fault)
         statistics = seen.statistics
         _say_small_components(statistics)
         identity = Identity(
@@ -185,6 +191,7 @@ def summarize(
             writer.write_parameters(network.parameters)
         writer.write_statistics(statistics, network.graph, gate_bits)
         writer.write_curvature(found)
+        writer.write_fit(fit)
         likely = None
         if records:
             writer.write_anchors(seen.anchors, statistics)
@@ -213,6 +220,7 @@ def summarize(
         record_bytes=bytes_per_example(found) if records else 0,
         file_bytes=size,
         seconds=time.perf_counter() - started,
+        fit=described(fit),
     )
 
 

@@ -22,7 +22,9 @@ from fsdtool.catalogue import FORMAT, SCHEMA
 from fsdtool.curvature import BlockCurvature
 from fsdtool.distance_calibration import DistanceCalibration
 from fsdtool.files import Sibling, Sink, cannot_write
+from fsdtool.fit import Fit
 from fsdtool.graph import Graph
+from fsdtool.losses import UNITS
 from fsdtool.moments import Statistics
 from fsdtool.summary import Identity
 
@@ -142,6 +144,15 @@ class Writer:
         for name, value in parameters.items():
             dataset = group.create_dataset(name, data=value.detach().cpu().numpy())
             _attributes(dataset, description="parameter or buffer of the reference checkpoint", units="")
+
+    def write_fit(self, fit: Fit) -> None:
+        """`/calibration/fit`: numbers as attributes, and two arrays."""
+        group = self.file.require_group("calibration/fit")
+        description = "how well the network fits the training data, beside a constant answer"
+        _attributes(group, description=description, units=UNITS[fit.task], **fit.numbers())
+        constant = "the constant answer: class frequencies, or the mean of each target (O,)"
+        self.put("calibration/fit/constant", np.array(fit.constant), constant)
+        self.put("calibration/fit/r_squared", np.array(fit.r_squared), "of each output of a regression (O,)")
 
     def write_statistics(self, statistics: Statistics, graph: Graph, gate_bits: int) -> None:
         """`/statistics`: probabilities in `gate_bits` (8 or 16) bit fixed point, moments in float32."""

@@ -106,6 +106,7 @@ def install(monkeypatch):
 def calls(install) -> Calls:
     calls = Calls()
     summary = SimpleNamespace(
+        fit=None,
         task="classification",
         path="s.h5",
         preprocessing=SimpleNamespace(transform=None, runs_code=False),
@@ -682,7 +683,7 @@ def rows():
         yield {"id": number, "given_label": "a"}
 
 catalogue, mislabel = ModuleType("fsdtool.catalogue"), ModuleType("fsdtool.mislabel")
-catalogue.open_catalogue = lambda path: SimpleNamespace(task="classification", records=None)
+catalogue.open_catalogue = lambda path: SimpleNamespace(task="classification", records=None, fit=None)
 mislabel.find_mislabeled = lambda *a, **k: SimpleNamespace(rows=rows, flagged=5, judged=200_000, noise_rate=0.03)
 sys.modules.update({"fsdtool.catalogue": catalogue, "fsdtool.mislabel": mislabel})
 from fsdtool.cli import main

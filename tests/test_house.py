@@ -13,11 +13,11 @@ import fsdtool
 ROOMS = """
 errors device progress memory files cells hdf5 models weightfiles matching checkpoints
 preprocessing images readers targets
-catalogue selfinfluence
+losses fit catalogue selfinfluence
 npyfiles h5files arrays imagefolders imagefiles tables csvtables parquet items huggingface
-sources scaling datasets fitting
+sources scaling repeatability datasets fitting
 activations infer spellings graph nodes translate trace
-spectra moments components sums propagate simulate outputs gradients losses metrics curvature anchors distance_forms
+spectra moments components sums propagate simulate outputs gradients metrics curvature anchors distance_forms
 distance_calibration
 agreement noise posterior discriminant records features gaussians evidence outliers residuals trajectory summary writer
 evidencefile sweep summarize fsd penalty

@@ -7,9 +7,11 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+import torch
 from conftest import gaussian_classes, perceptron
+from torch import nn
 
-from fsdtool import agreement
+from fsdtool import agreement, cli
 from fsdtool.agreement import combination, layer_weights, margins_of, weighted
 from fsdtool.errors import FsdtoolError
 from fsdtool.mislabel import find_mislabeled
@@ -245,3 +247,83 @@ def test_a_damaged_count_of_parameters_is_refused(mlp_summary, edited, broken):
 
     with pytest.raises(FsdtoolError, match="no count of parameters for each of its layers; write the summary again"):
         load(edited(mlp_summary.path, damage))
+
+
+class Signals:
+    """Four kinds of signals in noise with random phase and frequency: their mean tells an input model nothing."""
+
+    def __init__(self, seed: int, rate: float, kinds: str):
+        generator = np.random.default_rng(seed)
+        self.true = generator.integers(0, 4, 600)
+        z = generator.uniform(2, 5, (600, 1)) * np.arange(64) / 64 + generator.uniform(0, 1, (600, 1))
+        wave = np.sin(2 * np.pi * z)
+        if kinds == "waves":
+            found = [wave, np.sign(wave), 2 * (z % 1) - 1, 4 * np.abs(z % 1 - 0.5) - 1]
+        else:
+            pulse, bursts = np.where(z % 1 < 0.15, 2.0, -0.3), wave * np.abs(np.sin(np.pi * z / 3))
+            found = [
+                bursts,
+                np.sin(2 * np.pi * z * (1 + np.arange(64) / 64)),
+                pulse,
+                wave + 0.7 * np.sin(6 * np.pi * z),
+            ]
+        x = np.stack(found, 1)[np.arange(600), self.true] + 0.3 * generator.normal(size=(600, 64))
+        self.x = x.astype(np.float32)[:, None]
+        wrong = generator.random(600) < rate
+        self.y = np.where(wrong, (self.true + generator.integers(1, 4, 600)) % 4, self.true)
+
+    def network(self) -> nn.Module:
+        torch.manual_seed(1)
+        net = nn.Sequential(
+            *(nn.Conv1d(1, 16, 7, padding=3), nn.ReLU(), nn.MaxPool1d(2)),
+            *(nn.Conv1d(16, 32, 5, padding=2), nn.ReLU(), nn.AdaptiveAvgPool1d(4), nn.Flatten()),
+            *(nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 4)),
+        )
+        optimizer = torch.optim.AdamW(net.parameters(), 3e-3)
+        x, y = torch.from_numpy(self.x), torch.from_numpy(self.y)
+        for _ in range(30):
+            for rows in torch.randperm(600).split(50):
+                loss = nn.functional.cross_entropy(net(x[rows]), y[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        return net
+
+
+@pytest.mark.parametrize(("seed", "kinds"), [(5, "waves"), (6, "waves"), (5, "others")])
+def test_a_share_that_the_layers_contradict_is_said_with_its_range(summarized, caplog, capsys, seed, kinds):
+    signals = Signals(seed, 0.0, kinds)
+    summary = summarized(signals.network(), signals.x, signals.y)
+    found = find_mislabeled(summary)
+    right = found.noise_rate < 0.02
+    assert (found.contradicted is None) is right
+    if right:
+        return
+    low, high = found.contradicted
+    assert low < 0.02
+    assert low <= found.noise_rate <= high + 1e-6
+    assert "is contradicted by the layers that see best" in caplog.text
+    capsys.readouterr()
+    for limit, code in ((1.0, 0), (0.001, 1)):
+        assert cli.main(["find-mislabeled", str(summary.path), "--max-rate", str(limit)]) == code
+        err = capsys.readouterr().err
+        assert "is contradicted" in err
+        assert "by layer)" in err
+
+
+def test_shares_that_are_about_right_are_not_contradicted(mlp_summary, convnet_summary):
+    for summary in (mlp_summary, convnet_summary):
+        found = find_mislabeled(summary)
+        assert found.contradicted is None
+        assert 0.06 < found.noise_rate < 0.1
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.3])
+def test_wrong_labels_of_classes_that_the_input_tells_apart_are_not_contradicted(summarized, rate):
+    x, true = gaussian_classes(600, 10, 4)
+    generator = np.random.default_rng(8)
+    wrong = generator.random(600) < rate
+    y = np.where(wrong, (true + generator.integers(1, 4, 600)) % 4, true)
+    found = find_mislabeled(summarized(perceptron(10, 16, 16, 4), x, y))
+    assert found.contradicted is None
+    assert found.noise_rate == pytest.approx(wrong.mean(), abs=0.04)
