@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from fsdtool import hdf5
 from fsdtool.catalogue import Catalogue
 from fsdtool.errors import FsdtoolError
 from fsdtool.outliers import Outliers, middle, outliers, robust_unit, spread
@@ -89,14 +88,11 @@ def find_misvalued(
     """Rank the training examples of a regression by how probably a target value of theirs is wrong.
 
     By default the flagged ones, with a score above `threshold`, are listed; `top` lists that many, `everything` all;
-    `among` (N,) bool: of these alone.  Raises FsdtoolError for a summary without records, or
-    whose records have no residuals.
+    `among` (N,) bool: of these alone.  Raises FsdtoolError for a summary without records.
     """
     records = summary.records
     if records is None:
         raise FsdtoolError(f"'{summary.path}' was written with --no-records; write it again with records")
-    if "residual" not in records:
-        raise FsdtoolError(f"'{summary.path}' has no residuals of its targets; {hdf5.WRITE_AGAIN}")
     if len(records) < FEW_EXAMPLES:
         log.warning(
             f"{len(records)} examples are too few to predict targets well; trust the order more than the scores"
@@ -125,7 +121,7 @@ def find_misvalued(
         flagged=flagged,
         judged=len(order),
         layers=records.layers("residual"),
-        weights=records.attribute("residual", "weights"),
+        weights=records.weights(),
         threshold=threshold,
         noise_rate=sum(found.share for found, _ in judged) / len(judged),
     )

@@ -11,8 +11,8 @@ import fsdtool
 
 # One line for each layer of the house.
 ROOMS = """
-errors device progress memory files hdf5 models weightfiles matching checkpoints preprocessing images readers targets
-catalogue selfinfluence
+errors fields device progress memory files hdf5 models weightfiles matching checkpoints preprocessing images readers
+targets catalogue selfinfluence
 npyfiles h5files arrays imagefiles tables csvtables parquet items huggingface sources datasets fitting
 activations infer spellings graph nodes translate trace
 spectra moments components sums propagate simulate outputs gradients losses metrics curvature anchors distance_forms

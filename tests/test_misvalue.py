@@ -258,7 +258,7 @@ def test_records_without_residuals_are_refused_in_one_line(wrong, edited, capsys
 
     path = edited(wrong[0].path, forget)
     assert main(["find-mislabeled", str(path)]) == 2
-    assert f"'{path}' has no residuals of its targets; write the summary again" in capsys.readouterr().err
+    assert f"'{path}': '/records/residual' is missing; write the summary again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("weights", [np.ones(5), np.full(2, np.nan), np.array([b"a", b"b"])])
@@ -267,7 +267,7 @@ def test_weights_that_are_none_are_refused_in_one_line(wrong, edited, capsys, we
         file["records/residual"].attrs["weights"] = weights
 
     assert main(["find-mislabeled", str(edited(wrong[0].path, change))]) == 2
-    assert "the weights of 'records/residual' do not fit its layers" in capsys.readouterr().err
+    assert "the attributes of '/records/residual': 'weights' is not a list of 2 numbers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
