@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import SAMPLE, gaussian_classes, perceptron
+from conftest import SAMPLE, gaussian_classes, identity, perceptron
 from torch import nn
 
 import fsdtool
@@ -312,16 +312,6 @@ def steps(change) -> object:
         content = json.loads(bytes(file["model/graph"][:]))
         change(content)
         replaced("model/graph", np.frombuffer(json.dumps(content).encode(), np.uint8))(file)
-
-    return edit
-
-
-def identity(change) -> object:
-    def edit(file: h5py.File) -> None:
-        content = json.loads(bytes(file["identity"][:]))
-        changed = change(content)
-        content = changed if isinstance(changed, list) else content
-        replaced("identity", np.frombuffer(json.dumps(content).encode(), np.uint8))(file)
 
     return edit
 
