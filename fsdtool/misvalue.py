@@ -19,7 +19,7 @@ import numpy as np
 
 from fsdtool.catalogue import Catalogue
 from fsdtool.errors import FsdtoolError
-from fsdtool.outliers import Outliers, middle, outliers, robust_unit, spread
+from fsdtool.outliers import STEPS, Outliers, middle, outliers, robust_unit, spread
 
 log = logging.getLogger("fsdtool")
 
@@ -99,6 +99,11 @@ def find_misvalued(
         )
     targets, residuals = records.read("target"), records.read("residual")
     judged = [_judge(targets[:, o], residuals[:, o]) for o in range(targets.shape[1])]
+    if not all(found.settled for found, _ in judged):
+        log.warning(
+            f"the share of wrong targets had not settled after {STEPS} steps, since wrong targets lie little farther "
+            "off than right ones; take it as rough"
+        )
     probability = np.stack([found.probability for found, _ in judged], 1)
     distance = np.stack([far for _, far in judged], 1)  # breaks ties: scores end at 1
     output = (probability + 1e-9 * distance / (1 + distance)).argmax(1)

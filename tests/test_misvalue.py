@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 
 import numpy as np
 import pytest
 import torch
 from conftest import perceptron
 
+from fsdtool import outliers as outliers_module
 from fsdtool import residuals as module
 from fsdtool.cli import main
 from fsdtool.errors import FsdtoolError
@@ -145,6 +147,22 @@ def test_values_without_wrong_ones_are_hardly_ever_flagged():
     found = outliers(residuals, broad=1.0, unit=0.2)
     assert found.share < 0.005
     assert float((found.probability > 0.5).mean()) < 0.002
+
+
+@pytest.mark.parametrize(("spread_of_wrong", "settles"), [(5.0, True), (1.2, False)])
+def test_a_share_that_has_not_settled_is_told(spread_of_wrong, settles):
+    generator = np.random.default_rng(0)
+    right, wrong = generator.standard_t(4, 4500), spread_of_wrong * generator.normal(size=500)
+    found = outliers(np.concatenate([right, wrong]), broad=spread_of_wrong, unit=1.0)
+    assert found.settled is settles
+
+
+@pytest.mark.parametrize("steps", [300, 2])
+def test_a_share_that_has_not_settled_is_said(wrong, monkeypatch, caplog, steps):
+    monkeypatch.setattr(outliers_module, "STEPS", steps)
+    with caplog.at_level(logging.WARNING, "fsdtool"):
+        find_misvalued(wrong[0])
+    assert caplog.text.count("the share of wrong targets had not settled") == (steps == 2)
 
 
 def test_what_lies_further_off_is_no_less_suspicious():
