@@ -103,7 +103,10 @@ class Writer:
 
     def write_identity(self, identity: Identity) -> None:
         """`/identity`, the same as attributes of `/`, `/model` and `/data`, and the network's steps and shapes."""
-        parts = _parts(identity)
+        parts = {
+            name: {key: _readable(value) if isinstance(value, str) else value for key, value in values.items()}
+            for name, values in _parts(identity).items()
+        }
         self.put("identity", _json(parts), "what was summarized, JSON as UTF-8 bytes")
         for name, values in parts.items():
             plain = {k: json.dumps(v) if isinstance(v, (dict, list, tuple)) else v for k, v in values.items()}
@@ -233,8 +236,7 @@ def _attributes(target: h5py.HLObject, **values: Any) -> None:
     """Attributes for people; a list of texts, which the tool reads back, is of fixed length."""
     for key, value in values.items():
         if isinstance(value, str):
-            # Neither NUL nor a byte that is no UTF-8, as in names of files, can be in text of variable length.
-            value = _bytes(value).decode().replace("\0", "\\x00")
+            value = _readable(value).replace("\0", "\\x00")  # NUL cannot be in text of variable length
         target.attrs[key] = _fixed(value) if isinstance(value, list) else value
 
 
@@ -248,4 +250,9 @@ def _fixed(texts: Sequence[str]) -> np.ndarray:
 
 
 def _bytes(text: str) -> np.bytes_:
-    return np.bytes_(text.encode("utf-8", "backslashreplace"))  # a file name may hold bytes that are no UTF-8
+    return np.bytes_(_readable(text).encode())
+
+
+def _readable(text: str) -> str:
+    """The text with bytes that are no UTF-8, as a file name may hold, escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
