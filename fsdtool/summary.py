@@ -27,19 +27,12 @@ from fsdtool.anchors import Anchors
 from fsdtool.catalogue import FLOATS, Catalogue, Records, identity_part, read_catalogue, summary_file
 from fsdtool.curvature import MEASURED, SIMULATED, BlockCurvature
 from fsdtool.distance_calibration import DistanceCalibration
-from fsdtool.fields import is_whole
-from fsdtool.graph import Graph, Step
+from fsdtool.graph import Graph
 from fsdtool.metrics import metrics_of
 from fsdtool.moments import GateStatistics, InputStatistics, OutputSample, Statistics
+from fsdtool.networkfile import read_network
 from fsdtool.preprocessing import Preprocessing
 from fsdtool.trace import FULL, LAST_LAYER
-
-# A graph may have this many units, or so many for each byte of the file: every gate takes bytes in it.
-FEW_UNITS, UNITS_PER_BYTE = 2**24, 64
-FEW_WEIGHTS = 2**26
-LARGEST_SHAPE = 2**48  # numbers in one entry of a state_dict, far beyond any
-# What torch raises on steps whose options or shapes do not fit together.
-MISFIT = (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -148,12 +141,13 @@ def part_sizes(path: str | Path) -> dict[str, int]:
 
 def _read_identity(file: h5py.File, catalogue: Catalogue) -> Identity:
     root, model, data = (identity_part(file, name) for name in ("/", "model", "data"))
+    graph, shapes = read_network(file)
     identity = Identity(
         task=catalogue.task,
         mode=model.text("mode"),
         reasons=model.texts("reasons"),
-        graph=Graph.from_json(hdf5.json_in(file, "model/graph")),
-        shapes=_read_shapes(file),
+        graph=graph,
+        shapes=shapes,
         model_spec=model.text("spec"),
         model_arguments=model.mapping("arguments"),
         head=model.text("head"),
@@ -173,62 +167,7 @@ def _read_identity(file: h5py.File, catalogue: Catalogue) -> Identity:
     )
     if identity.mode not in (FULL, LAST_LAYER):
         raise hdf5.unusable(file, f"mode '{identity.mode}' is not known")
-    _check_runs(file, identity)
     return identity
-
-
-def _read_shapes(file: h5py.File) -> dict[str, tuple[int, ...]]:
-    shapes = hdf5.json_in(file, "model/shapes")
-    well_formed = isinstance(shapes, dict) and all(
-        isinstance(shape, list) and all(is_whole(n) and n >= 0 for n in shape) and math.prod(shape) <= LARGEST_SHAPE
-        for shape in shapes.values()
-    )
-    if not well_formed:
-        raise hdf5.unusable(file, "'/model/shapes' is not a shape for each name")
-    return {name: tuple(shape) for name, shape in shapes.items()}
-
-
-def _check_runs(file: h5py.File, identity: Identity) -> None:
-    """Do the steps fit together, and are they of honest size?
-
-    A batch of no examples is run first, which has every shape and takes no memory, then an input of zeros.
-    """
-    graph, steps = identity.graph, identity.graph.steps
-    if len({step.name for step in steps}) < len(steps):
-        raise hdf5.unusable(file, "two steps have the same name")
-    read = {j for step in steps for j in step.inputs}
-    if read != set(range(len(steps) - 1)):
-        raise hdf5.unusable(file, "the output of a step of its network is never used")
-    units, size = sum(step.units for step in steps), Path(file.filename).stat().st_size
-    if units > FEW_UNITS + UNITS_PER_BYTE * size:
-        raise hdf5.unusable(file, f"its network has {units:,} units, too many for a file of {size:,} bytes")
-    unknown = [name for name in graph.parameter_names() if name not in identity.shapes]
-    if unknown:
-        raise hdf5.unusable(file, f"'/model/shapes' has none for '{unknown[0]}', which its network reads")
-    shapes = {name: identity.shapes[name] for name in graph.parameter_names()}
-    # Weights may be left out of a file, so their number is no fault; but then they are not made up either.
-    affordable = sum(math.prod(shape) for shape in shapes.values()) <= FEW_WEIGHTS
-
-    parameters = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
-    for examples in (0, 1) if affordable else (0,):
-        signals = [torch.zeros(examples, *graph.input_shape)]
-        for step in steps[1:]:
-            signals.append(_try(file, step, [signals[j] for j in step.inputs], parameters))
-
-
-def _try(file: h5py.File, step: Step, inputs: list[Tensor], parameters: dict[str, Tensor]) -> Tensor:
-    """The output of a step, the options of which the file made up.  Raises FsdtoolError where it does not fit."""
-    try:
-        with torch.no_grad():
-            output = step.apply(inputs, parameters)
-    except MISFIT as error:
-        raise hdf5.unusable(
-            file, f"step '{step.name}' of its network does not run ({hdf5.first_line(error)})"
-        ) from error
-    shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
-    if shape != step.shape:
-        raise hdf5.unusable(file, f"step '{step.name}' of its network gives shape {shape}, not {step.shape}")
-    return output
 
 
 def _read_statistics(file: h5py.File, identity: Identity) -> Statistics:

@@ -17,8 +17,8 @@ npyfiles h5files arrays imagefiles tables csvtables parquet items huggingface so
 activations infer spellings graph nodes translate trace
 spectra moments components sums propagate simulate outputs gradients losses metrics curvature anchors distance_forms
 distance_calibration
-agreement noise posterior discriminant records features gaussians evidence outliers residuals trajectory summary writer
-evidencefile sweep summarize fsd penalty
+agreement noise posterior discriminant records features gaussians evidence outliers residuals trajectory
+networkfile summary writer evidencefile sweep summarize fsd penalty
 examples ranking screening matrix candidates krylov response influence misvalue mislabel judge inspection
 checks report noisefile options inputs answers markup charts page thumbnails review
 command_summarize command_mislabeled command_influence command_fsd commands cli demo
