@@ -4,7 +4,8 @@
 
     import fsdtool
 
-    summary = fsdtool.load("summary.h5")
+    with fsdtool.load("summary.h5") as summary:
+        ...
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 def load(path: str | PathLike[str]) -> Summary:
     """Open a summary file written by `fsdtool summarize`.
 
+    Small parts are in memory; the file stays open, for the records, until `close()` or the end of `with`.
     Raises `fsdtool.errors.FsdtoolError` when the file is missing, damaged or of another schema version.
     """
     # Imported here so that `import fsdtool`, and with it every help text, does not wait for torch.

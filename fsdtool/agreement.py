@@ -12,13 +12,17 @@ to fsdtool.posterior.
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from statistics import NormalDist
 
 import numpy as np
 
+log = logging.getLogger("fsdtool")
+
 LARGEST_LOADING = 0.97  # a loading near one (a Heywood case) would give one layer all the weight
 SAMPLE = 65536  # examples from which the loadings are fitted, and added up at once
+STEPS = 2000  # for loadings, which settle in some dozens unless they are near their bounds
 QUANTILES = 4096  # of the normal distribution, between which ranks are interpolated
 
 
@@ -79,7 +83,7 @@ def _one_factor(correlation: np.ndarray) -> np.ndarray:
     """Loadings (L,) of the rank-one matrix closest to the correlations off the diagonal, in [0, 0.97]."""
     communality = np.full(len(correlation), 0.5)
     reduced = correlation.copy()
-    for _ in range(200):
+    for _ in range(STEPS):
         np.fill_diagonal(reduced, communality)
         values, vectors = np.linalg.eigh(reduced)
         loadings = vectors[:, -1] * max(values[-1], 0.0) ** 0.5
@@ -88,4 +92,6 @@ def _one_factor(correlation: np.ndarray) -> np.ndarray:
         if np.abs(updated - communality).max() < 1e-6:
             break
         communality = updated
+    else:
+        log.warning(f"the weights of the layers had not settled after {STEPS} steps; take the ranking as rough")
     return loadings.clip(0, LARGEST_LOADING)

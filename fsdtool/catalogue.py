@@ -8,28 +8,32 @@ Reading follows no links and runs no code: what does not look as expected is a F
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
 
-from fsdtool import hdf5
+from fsdtool import __version__, hdf5
 from fsdtool.errors import FsdtoolError
+from fsdtool.fields import Fields, is_whole
 from fsdtool.fit import Fit
 from fsdtool.targets import TASKS
 
 FORMAT = "fsdtool summary"
-SCHEMA = 1
+SCHEMA = 2  # rises with every change of what is read
 INTEGERS, FLOATS = "iu", "f"
+Opened = TypeVar("Opened", bound="Catalogue")
 
 
 @dataclass
 class Catalogue:
     """An open summary file as far as its training examples go; records are read from the file in row ranges.
+
+    A context manager, which closes the file at its end.
 
     examples: N.  outputs: O, the classes or target values of the network.  class_names: by label, None where they
     are not known.  data_spec: how the data was named.  records: None where the file was written without.  fit: of the
@@ -44,6 +48,23 @@ class Catalogue:
     data_spec: str
     records: Records | None
     fit: Fit | None
+    file: h5py.File = field(repr=False, compare=False)
+
+    def open_file(self) -> h5py.File:
+        """The file, for what is read when it is needed.  Raises FsdtoolError after `close`."""
+        if not self.file:
+            raise FsdtoolError(f"'{self.path}' was closed; open it again")
+        return self.file
+
+    def close(self) -> None:
+        """Close the file.  What is in memory stays usable; records can be read no more.  Closing again is no error."""
+        self.file.close()
+
+    def __enter__(self: Opened) -> Opened:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def label_name(self, label: int) -> int | str:
         """The class name of a label where names are known, else the label."""
@@ -61,9 +82,9 @@ class Records:
     """The per-example part of a summary file: datasets by name, read in row ranges."""
 
     def __init__(self, group: h5py.Group, examples: int):
-        self._group = group
+        self._group, self._path = group, group.file.filename
         self.examples = examples
-        for name in group:
+        for name in hdf5.names(group):
             if name != "gradients" and len(self.dataset(name)) != examples:
                 rows = len(self.dataset(name))
                 raise hdf5.unusable(group, f"'records/{name}' has {rows} rows for {examples} examples")
@@ -74,7 +95,7 @@ class Records:
         return self.examples
 
     def __contains__(self, name: str) -> bool:
-        return name in self._group
+        return hdf5.has(self._open(), name)
 
     def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         """One record dataset, or some of its rows; floats as float32 or float16.  Raises FsdtoolError."""
@@ -89,55 +110,54 @@ class Records:
 
     def layers(self, name: str) -> tuple[str, ...]:
         """The layers that gave 'evidence' or told a 'residual'."""
-        return tuple(str(layer) for layer in self.attribute(name, "layers"))
+        return hdf5.Attributes(self.dataset(name)).texts("layers")
 
     def parameters(self) -> np.ndarray:
         """Parameters of the network before each layer of the evidence (L,), for each example."""
-        return self.attribute("evidence", "parameters") / self.examples
+        return self._of_layers("evidence", "parameters", INTEGERS) / self.examples
 
-    def attribute(self, name: str, key: str) -> np.ndarray:
-        """An attribute of a record dataset that holds a list, as an array (n,)."""
-        return np.atleast_1d(hdf5.Attributes(self.dataset(name)).get(key))
+    def weights(self) -> np.ndarray:
+        """The share (L,) of each layer in the residuals."""
+        return self._of_layers("residual", "weights", FLOATS)
+
+    def _of_layers(self, name: str, key: str, kinds: str) -> np.ndarray:
+        return hdf5.Attributes(self.dataset(name)).numbers(key, len(self.layers(name)), kinds)
 
     def dataset(
         self, name: str, shape: tuple[int | None, ...] | None = None, kinds: str = hdf5.NUMBERS + hdf5.TEXT
     ) -> h5py.Dataset:
         """A record dataset of the given shape (None: any length) and kinds of dtype.  Raises FsdtoolError."""
-        found = hdf5.dataset(self._group, name, shape, kinds)
+        found = hdf5.dataset(self._open(), name, shape, kinds)
         if not found.shape:
             raise hdf5.unusable(self._group, f"'records/{name}' has no rows")
         return found
+
+    def _open(self) -> h5py.Group:
+        if not self._group:
+            raise FsdtoolError(f"'{self._path}' was closed; open it again")
+        return self._group
 
     def check(self, task: str, outputs: int) -> None:
         """Raise FsdtoolError unless every dataset has the shape that the rest of the file asks for."""
         n = self.examples
         if task == "classification":
             _, kept = self.dataset("candidates", (n, None), INTEGERS).shape
-            layers = len(self.layers("evidence"))
-            self.dataset("evidence", (n, layers, kept), FLOATS)
-            before = self.attribute("evidence", "parameters")
-            if before.shape != (layers,) or before.dtype.kind not in INTEGERS or before.min() < 0:
-                raise hdf5.unusable(self._group, "'records/evidence' has no count of parameters for each of its layers")
+            self.dataset("evidence", (n, len(self.layers("evidence")), kept), FLOATS)
+            if self.parameters().min(initial=0) < 0:
+                raise hdf5.unusable(self._group, "'records/evidence' has a negative count of parameters")
             self.dataset("prediction", (n,), INTEGERS)
             self.dataset("target", (n,), INTEGERS)
             self._check_classes("target", outputs)
             self._check_classes("candidates", outputs)
         else:
             self.dataset("target", (n, outputs), FLOATS)
-            self._check_residuals(n, outputs)
+            self.dataset("residual", (n, outputs), FLOATS)
+            self.weights()
         if "logits" in self:
             self.dataset("logits", (n, outputs), FLOATS)
-        if "self_influence" in self:
+        if "gradients" in self:
             self.dataset("self_influence", (n,), FLOATS)
         self.dataset("loss", (n,), FLOATS)
-
-    def _check_residuals(self, n: int, outputs: int) -> None:
-        if "residual" not in self:
-            return
-        self.dataset("residual", (n, outputs), FLOATS)
-        layers, weights = self.layers("residual"), self.attribute("residual", "weights")
-        if weights.shape != (len(layers),) or weights.dtype.kind != FLOATS or not np.isfinite(weights).all():
-            raise hdf5.unusable(self._group, "the weights of 'records/residual' do not fit its layers")
 
     def _check_classes(self, name: str, classes: int) -> None:
         values = self.read(name)
@@ -155,40 +175,38 @@ def open_catalogue(path: str | Path) -> Catalogue:
 def summary_file(path: str | Path) -> Iterator[h5py.File]:
     """The file of a summary, of this schema and of honest size; it stays open, unless reading it fails.
 
-    Raises FsdtoolError when it is missing or of another kind or schema, and for whatever damaged content raises.
+    Raises FsdtoolError when it is missing, damaged, or of another kind or schema.
     """
     file = hdf5.open_file(Path(path))
     try:
-        with hdf5.damage_named(path):
-            _check_schema(file)
-            hdf5.check_size(file)
-            yield file
-    except FsdtoolError:
+        _check_schema(file)
+        hdf5.check_size(file)
+        yield file
+    except BaseException:
         file.close()
         raise
 
 
 def read_catalogue(file: h5py.File) -> Catalogue:
-    """The catalogue of an open file.  Raises FsdtoolError, or what damaged content raises."""
-    data = hdf5.group(file, "data")
-    task, examples = str(hdf5.Attributes(file)["task"]), int(hdf5.Attributes(data)["examples"])
+    """The catalogue of an open file.  Raises FsdtoolError."""
+    root, data = identity_part(file, "/"), identity_part(file, "data")
+    task, examples = root.text("task"), data.integer("examples")
     if task not in TASKS or examples < 1:
         raise hdf5.unusable(file, f"task '{task}' is not known, or it has no examples")
-    steps = json.loads(bytes(hdf5.read(hdf5.dataset(hdf5.group(file, "model"), "graph"))))
-    if not isinstance(steps, list) or not steps:
-        raise hdf5.unusable(file, "its network is not a well-formed list of steps")
-    outputs = int(steps[-1]["shape"][0])
-    names = tuple(hdf5.strings(hdf5.dataset(data, "class_names", (None,))).tolist()) if "class_names" in data else None
+    outputs = _outputs(file, hdf5.json_in(file, "model/graph"))
+    names = None
+    if hdf5.has(hdf5.group(file, "data"), "class_names"):
+        names = tuple(hdf5.strings(hdf5.dataset(file, "data/class_names", (None,), hdf5.TEXT)).tolist())
     records = None
-    if "records" in file:
+    if hdf5.has(file, "records"):
         records = Records(hdf5.group(file, "records"), examples)
         records.check(task, outputs)
-    spec = str(hdf5.Attributes(data)["spec"])
-    return Catalogue(Path(file.filename), task, examples, outputs, names, spec, records, _read_fit(file, task, outputs))
+    fit = _read_fit(file, task, outputs)
+    return Catalogue(Path(file.filename), task, examples, outputs, names, data.text("spec"), records, fit, file)
 
 
 def _read_fit(file: h5py.File, task: str, outputs: int) -> Fit | None:
-    if "calibration" not in file or "fit" not in hdf5.group(file, "calibration"):
+    if not hdf5.has(file, "calibration") or not hdf5.has(hdf5.group(file, "calibration"), "fit"):
         return None
     group = hdf5.group(file, "calibration/fit")
     of_targets = outputs if task == "regression" else 0
@@ -197,13 +215,34 @@ def _read_fit(file: h5py.File, task: str, outputs: int) -> Fit | None:
     return Fit.read(task, hdf5.Attributes(group), arrays)
 
 
+def identity_part(file: h5py.File, name: str) -> Fields:
+    """What the file says of itself ('/'), of the 'model' or of the 'data'."""
+    everything = hdf5.json_in(file, "identity")
+    part = everything.get(name) if isinstance(everything, dict) else None
+    return Fields(part, lambda what: hdf5.unusable(file, f"'/identity' of '{name}': {what}"))
+
+
+def _outputs(file: h5py.File, steps: Any) -> int:
+    """The width of the last of a network's steps."""
+    last = steps[-1] if isinstance(steps, list) and steps else None
+    shape = last.get("shape") if isinstance(last, dict) else None
+    if not (isinstance(shape, list) and len(shape) == 1 and is_whole(shape[0]) and shape[0] > 0):
+        raise hdf5.unusable(file, "its network is not a well-formed list of steps")
+    return shape[0]
+
+
 def _check_schema(file: h5py.File) -> None:
+    """Raise FsdtoolError unless this version reads the file: the one message for files of other versions."""
     attributes = hdf5.Attributes(file)
-    try:
-        schema, kind = attributes.get("schema"), attributes.get("format")
-    except ValueError:  # not of the types that the tool writes
-        schema = kind = None
-    if str(kind) == FORMAT and str(schema) == str(SCHEMA):
+    kind = attributes.get("format") if "format" in attributes else None
+    schema = attributes.get("schema") if "schema" in attributes else None
+    if not isinstance(kind, str) or kind != FORMAT:
+        raise FsdtoolError(f"'{file.filename}' is no fsdtool summary; give a file that 'fsdtool summarize' wrote")
+    if is_whole(schema) and schema == SCHEMA:
         return
-    found = f"a summary of schema {schema}" if str(kind) == FORMAT else "no fsdtool summary"
-    raise FsdtoolError(f"'{file.filename}' holds {found}, this version reads schema {SCHEMA}; {hdf5.WRITE_AGAIN}")
+    newer = is_whole(schema) and schema > SCHEMA
+    remedy = "update fsdtool, or write" if newer else "write"
+    raise FsdtoolError(
+        f"'{file.filename}' is a summary of schema {schema!r:.20}, and fsdtool {__version__} reads schema {SCHEMA}; "
+        f"{remedy} it again with 'fsdtool summarize'"
+    )

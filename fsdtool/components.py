@@ -7,12 +7,15 @@ step.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fsdtool.graph import Graph, Parameters, Step
+
+log = logging.getLogger("fsdtool")
 
 UNITS_PER_STEP = 512
 ITERATIONS = 25
@@ -72,7 +75,7 @@ class GatePattern:
 
 
 def k_means(points: Tensor, clusters: int, seed: int) -> Tensor:
-    """Centres (at most `clusters`, F) of points (n, F): Lloyd's steps from k-means++ centres.
+    """Centres (at most `clusters`, F) of points (n, F): Lloyd's steps from k-means++ centres, ITERATIONS at most.
 
     Arthur, Vassilvitskii, k-means++: the advantages of careful seeding, 2007.
     """
@@ -92,6 +95,11 @@ def k_means(points: Tensor, clusters: int, seed: int) -> Tensor:
         if torch.equal(moved, centres):
             break
         centres = moved
+    else:
+        moving = float((_nearest(points, centres) != owner).float().mean())
+        log.info(
+            f"k-means ended after {ITERATIONS} steps, when {moving:.1%} of the examples still changed their cluster"
+        )
     return centres
 
 

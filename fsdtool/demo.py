@@ -24,18 +24,19 @@ def run(folder: Path) -> None:
     for network, checkpoint in NETWORKS.items():
         say(f"\n# One pass over the training data: {network}")
         model = f"{folder / 'model.py'}:{network}"
-        files = f"--checkpoint {folder / checkpoint} --data {folder / 'train.npz'} -o {folder / network}.h5"
-        say.command(f"summarize --model {model} {files}")
+        files = ("--checkpoint", folder / checkpoint, "--data", folder / "train.npz", "-o", folder / f"{network}.h5")
+        say.command("summarize", "--model", model, *files)
     say("\n# From here on the training data is not needed. Which labels are probably wrong?")
-    say.command(f"find-mislabeled {folder / 'mlp.h5'} --top 8 --format table")
+    summary, table = folder / "mlp.h5", ("--format", "table")
+    say.command("find-mislabeled", summary, "--top", 8, *table)
     say("\n# Which training examples made the network misread these test digits?")
-    queries = f"--queries {folder / 'test.npz'} --misclassified --mean --top 4"
-    say.command(f"influence {folder / 'mlp.h5'} {queries} --format table")
+    queries = ("--queries", folder / "test.npz", "--misclassified", "--mean", "--top", 4)
+    say.command("influence", summary, *queries, *table)
     rounded = _round_weights(folder)
     say(f"\n# How far does rounding the weights to 6 bits ({rounded.name}) move the network?")
-    say.command(f"fsd {folder / 'mlp.h5'} --checkpoint {rounded} --format table")
+    say.command("fsd", summary, "--checkpoint", rounded, *table)
     say("\n# What does the summary hold?")
-    say.command(f"inspect {folder / 'mlp.h5'} --format table")
+    say.command("inspect", summary, *table)
     say(f"\n# Against the truth, among the {len(wrong)} most suspicious labels of each network")
     for network in NETWORKS:
         found, by_loss = _found(folder / f"{network}.h5", wrong)
@@ -51,12 +52,14 @@ class _Teller:
     def __call__(self, text: str) -> None:
         print(text, flush=True)
 
-    def command(self, line: str) -> None:
-        """Run one fsdtool command in this process, after showing it."""
+    def command(self, *words: object) -> None:
+        """Run one fsdtool command in this process, after showing it as a shell takes it."""
         from fsdtool.cli import main
 
+        arguments = [str(word) for word in words]
+        line = shlex.join(arguments)
         self(f"$ fsdtool {line}")
-        status = main([*shlex.split(line), *self._quiet])
+        status = main([*arguments, *self._quiet])
         if status != ExitStatus.OK:
             raise FsdtoolError(f"the demo stopped: 'fsdtool {line}' ended with exit code {int(status)}")
 
@@ -100,7 +103,7 @@ def _found(path: Path, wrong: set[int]) -> tuple[int, int]:
     from fsdtool.mislabel import find_mislabeled
     from fsdtool.summary import load
 
-    summary = load(path)
-    flagged = find_mislabeled(summary, top=len(wrong)).order.tolist()
-    by_loss = (-summary.records.read("loss")).argsort(kind="stable")[: len(wrong)].tolist()
+    with load(path) as summary:
+        flagged = find_mislabeled(summary, top=len(wrong)).order.tolist()
+        by_loss = (-summary.records.read("loss")).argsort(kind="stable")[: len(wrong)].tolist()
     return len(wrong.intersection(flagged)), len(wrong.intersection(by_loss))

@@ -7,7 +7,6 @@ the network's own outputs, which need none.  Layers of earlier checkpoints (fsdt
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,6 @@ from torch import Tensor
 from fsdtool import hdf5
 from fsdtool.agreement import combination
 from fsdtool.discriminant import Discriminant
-from fsdtool.errors import FsdtoolError
 from fsdtool.evidence import LabelEvidence
 from fsdtool.features import OUTPUTS
 from fsdtool.summary import Summary, tensor
@@ -62,23 +60,14 @@ def write_judges(writer: Writer, labelled: LabelEvidence, recorded: Tensor, earl
 
 def read_judges(summary: Summary) -> Judges:
     """What judges new examples of a classification.  Raises FsdtoolError where the file has none or damaged ones."""
-    path = summary.path
-    with hdf5.damage_named(path), contextlib.closing(hdf5.open_file(path)) as file:
-        hdf5.check_size(file)
-        if "evidence" not in file:
-            raise FsdtoolError(
-                f"'{path}' was written by fsdtool {summary.identity.tool_version}, "
-                f"which kept nothing to judge new data by; {hdf5.WRITE_AGAIN}"
-            )
-        return _read(hdf5.group(file, "evidence"), summary.identity.graph.outputs)
+    return _read(hdf5.group(summary.open_file(), "evidence"), summary.identity.graph.outputs)
 
 
 def _read(group: h5py.Group, classes: int) -> Judges:
-    named = np.atleast_1d(hdf5.Attributes(hdf5.dataset(group, "factor", (None,)))["layers"])
-    layers = tuple(str(name) for name in named)
+    layers = hdf5.Attributes(hdf5.dataset(group, "factor", (None,))).texts("layers")
     factors, weights = (tensor(group, name, (len(layers),)).numpy() for name in ("factor", "weight"))
     members = tensor(group, "members", (classes,), torch.int64)
-    if layers[-1] != OUTPUTS or min(members.min(), factors.min(), weights.min()) < 0 or not members.any():
+    if layers[-1:] != (OUTPUTS,) or min(members.min(), factors.min(), weights.min()) < 0 or not members.any():
         raise hdf5.unusable(group, "its layers do not end with the outputs, or a count or factor is negative")
     found = tuple(_read_layer(hdf5.group(group, f"layers/{layer}"), classes) for layer in layers[:-1])
     return Judges(layers, found, members, factors, weights)

@@ -20,9 +20,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
+
+from fsdtool.fields import Fields
 
 ARRAYS = ("r_squared", "constant")
 FEWEST = 20  # examples below which nothing is doubted
@@ -89,12 +90,10 @@ class Fit:
         return {name: value for name, value in asdict(self).items() if name not in ("task", *ARRAYS)}
 
     @classmethod
-    def read(cls, task: str, numbers: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Fit:
-        """From `numbers` and the two arrays.  Raises KeyError, TypeError or ValueError for anything else."""
+    def read(cls, task: str, numbers: Fields, arrays: Mapping[str, np.ndarray]) -> Fit:
+        """From `numbers` and the two arrays.  Raises FsdtoolError for what is missing or no finite number."""
         names = [name for name in cls.__annotations__ if name not in ("task", *ARRAYS)]
-        found = {name: float(numbers[name]) for name in names} | {"examples": int(numbers["examples"])}
-        if not all(math.isfinite(value) for value in found.values()):
-            raise ValueError("the fit holds numbers that are not finite")
+        found = {name: numbers.number(name) for name in names} | {"examples": numbers.integer("examples")}
         return cls(task=task, **found, **{name: tuple(arrays[name].astype(float).tolist()) for name in ARRAYS})
 
 

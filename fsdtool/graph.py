@@ -13,6 +13,7 @@ without the user's code.  Signals carry the batch in front: a step of shape (C, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -23,12 +24,14 @@ from torch import Tensor
 
 from fsdtool import activations
 from fsdtool.errors import FsdtoolError
+from fsdtool.fields import is_whole
 
 Options = dict[str, Any]
 Parameters = Mapping[str, Tensor]
 GateRule = Callable[["Step", Tensor], Tensor]
 Observer = Callable[["Step", list[Tensor], Tensor], Tensor | None]
 
+LARGEST_SHAPE = 2**48  # scalars of a signal, far beyond any
 WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")
 
 
@@ -175,8 +178,9 @@ class Graph:
             )
             well_formed = all(
                 step.operation in OPERATIONS
-                and all(isinstance(n, int) and n > 0 for n in step.shape)
-                and all(isinstance(j, int) and 0 <= j < i for j in step.inputs)
+                and all(is_whole(n) and n > 0 for n in step.shape)
+                and math.prod(step.shape) <= LARGEST_SHAPE
+                and all(is_whole(j) and 0 <= j < i for j in step.inputs)
                 and bool(step.inputs) == (i > 0)
                 and (step.operation == "input") == (i == 0)
                 and (step.kind != "activation" or step.options["function"] in activations.names())

@@ -4,12 +4,16 @@ Links, virtual and external datasets are refused, so a file can show nothing but
 which could name code, are refused as well.  A small file may claim to hold a lot (compressed zeros, chunks that
 were never written): what it claims is weighed against its size before anything is read.  Whatever is not as
 expected is one FsdtoolError that names it.
+
+Damage makes h5py and json raise exceptions of many types.  They are caught around the calls of these two alone: an
+exception from anywhere else is a fault of the tool, and is left to show.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,13 +22,14 @@ import h5py
 import numpy as np
 
 from fsdtool.errors import FsdtoolError
+from fsdtool.fields import Fields
 
 WRITE_AGAIN = "write the summary again with 'fsdtool summarize'"
 NUMBERS, TEXT = "iuf", "S"
 FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
 # A file may claim this many bytes, or so many times its size: far more than compression saves on real summaries.
 SMALL, LARGEST_RATIO = 2**28, 64
-# What h5py, numpy, torch (which reads on) and json raise on content that is not as it should be.
+# What h5py, numpy (which h5py calls) and json raise on content that is not as it should be.
 DAMAGE = (OSError, LookupError, ValueError, TypeError, ArithmeticError, RuntimeError, AttributeError, MemoryError)
 
 
@@ -46,9 +51,18 @@ def first_line(error: Exception) -> str:
     return (text.strip() or type(error).__name__).splitlines()[0]
 
 
-def unusable(group: h5py.Group, what: str) -> FsdtoolError:
+def unusable(part: h5py.Group | h5py.Dataset, what: str) -> FsdtoolError:
     """The error for a part of a file that is not as it should be."""
-    return FsdtoolError(f"'{group.file.filename}': {what}; {WRITE_AGAIN}")
+    return FsdtoolError(f"'{part.file.filename}': {what}; {WRITE_AGAIN}")
+
+
+@contextmanager
+def damaged(holder: h5py.Group | h5py.Dataset, what: str) -> Iterator[None]:
+    """Around calls of h5py or json: whatever damaged content makes them raise is one FsdtoolError, for `what`."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise unusable(holder, f"{what} is damaged ({first_line(error)})") from error
 
 
 def group(parent: h5py.Group, name: str) -> h5py.Group:
@@ -59,12 +73,26 @@ def group(parent: h5py.Group, name: str) -> h5py.Group:
     return found
 
 
+def names(parent: h5py.Group) -> list[str]:
+    """The names of what a group holds, links included."""
+    with damaged(parent, f"'{parent.name}'"):
+        return list(parent)
+
+
+def has(parent: h5py.Group, name: str) -> bool:
+    """Whether a group holds something of this name, if only a link."""
+    with damaged(parent, f"'{parent.name}'"):
+        return parent.get(name, getlink=True) is not None
+
+
 def dataset(
     parent: h5py.Group, name: str, shape: Sequence[int | None] | None = None, kinds: str = NUMBERS + TEXT
 ) -> h5py.Dataset:
     """The plain dataset `name` (a path) below `parent`, of the given shape (None: any length) and kinds of dtype."""
     found = _member(parent, name)
-    if not isinstance(found, h5py.Dataset) or not _plain(found):
+    with damaged(parent, f"'{_path(parent, name)}'"):
+        plain = isinstance(found, h5py.Dataset) and _plain(found)
+    if not plain:
         raise unusable(parent, f"'{_path(parent, name)}' is not a plain dataset of numbers or text")
     if found.dtype.kind not in kinds:
         expected = "text" if kinds == TEXT else "numbers" if found.dtype.kind == TEXT else "other numbers"
@@ -77,58 +105,69 @@ def dataset(
 
 def read(source: h5py.Dataset, rows: slice | tuple[()] = ()) -> np.ndarray:
     """The values of a dataset, or some rows.  Raises FsdtoolError when they are damaged or not finite."""
-    try:
+    with damaged(source, f"'{source.name}'"):
         values = source[rows]
-    except DAMAGE as error:
-        raise unusable(source.parent, f"'{source.name}' is damaged ({first_line(error)})") from error
     if source.dtype.kind == "f" and not np.isfinite(values).all():
-        raise unusable(source.parent, f"'{source.name}' holds values that are not finite")
+        raise unusable(source, f"'{source.name}' holds values that are not finite")
     return values
 
 
 def strings(source: h5py.Dataset) -> np.ndarray:
     """The texts of a dataset of UTF-8 bytes."""
-    return np.array([value.decode() for value in read(source).tolist()])
+    values = read(source).tolist()
+    with damaged(source, f"'{source.name}'"):
+        return np.array([value.decode() for value in values])
 
 
-class Attributes(Mapping[str, Any]):
+def json_in(parent: h5py.Group, name: str) -> Any:
+    """What the dataset `name` below `parent` holds as JSON in UTF-8 bytes."""
+    source = dataset(parent, name, (None,), "u")
+    content = bytes(read(source))
+    with damaged(source, f"'{source.name}'"):
+        return json.loads(content)
+
+
+class Attributes(Fields):
     """The attributes of a group or dataset: numbers, and text of fixed length as str.
 
     Text of variable length is refused unread: it lies in a heap of the file, and HDF5 may never end on a damaged one.
-    A text too long for an attribute is a dataset of UTF-8 bytes with its name.
     """
 
     def __init__(self, holder: h5py.Group | h5py.Dataset):
+        super().__init__({}, lambda what: unusable(holder, f"the attributes of '{holder.name}': {what}"))
         self._holder = holder
 
-    def __getitem__(self, key: str) -> Any:
-        attributes = self._holder.attrs
-        if key not in attributes:
-            if isinstance(self._holder, h5py.Group) and key in self._holder:
-                return bytes(read(dataset(self._holder, key, (None,), "u"))).decode()
-            raise KeyError(f"'{self._holder.name}' has no attribute '{key}'")
-        dtype = attributes.get_id(key).dtype
-        if dtype.kind not in NUMBERS + TEXT + "b" or not dtype.isnative:
-            raise ValueError(f"the attribute '{key}' of '{self._holder.name}' is not plain")
-        value = attributes[key]
-        if dtype.kind == TEXT:
-            value = np.char.decode(value, "utf-8")
+    def __contains__(self, key: str) -> bool:
+        with damaged(self._holder, f"the attribute '{key}' of '{self._holder.name}'"):
+            return key in self._holder.attrs
+
+    def get(self, key: str) -> Any:
+        """The value, text decoded."""
+        if key not in self:
+            raise self._refuse(f"'{key}' is missing")
+        with damaged(self._holder, f"the attribute '{key}' of '{self._holder.name}'"):
+            dtype = self._holder.attrs.get_id(key).dtype
+            plain = dtype.kind in NUMBERS + TEXT + "b" and dtype.isnative
+            value = self._holder.attrs[key] if plain else None
+            if plain and dtype.kind == TEXT:
+                value = np.char.decode(value, "utf-8")
+        if not plain or not isinstance(value, (np.ndarray, np.generic)):
+            raise unusable(self._holder, f"the attribute '{key}' of '{self._holder.name}' is not plain")
         return value.item() if np.ndim(value) == 0 else value
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._holder.attrs)
+    def numbers(self, key: str, length: int, kinds: str) -> np.ndarray:
+        """As many finite numbers of these kinds of dtype; a single one need not be a list."""
+        values = np.atleast_1d(self.get(key))
+        if values.shape != (length,) or values.dtype.kind not in kinds or not np.isfinite(values).all():
+            raise self._refuse(f"'{key}' is not a list of {length} numbers")
+        return values
 
-    def __len__(self) -> int:
-        return len(self._holder.attrs)
-
-
-@contextmanager
-def damage_named(path: Path | str) -> Iterator[None]:
-    """Turns whatever damaged content raises into one FsdtoolError for the file."""
-    try:
-        yield
-    except DAMAGE as error:
-        raise FsdtoolError(f"'{path}' is damaged ({first_line(error)}); {WRITE_AGAIN}") from error
+    def texts(self, key: str) -> tuple[str, ...]:
+        """Some texts; a single one need not be a list."""
+        values = np.atleast_1d(self.get(key))
+        if values.ndim != 1 or values.dtype.kind != "U":
+            raise self._refuse(f"'{key}' is not a list of texts")
+        return tuple(values.tolist())
 
 
 def walk(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
@@ -136,23 +175,28 @@ def walk(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
 
     Raises FsdtoolError where an object is found a second time: the tool writes trees.
     """
-    seen = {h5py.h5o.get_info(file.id).addr}
-    left: list[tuple[str, h5py.Group, str]] = [("", file, name) for name in reversed(list(file))]
+    seen: set[int] = set()
+    left: list[tuple[str, h5py.Group | h5py.Dataset]] = [("", file)]
     while left:
-        path, parent, child = left.pop()
-        if not isinstance(parent.get(child, getlink=True), h5py.HardLink):
-            continue
-        found, path = parent[child], f"{path}/{child}"
-        if not isinstance(found, (h5py.Group, h5py.Dataset)):
-            continue
-        address = h5py.h5o.get_info(found.id).addr
+        path, found = left.pop()
+        with damaged(file, f"'{path or '/'}'"):
+            address = h5py.h5o.get_info(found.id).addr
         if address in seen:
             raise unusable(file, f"'{path}' is in the file under another name too")
         seen.add(address)
-        if isinstance(found, h5py.Group):
-            left += [(path, found, name) for name in reversed(list(found))]
-        else:
+        if isinstance(found, h5py.Dataset):
             yield path, found
+            continue
+        with damaged(file, f"'{path or '/'}'"):
+            hard = [name for name in list(found) if isinstance(found.get(name, getlink=True), h5py.HardLink)]
+            inside = [(f"{path}/{name}", found[name]) for name in reversed(hard)]
+        left += [(name, item) for name, item in inside if isinstance(item, (h5py.Group, h5py.Dataset))]
+
+
+def stored_bytes(source: h5py.Dataset) -> int:
+    """What a dataset takes in the file."""
+    with damaged(source, f"'{source.name}'"):
+        return source.id.get_storage_size()
 
 
 def check_size(file: h5py.File) -> None:
@@ -161,7 +205,8 @@ def check_size(file: h5py.File) -> None:
     most = max(SMALL, LARGEST_RATIO * size)
     claimed = 0
     for path, found in walk(file):
-        claimed += math.prod(found.shape or ()) * found.dtype.itemsize
+        with damaged(file, f"'{path}'"):
+            claimed += math.prod(found.shape or ()) * found.dtype.itemsize
         if claimed > most:
             raise unusable(file, f"'{path}' brings it to {claimed:,} bytes, too many for a file of {size:,}")
 
@@ -185,11 +230,13 @@ def _held(found: h5py.Dataset) -> str:
 def _member(parent: h5py.Group, name: str) -> Any:
     found: Any = parent
     for part in name.split("/"):
-        if not isinstance(found, h5py.Group) or found.get(part, getlink=True) is None:
+        with damaged(parent, f"'{_path(parent, name)}'"):
+            link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
+            found = found[part] if isinstance(link, h5py.HardLink) else None
+        if link is None:
             raise unusable(parent, f"'{_path(parent, name)}' is missing")
-        if not isinstance(found.get(part, getlink=True), h5py.HardLink):
+        if found is None:
             raise unusable(parent, f"'{_path(parent, name)}' is a link, which is never followed")
-        found = found[part]
     return found
 
 

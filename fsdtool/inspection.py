@@ -14,6 +14,7 @@ from fsdtool.trace import FULL
 
 OTHER = "other"
 PARTS = {
+    "identity": "what was summarized, by which command",
     "model/graph": "steps of the network",
     "model/shapes": "names and shapes of the state_dict",
     "model/parameters": "weights of the reference checkpoint",
@@ -38,7 +39,7 @@ def inspect_rows(path: Path) -> tuple[list[tuple[str, str]], list[dict[str, Any]
     summary = load(path)
     examples = summary.identity.examples
     stored = dict.fromkeys(PARTS, 0)
-    for name, (size, _) in part_sizes(path).items():
+    for name, size in part_sizes(path).items():
         part = next((part for part in PARTS if name.startswith(f"{part}/") or name == part), OTHER)
         stored[part] += size
     rows = [_row(part, size, examples, PARTS[part]) for part, size in stored.items() if size]

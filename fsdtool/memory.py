@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger("fsdtool")
 T = TypeVar("T")
@@ -19,6 +22,20 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+
+
+def undrawn(generator: torch.Generator, compute: Callable[[slice], T]) -> Callable[[slice], T]:
+    """compute(rows) that leaves the generator as it was where it fails, so that the next attempt draws the same."""
+
+    def attempt(rows: slice) -> T:
+        before = generator.get_state()
+        try:
+            return compute(rows)
+        except Exception:
+            generator.set_state(before)
+            raise
+
+    return attempt
 
 
 class BatchSize:

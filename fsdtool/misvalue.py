@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from fsdtool import hdf5
 from fsdtool.catalogue import Catalogue
 from fsdtool.errors import FsdtoolError
-from fsdtool.outliers import Outliers, middle, outliers, robust_unit, spread
+from fsdtool.outliers import STEPS, Outliers, middle, outliers, robust_unit, spread
 
 log = logging.getLogger("fsdtool")
 
@@ -89,20 +88,22 @@ def find_misvalued(
     """Rank the training examples of a regression by how probably a target value of theirs is wrong.
 
     By default the flagged ones, with a score above `threshold`, are listed; `top` lists that many, `everything` all;
-    `among` (N,) bool: of these alone.  Raises FsdtoolError for a summary without records, or
-    whose records have no residuals.
+    `among` (N,) bool: of these alone.  Raises FsdtoolError for a summary without records.
     """
     records = summary.records
     if records is None:
         raise FsdtoolError(f"'{summary.path}' was written with --no-records; write it again with records")
-    if "residual" not in records:
-        raise FsdtoolError(f"'{summary.path}' has no residuals of its targets; {hdf5.WRITE_AGAIN}")
     if len(records) < FEW_EXAMPLES:
         log.warning(
             f"{len(records)} examples are too few to predict targets well; trust the order more than the scores"
         )
     targets, residuals = records.read("target"), records.read("residual")
     judged = [_judge(targets[:, o], residuals[:, o]) for o in range(targets.shape[1])]
+    if not all(found.settled for found, _ in judged):
+        log.warning(
+            f"the share of wrong targets had not settled after {STEPS} steps, since wrong targets lie little farther "
+            "off than right ones; take it as rough"
+        )
     probability = np.stack([found.probability for found, _ in judged], 1)
     distance = np.stack([far for _, far in judged], 1)  # breaks ties: scores end at 1
     output = (probability + 1e-9 * distance / (1 + distance)).argmax(1)
@@ -125,7 +126,7 @@ def find_misvalued(
         flagged=flagged,
         judged=len(order),
         layers=records.layers("residual"),
-        weights=records.attribute("residual", "weights"),
+        weights=records.weights(),
         threshold=threshold,
         noise_rate=sum(found.share for found, _ in judged) / len(judged),
     )

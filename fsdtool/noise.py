@@ -22,9 +22,12 @@ explain wrong labels among many classes better than even noise does.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
+
+log = logging.getLogger("fsdtool")
 
 STEPS = 100  # of either phase
 LARGEST_STEP = 0.3  # of the unit, relative
@@ -101,8 +104,12 @@ def estimate(
     else:
         together = sum((fit.evidence for fit in fits), np.zeros(sample.shape, np.float32))
         used, say = [_Fit(together, sample, cells, cell)], None
-    for fit in used:
-        fit.run()
+    settled = [fit.run() for fit in used]
+    if not all(settled):
+        log.warning(
+            f"the share of wrong labels had not settled after {STEPS} steps, since the layers that it is estimated "
+            "from tell the classes badly apart; take it as rough"
+        )
     count = np.average([fit.count for fit in used], 0, say)
     share = np.bincount(candidates[:, 0], minlength=classes) / np.maximum(np.bincount(given, minlength=classes), 1)
     return Noise(classes, cells.key, count * share[cells.key % classes], cells.concentration(count), chosen)
@@ -181,15 +188,21 @@ class _Fit:
             (label_likelihood(evidence[::stride], log_confusion, unit), float(unit)) for unit in COARSE
         )
 
-    def run(self) -> None:
-        """Fit the unit, the biases and the confusion with loose cells, then the confusion alone, drawn together."""
+    def run(self) -> bool:
+        """Fit the unit, the biases and the confusion with loose cells, then the confusion alone, drawn together.
+
+        Whether both phases settled within their steps.
+        """
+        settled = 0
         for drawn in (False, True):
             for step in range(STEPS):
                 before = self.count
                 self._step(drawn)
                 # The first step counts by the confusion that the phase before has left.
                 if step and np.abs(self.count - before).sum() < SETTLED * len(self.evidence):
+                    settled += 1
                     break
+        return settled == 2
 
     def _step(self, drawn: bool) -> None:
         cells = self.cells

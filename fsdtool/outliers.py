@@ -18,6 +18,7 @@ import numpy as np
 
 RIGHT, WRONG = 4.0, 10.0  # degrees of freedom
 STEPS = 300
+SETTLED = 0.01 / STEPS  # change of the share in the last step: as many again would move it by a hundredth
 NORMAL_SPREAD = 1.4826  # standard deviation of a normal over its median absolute deviation
 LEAST_UNIT = 0.01  # of the root mean square, where more than half of the residuals are all the same
 MIDDLE = 0.99  # share of the values that a spread is sure of: what lies outside may be a slip of the decimal point
@@ -25,21 +26,26 @@ MIDDLE = 0.99  # share of the values that a spread is sure of: what lies outside
 
 @dataclass(frozen=True)
 class Outliers:
-    """probability (N,) float64 of each residual to be wrong, share of wrong ones, and the scale s of the right ones."""
+    """probability (N,) float64 of each residual to be wrong, share of wrong ones, and the scale s of the right ones.
+
+    settled: whether the share no longer changed when the steps ended.
+    """
 
     probability: np.ndarray
     share: float
     scale: float
+    settled: bool
 
 
 def outliers(residuals: np.ndarray, broad: float, unit: float) -> Outliers:
     """The two components of residuals (N,) around zero.  broad: spread of wrong ones; unit: a first guess of s."""
     z = residuals.astype(np.float64) / unit
     if not z.any():
-        return Outliers(np.zeros_like(z), 0.0, 0.0)
+        return Outliers(np.zeros_like(z), 0.0, 0.0, True)
     other = _log_t(z, max(broad / unit, 1.0) * ((WRONG - 2) / WRONG) ** 0.5, WRONG)
     scale, share = 1.0, 0.05
     for _ in range(STEPS):
+        before = share
         wrong = 0.5 * (1 + np.tanh(0.5 * (_logit(share) + other - _log_t(z, scale, RIGHT))))
         share = min(max(float(wrong.mean()), 1e-9), 0.5)
         weight = (1 - wrong) * (RIGHT + 1) / (RIGHT + (z / scale) ** 2)
@@ -47,7 +53,7 @@ def outliers(residuals: np.ndarray, broad: float, unit: float) -> Outliers:
     order = np.argsort(np.abs(z), kind="stable")
     probability = np.empty_like(z)
     probability[order] = np.maximum.accumulate(wrong[order])
-    return Outliers(probability, share, scale * unit)
+    return Outliers(probability, share, scale * unit, abs(share - before) <= SETTLED)
 
 
 def middle(values: np.ndarray) -> float:

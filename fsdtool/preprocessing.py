@@ -80,7 +80,7 @@ class Preprocessing:
             if not (transform is None or isinstance(transform, str)):
                 raise TypeError(f"the transform is a {type(transform).__name__}")
             return cls(**numbers, **whole, layout=value.get("layout"), transform=transform)
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
             raise FsdtoolError(
                 f"the stored preprocessing cannot be read ({describe(error)}); write it again"
             ) from error

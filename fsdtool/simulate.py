@@ -28,7 +28,7 @@ from torch import Tensor
 
 from fsdtool.activations import Pieces
 from fsdtool.graph import GateRule, Graph, Parameters, Step, keep_positions, select_maximum
-from fsdtool.memory import BatchSize
+from fsdtool.memory import BatchSize, undrawn
 from fsdtool.moments import GateStatistics, Statistics
 
 COUPLED, INDEPENDENT, MOVING = "coupled", "independent", "moving"
@@ -166,20 +166,8 @@ class Simulation:
         """
         size = BatchSize(max(BATCH_UNITS // sum(step.units for step in self.graph.steps), SMALLEST_BATCH), FEWEST)
         for k, weight in enumerate(self.statistics.weight.tolist()):
-            yield from size.parts(max(round(weight * samples), 2), self._again(partial(compute, k)), even=True)
-
-    def _again(self, compute: Callable[[int], T]) -> Callable[[slice], T]:
-        """compute(count), of which nothing is drawn from the generator where it fails."""
-
-        def part(rows: slice) -> T:
-            before = self.generator.get_state()
-            try:
-                return compute(rows.stop - rows.start)
-            except Exception:
-                self.generator.set_state(before)
-                raise
-
-        return part
+            draw = undrawn(self.generator, partial(_of_length, compute, k))
+            yield from size.parts(max(round(weight * samples), 2), draw, even=True)
 
     def draw(self, component: int, count: int) -> tuple[Tensor, Tensor, Tape]:
         """`count` pseudo-samples of a component: inputs (count, ...), logits (count, O), their gates."""
@@ -260,6 +248,10 @@ class Simulation:
         along = torch.where(sd > 0, (mc - m * c) / sd.clamp(min=1e-12), torch.zeros_like(sd))
         across = (c2 - c * c - along * along).clamp(min=0).sqrt()
         return m + sd * u, c + along * u + across * v
+
+
+def _of_length(compute: Callable[[int, int], T], component: int, rows: slice) -> T:
+    return compute(component, rows.stop - rows.start)
 
 
 def _threshold(ordered: Tensor, count: Tensor) -> Tensor:

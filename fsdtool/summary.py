@@ -1,6 +1,6 @@
 """The summary file: one HDF5 file with all that the other commands need, readable with plain h5py.
 
-Layout (the README has it as a table): attributes of `/`, `/model`, `/data`; `/model/parameters/NAME`;
+Layout (the README has it as a table): `/identity`, what was summarized; `/model/parameters/NAME`;
 `/statistics` with one entry per component on each first axis; `/curvature/NAME` in the directions the records
 keep; `/records` with one row per training example in the order of the data.  fsdtool.writer writes it.
 
@@ -11,7 +11,6 @@ links and runs no code: what does not look as expected is a FsdtoolError.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,18 +24,15 @@ from torch import Tensor, nn
 
 from fsdtool import hdf5
 from fsdtool.anchors import Anchors
-from fsdtool.catalogue import FLOATS, Catalogue, Records, read_catalogue, summary_file
-from fsdtool.curvature import SIMULATED, BlockCurvature
+from fsdtool.catalogue import FLOATS, Catalogue, Records, identity_part, read_catalogue, summary_file
+from fsdtool.curvature import MEASURED, SIMULATED, BlockCurvature
 from fsdtool.distance_calibration import DistanceCalibration
 from fsdtool.graph import Graph
 from fsdtool.metrics import metrics_of
 from fsdtool.moments import GateStatistics, InputStatistics, OutputSample, Statistics
+from fsdtool.networkfile import read_network
 from fsdtool.preprocessing import Preprocessing
 from fsdtool.trace import FULL, LAST_LAYER
-
-# A graph may have this many units, or so many for each byte of the file: every gate takes bytes in it.
-FEW_UNITS, UNITS_PER_BYTE = 2**24, 64
-FEW_WEIGHTS = 2**26
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,10 @@ class Identity:
 
 @dataclass
 class Summary(Catalogue):
-    """An open summary.  Small parts are in memory, records are read from the file in row ranges."""
+    """An open summary.  Small parts are in memory, records are read from the file in row ranges.
+
+    `close` it, or use it as a context manager: `with load(path) as summary`.
+    """
 
     identity: Identity
     statistics: Statistics
@@ -110,13 +109,17 @@ class Summary(Catalogue):
 
 
 def load(path: str | Path) -> Summary:
-    """Open a summary.  Raises FsdtoolError when it is missing, of another kind or schema, or damaged."""
+    """Open a summary; its file stays open, for the records, until `close`.
+
+    Raises FsdtoolError when it is missing, of another kind or schema, or damaged.
+    """
     with summary_file(path) as file:
         catalogue = read_catalogue(file)
         identity = _read_identity(file, catalogue)
         statistics = _read_statistics(file, identity)
-        curvature = _read_curvature(file, identity) if "curvature" in file else []
-        parameters = _read_parameters(file, identity) if "parameters" in file["model"] else None
+        curvature = _read_curvature(file, identity) if hdf5.has(file, "curvature") else []
+        with_weights = hdf5.has(hdf5.group(file, "model"), "parameters")
+        parameters = _read_parameters(file, identity) if with_weights else None
         if catalogue.records is not None:
             _check_factors(file, catalogue.records, curvature)
         return Summary(
@@ -125,79 +128,46 @@ def load(path: str | Path) -> Summary:
             statistics=statistics,
             curvature=curvature,
             parameters=parameters,
-            anchors=_read_anchors(file, statistics, identity.graph.outputs) if "anchors" in file else None,
+            anchors=_read_anchors(file, statistics, identity.graph.outputs) if hdf5.has(file, "anchors") else None,
             distance_calibration=_read_distance_calibration(file, catalogue.task),
         )
 
 
-def part_sizes(path: str | Path) -> dict[str, tuple[int, str]]:
-    """Stored bytes and description of every dataset, by its path in the file."""
-    with hdf5.damage_named(path), contextlib.closing(hdf5.open_file(Path(path))) as file:
-        return {
-            name.lstrip("/"): (dataset.id.get_storage_size(), str(hdf5.Attributes(dataset).get("description", "")))
-            for name, dataset in hdf5.walk(file)
-        }
+def part_sizes(path: str | Path) -> dict[str, int]:
+    """Stored bytes of every dataset, by its path in the file."""
+    with contextlib.closing(hdf5.open_file(Path(path))) as file:
+        return {name.lstrip("/"): hdf5.stored_bytes(dataset) for name, dataset in hdf5.walk(file)}
 
 
 def _read_identity(file: h5py.File, catalogue: Catalogue) -> Identity:
-    model_group = hdf5.group(file, "model")
-    root, model, data = (hdf5.Attributes(holder) for holder in (file, model_group, hdf5.group(file, "data")))
-    shapes = json.loads(bytes(hdf5.read(hdf5.dataset(model_group, "shapes"))))
+    root, model, data = (identity_part(file, name) for name in ("/", "model", "data"))
+    graph, shapes = read_network(file)
     identity = Identity(
         task=catalogue.task,
-        mode=str(model["mode"]),
-        reasons=tuple(str(reason) for reason in json.loads(model["reasons"])),
-        graph=Graph.from_json(json.loads(bytes(hdf5.read(hdf5.dataset(model_group, "graph"))))),
-        shapes={str(name): tuple(int(n) for n in shape) for name, shape in shapes.items()},
-        model_spec=str(model["spec"]),
-        model_arguments=dict(json.loads(model["arguments"])),
-        head=str(model["head"]),
-        checkpoint_name=str(model["checkpoint"]),
-        checkpoint_sha256=str(model["checkpoint_sha256"]),
-        checkpoint_averaged=bool(model.get("checkpoint_averaged", False)),
-        data_spec=str(data["spec"]),
+        mode=model.text("mode"),
+        reasons=model.texts("reasons"),
+        graph=graph,
+        shapes=shapes,
+        model_spec=model.text("spec"),
+        model_arguments=model.mapping("arguments"),
+        head=model.text("head"),
+        checkpoint_name=model.text("checkpoint"),
+        checkpoint_sha256=model.text("checkpoint_sha256"),
+        checkpoint_averaged=model.flag("checkpoint_averaged"),
+        data_spec=data.text("spec"),
         examples=catalogue.examples,
-        fingerprint=str(data["fingerprint"]),
-        preprocessing=Preprocessing.from_json(json.loads(data["preprocessing"])),
+        fingerprint=data.text("fingerprint"),
+        preprocessing=Preprocessing.from_json(data.mapping("preprocessing")),
         class_names=catalogue.class_names,
-        seed=int(root["seed"]),
-        tool_version=str(root["tool_version"]),
-        command_line=str(root["command_line"]),
-        created=str(root["created"]),
-        earlier=tuple((str(name), str(sha256)) for name, sha256 in json.loads(model.get("earlier", "[]"))),
+        seed=root.integer("seed"),
+        tool_version=root.text("tool_version"),
+        command_line=root.text("command_line"),
+        created=root.text("created"),
+        earlier=model.pairs("earlier"),
     )
     if identity.mode not in (FULL, LAST_LAYER):
         raise hdf5.unusable(file, f"mode '{identity.mode}' is not known")
-    _check_runs(identity, Path(file.filename).stat().st_size)
     return identity
-
-
-def _check_runs(identity: Identity, file_size: int) -> None:
-    """Do the steps fit together, and are they of honest size?
-
-    A batch of no examples is run first, which has every shape and takes no memory, then an input of zeros.
-    """
-    graph, steps = identity.graph, identity.graph.steps
-    if len({step.name for step in steps}) < len(steps):
-        raise ValueError("two steps have the same name")
-    read = {j for step in steps for j in step.inputs}
-    if read != set(range(len(steps) - 1)):
-        raise ValueError("the output of a step is never used")
-    units = sum(step.units for step in steps)
-    if units > FEW_UNITS + UNITS_PER_BYTE * file_size:
-        raise ValueError(f"its network has {units:,} units, too many for a file of {file_size:,} bytes")
-    shapes = {name: identity.shapes[name] for name in graph.parameter_names()}
-    # Weights may be left out of a file, so their number is no fault; but then they are not made up either.
-    affordable = sum(math.prod(shape) for shape in shapes.values()) <= FEW_WEIGHTS
-
-    def observe(step: Any, inputs: list[Tensor], output: Tensor) -> None:
-        if tuple(output.shape[1:]) != step.shape:
-            raise ValueError(f"step '{step.name}' gives shape {tuple(output.shape[1:])}, not {step.shape}")
-
-    with torch.no_grad():
-        parameters = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
-        for examples in (0, 1) if affordable else (0,):
-            graph.run(parameters, torch.zeros(examples, *graph.input_shape), observe=observe)
 
 
 def _read_statistics(file: h5py.File, identity: Identity) -> Statistics:
@@ -208,8 +178,8 @@ def _read_statistics(file: h5py.File, identity: Identity) -> Statistics:
     count, n = tensor(group, "count", (components,), torch.float64), graph.steps[0].units
     if count.min() < 1 or count.sum() != identity.examples:
         raise hdf5.unusable(group, f"the components do not add up to {identity.examples} examples")
-    names = tuple(hdf5.strings(hdf5.dataset(group, "names", (components,))).tolist())
-    basis = tensor(group, "input/basis", (n, None)) if "basis" in hdf5.group(group, "input") else None
+    names = tuple(hdf5.strings(hdf5.dataset(group, "names", (components,), hdf5.TEXT)).tolist())
+    basis = tensor(group, "input/basis", (n, None)) if hdf5.has(hdf5.group(group, "input"), "basis") else None
     rank = n if basis is None else basis.shape[1]
     gaussian = InputStatistics(
         tensor(group, "input/mean", (components, n)),
@@ -219,9 +189,9 @@ def _read_statistics(file: h5py.File, identity: Identity) -> Statistics:
     )
     gates = {i: _read_gates(group, graph, i, components) for i in graph.indices("activation")}
     square = (components, graph.outputs, graph.outputs)
-    hessian = tensor(group, "output_hessian", square) if "output_hessian" in group else None
-    outputs = _read_outputs(group, components, graph.outputs) if "outputs" in group else None
-    return Statistics(str(hdf5.Attributes(group)["kind"]), names, count, gaussian, gates, hessian, outputs)
+    hessian = tensor(group, "output_hessian", square) if hdf5.has(group, "output_hessian") else None
+    outputs = _read_outputs(group, components, graph.outputs) if hdf5.has(group, "outputs") else None
+    return Statistics(hdf5.Attributes(group).text("kind"), names, count, gaussian, gates, hessian, outputs)
 
 
 def _read_outputs(group: h5py.Group, components: int, outputs: int) -> OutputSample:
@@ -244,7 +214,7 @@ def _read_anchors(file: h5py.File, statistics: Statistics, outputs: int) -> Anch
 
 
 def _read_distance_calibration(file: h5py.File, task: str) -> DistanceCalibration | None:
-    if "calibration" not in file or "distance" not in file["calibration"]:
+    if not hdf5.has(file, "calibration") or not hdf5.has(hdf5.group(file, "calibration"), "distance"):
         return None
     group, metrics = hdf5.group(file, "calibration/distance"), metrics_of(task)
     held = hdf5.Attributes(group)
@@ -252,9 +222,9 @@ def _read_distance_calibration(file: h5py.File, task: str) -> DistanceCalibratio
     if correction.min() <= 0 or error.min() < 0:
         raise hdf5.unusable(group, "a correction that is not positive, or a negative error")
     return DistanceCalibration(
-        str(held["form"]),
-        int(held["changes"]),
-        int(held["examples"]),
+        held.text("form"),
+        held.integer("changes"),
+        held.integer("examples"),
         dict(zip(metrics, correction.tolist(), strict=True)),
         dict(zip(metrics, error.tolist(), strict=True)),
     )
@@ -267,7 +237,8 @@ def _read_gates(group: h5py.Group, graph: Graph, index: int, components: int) ->
     values = tensor(group, name, (components, rows, step.units))
     if pieces is None:
         return GateStatistics(None, moments=values)
-    top = float(np.iinfo(hdf5.dataset(group, name).dtype).max)
+    dtype = hdf5.dataset(group, name, kinds="u").dtype
+    top = float(np.iinfo(dtype).max)
     return GateStatistics(pieces, probabilities=values / top)
 
 
@@ -285,15 +256,19 @@ def _read_curvature(file: h5py.File, identity: Identity) -> list[BlockCurvature]
 
 def _read_block(group: h5py.Group, shapes: dict[str, tuple[int, ...]]) -> BlockCurvature:
     attributes = hdf5.Attributes(group)
-    weight, bias = str(attributes["weight"]), str(attributes["bias"]) or None
-    rows, columns = shapes[weight][0], int(np.prod(shapes[weight][1:])) + (bias is not None)
+    weight, bias = attributes.text("weight"), attributes.text("bias") or None
+    shape = shapes.get(weight, ())
+    if len(shape) < 2:
+        raise hdf5.unusable(group, f"'{group.name}' is of '{weight}', which is no weight of a layer")
+    rows, columns = shape[0], math.prod(shape[1:]) + (bias is not None)
     inputs = tensor(group, "input_basis", (columns, None))
     outputs = tensor(group, "output_basis", (rows, None))
     eigenvalues = tensor(group, "eigenvalues", (outputs.shape[1], inputs.shape[1]))
-    mean = float(attributes["mean_eigenvalue"])
-    if not (mean >= 0 and eigenvalues.min() >= 0):
-        raise hdf5.unusable(group, f"the curvature of '{weight}' has negative eigenvalues")
-    source = str(attributes.get("source", SIMULATED))
+    mean, source = attributes.number("mean_eigenvalue"), attributes.text("source")
+    if mean < 0 or not eigenvalues.numel() or eigenvalues.min() < 0:
+        raise hdf5.unusable(group, f"the curvature of '{weight}' has no or negative eigenvalues")
+    if source not in (SIMULATED, MEASURED):
+        raise hdf5.unusable(group, f"the curvature of '{weight}' is '{source}', which is not known")
     return BlockCurvature(weight, bias, inputs, outputs, eigenvalues, mean, source)
 
 

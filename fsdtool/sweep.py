@@ -24,7 +24,7 @@ from fsdtool.features import FEATURES, INPUT, MOST_LAYERS, FeatureStore, Keep, c
 from fsdtool.gradients import Use, blocks, capture
 from fsdtool.graph import Observer, Step
 from fsdtool.losses import curvature_draw, loss, loss_gradient
-from fsdtool.memory import BatchSize
+from fsdtool.memory import BatchSize, undrawn
 from fsdtool.moments import Statistics, principal_basis
 from fsdtool.progress import Track
 from fsdtool.records import factors
@@ -103,7 +103,7 @@ class Pass:
                     x, y = (v.to(self.device, non_blocking=True) for v in (batch.x, batch.y))
                     return compute(batch, x, y)
 
-                yield from self.batch_size.parts(len(batch.index), part)
+                yield from self.batch_size.parts(len(batch.index), undrawn(self._generator, part))
                 advance(len(batch.index))
 
     def _read(self, rows: np.ndarray) -> Iterator[Batch]:
@@ -277,7 +277,7 @@ class Pass:
             signal = sample.signal[rows].reshape(-1, *self.graph.input_shape)
             return compute(sample.rows[rows], signal, sample.targets[rows])
 
-        return self.batch_size.parts(len(sample.signal), part)
+        return self.batch_size.parts(len(sample.signal), undrawn(self._generator, part))
 
     def _keep(self, store: FeatureStore, layer: str, rows: slice, features: Tensor) -> None:
         """Features (batch, D) of a layer, known to be finite."""

@@ -2,7 +2,7 @@
 
 What a data set holds is a picture when it has the shape of one: (H, W) read as one channel, (C, H, W) or (H, W, C)
 with 1, 3 or 4 channels.  Values outside [0, 1], as a user's own normalisation leaves them, are mapped onto it by
-one scale for all pictures.
+one scale for all pictures: that of the first of them that are not all one constant.
 """
 
 from __future__ import annotations
@@ -32,18 +32,27 @@ def thumbnails(source: DataSource, rows: Sequence[int], budget: int = BUDGET) ->
     if not _pictorial(stored.input_shape, source.preprocessing.layout):
         raise FsdtoolError(f"inputs of shape {stored.input_shape} are no pictures")
     pictures: list[Picture | None] = []
-    low, high, left = 0.0, 1.0, budget
+    (low, high), left = _range(stored, rows), budget
     for batch in stored.batches(BATCH, indices=rows):
-        images = batch.x.numpy()
-        if not pictures and not 0 <= images.min() <= images.max() <= 1:
-            low, high = float(images.min()), float(images.max())
-        for image in images:
+        for image in batch.x.numpy():
             picture = _encode((image - low) / (high - low))
             left -= len(picture.uri)
             if left < 0:
                 return [*pictures, *[None] * (len(rows) - len(pictures))]
             pictures.append(picture)
     return pictures
+
+
+def _range(stored: DataSource, rows: Sequence[int]) -> tuple[float, float]:
+    """The values that are black and white.  A constant says nothing of them; where there is nothing else it is grey."""
+    low = high = 0.0
+    for batch in stored.batches(BATCH, indices=rows):
+        low, high = float(batch.x.min()), float(batch.x.max())
+        if low < high:
+            break
+    if 0 <= low <= high <= 1:
+        return 0.0, 1.0
+    return (low, high) if low < high else (low - 0.5, low + 0.5)
 
 
 def _pictorial(shape: tuple[int, ...], layout: str | None) -> bool:

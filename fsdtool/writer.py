@@ -4,6 +4,10 @@ The file grows beside its destination under a temporary name and is renamed when
 dataset says what it holds (`description`) and in what (`units`), and is chunked and compressed; but not what is smaller
 than the index of its chunks, and not weights and gradient factors, which are nearly noise: compression saves a tenth of
 them and takes as long as computing them.  The same content gives the same bytes.
+
+Attributes are for people: h5py gives their text as str.  Of these the tool reads numbers alone: text of variable
+length lies in a heap of the file, which a stranger's damage can make endless.  What it reads is in datasets, or in
+attributes of fixed length, which h5py gives as bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +34,6 @@ from fsdtool.summary import Identity
 
 CHUNK_BYTES = 2**18
 INDEX_BYTES = 2**11  # that HDF5 takes for the index of a dataset's chunks, more than compression saves on so few
-LARGEST_ATTRIBUTE = 2**15  # bytes; HDF5 ends at 64 KiB for all attributes of an object
 
 
 class Writer:
@@ -101,36 +104,16 @@ class Writer:
         return dataset
 
     def write_identity(self, identity: Identity) -> None:
-        """Attributes of `/`, `/model` and `/data`."""
-        _attributes(
-            self.file,
-            format=FORMAT,
-            schema=SCHEMA,
-            task=identity.task,
-            tool_version=identity.tool_version,
-            created=identity.created,
-            command_line=identity.command_line,
-            seed=identity.seed,
-        )
-        _attributes(
-            self.file.create_group("model"),
-            spec=identity.model_spec,
-            arguments=json.dumps(identity.model_arguments),
-            mode=identity.mode,
-            reasons=json.dumps(identity.reasons),
-            head=identity.head,
-            checkpoint=identity.checkpoint_name,
-            checkpoint_sha256=identity.checkpoint_sha256,
-            checkpoint_averaged=identity.checkpoint_averaged,
-            earlier=json.dumps(identity.earlier),
-        )
-        _attributes(
-            self.file.create_group("data"),
-            spec=identity.data_spec,
-            examples=identity.examples,
-            fingerprint=identity.fingerprint,
-            preprocessing=json.dumps(identity.preprocessing.to_json()),
-        )
+        """`/identity`, the same as attributes of `/`, `/model` and `/data`, and the network's steps and shapes."""
+        parts = {
+            name: {key: _readable(value) if isinstance(value, str) else value for key, value in values.items()}
+            for name, values in _parts(identity).items()
+        }
+        self.put("identity", _json(parts), "what was summarized, JSON as UTF-8 bytes")
+        for name, values in parts.items():
+            plain = {k: json.dumps(v) if isinstance(v, (dict, list, tuple)) else v for k, v in values.items()}
+            _attributes(self.file.require_group(name), **plain)
+        self.file.attrs["format"], self.file.attrs["schema"] = _bytes(FORMAT), SCHEMA
         steps = _json(identity.graph.to_json())
         self.put("model/graph", steps, "steps of the network, JSON as UTF-8 bytes")
         shapes = _json(identity.shapes)
@@ -156,7 +139,7 @@ class Writer:
 
     def write_statistics(self, statistics: Statistics, graph: Graph, gate_bits: int) -> None:
         """`/statistics`: probabilities in `gate_bits` (8 or 16) bit fixed point, moments in float32."""
-        _attributes(self.file.create_group("statistics"), kind=statistics.kind)
+        self.file.create_group("statistics").attrs["kind"] = _bytes(statistics.kind)
         self.put("statistics/names", _fixed(statistics.names), "component names, UTF-8")
         count = statistics.count.long()
         self.put("statistics/count", count, "training examples of each component (K,)", "examples")
@@ -204,7 +187,7 @@ class Writer:
     def write_distance_calibration(self, found: DistanceCalibration) -> None:
         """`/calibration/distance`: of the form that `fsd` takes by default."""
         metrics = list(found.error)
-        held = {"form": found.form, "changes": found.changes, "examples": found.examples}
+        held = {"form": _bytes(found.form), "changes": found.changes, "examples": found.examples}
         correction = np.array([found.correction[name] for name in metrics])
         error = np.array([found.error[name] for name in metrics])
         self.put("calibration/distance/correction", correction, "factor on distances, by metric (M,)", metrics=metrics)
@@ -220,7 +203,9 @@ class Writer:
             self.put(f"{name}/output_basis", c.output_basis, "directions S of the output gradient (rows, ks)")
             self.put(f"{name}/eigenvalues", c.eigenvalues, "E[(S^T G A)^2] (ks, ka)", "loss^2 per weight^2")
             names = {"weight": c.weight, "bias": c.bias or "", "source": c.source}
-            _attributes(self.file[name], mean_eigenvalue=c.mean_eigenvalue, **names)
+            self.file[name].attrs["mean_eigenvalue"] = c.mean_eigenvalue
+            for key, text in names.items():
+                self.file[name].attrs[key] = _bytes(text)
 
 
 def encode_ids(ids: np.ndarray) -> np.ndarray:
@@ -228,17 +213,42 @@ def encode_ids(ids: np.ndarray) -> np.ndarray:
     return ids.astype(np.int64) if np.issubdtype(ids.dtype, np.integer) else _fixed([str(i) for i in ids])
 
 
+def _parts(identity: Identity) -> dict[str, dict[str, Any]]:
+    """What the file says of itself, of the model and of the data, as JSON values."""
+    return {
+        "/": {
+            "task": identity.task,
+            "tool_version": identity.tool_version,
+            "created": identity.created,
+            "command_line": identity.command_line,
+            "seed": identity.seed,
+        },
+        "model": {
+            "spec": identity.model_spec,
+            "arguments": identity.model_arguments,
+            "mode": identity.mode,
+            "reasons": identity.reasons,
+            "head": identity.head,
+            "checkpoint": identity.checkpoint_name,
+            "checkpoint_sha256": identity.checkpoint_sha256,
+            "checkpoint_averaged": identity.checkpoint_averaged,
+            "earlier": identity.earlier,
+        },
+        "data": {
+            "spec": identity.data_spec,
+            "examples": identity.examples,
+            "fingerprint": identity.fingerprint,
+            "preprocessing": identity.preprocessing.to_json(),
+        },
+    }
+
+
 def _attributes(target: h5py.HLObject, **values: Any) -> None:
-    """Attributes of a group or dataset: text of fixed length, or where HDF5 has no room for it a dataset of bytes."""
+    """Attributes for people; a list of texts, which the tool reads back, is of fixed length."""
     for key, value in values.items():
         if isinstance(value, str):
-            value = np.bytes_(_utf8(value))
-        elif isinstance(value, list):
-            value = _fixed(value)
-        if getattr(value, "nbytes", 0) <= LARGEST_ATTRIBUTE:
-            target.attrs[key] = value
-        else:
-            target.create_dataset(key, data=np.frombuffer(value, np.uint8))
+            value = _readable(value).replace("\0", "\\x00")  # NUL cannot be in text of variable length
+        target.attrs[key] = _fixed(value) if isinstance(value, list) else value
 
 
 def _json(value: Any) -> np.ndarray:
@@ -247,8 +257,13 @@ def _json(value: Any) -> np.ndarray:
 
 def _fixed(texts: Sequence[str]) -> np.ndarray:
     """UTF-8 strings as a fixed-width array: readable everywhere, and no object type to trust."""
-    return np.array([_utf8(text) for text in texts], dtype="S")
+    return np.array([_bytes(text) for text in texts], dtype="S")
 
 
-def _utf8(text: str) -> bytes:
-    return text.encode("utf-8", "backslashreplace")  # a file name may hold bytes that are no UTF-8
+def _bytes(text: str) -> np.bytes_:
+    return np.bytes_(_readable(text).encode())
+
+
+def _readable(text: str) -> str:
+    """The text with bytes that are no UTF-8, as a file name may hold, escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()

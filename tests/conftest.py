@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,21 @@ def edited(tmp_path) -> Callable[..., Path]:
         with h5py.File(tmp_path / name, "r+") as file:
             change(file)
         return tmp_path / name
+
+    return edit
+
+
+def identity(change: Callable[[dict], object]) -> Callable[[h5py.File], None]:
+    """For `edited`: change(parts) on what the file says of itself ("/"), the "model" and the "data", or a new one."""
+
+    def edit(file: h5py.File) -> None:
+        content = json.loads(bytes(file["identity"][:]))
+        changed = change(content)
+        content = changed if isinstance(changed, list) else content
+        attributes = dict(file["identity"].attrs)
+        del file["identity"]
+        file["identity"] = np.frombuffer(json.dumps(content).encode(), np.uint8)
+        file["identity"].attrs.update(attributes)
 
     return edit
 

@@ -252,13 +252,7 @@ def attribute(file: h5py.File, draw: random.Random) -> str:
 
 def steps(file: h5py.File, draw: random.Random) -> str:
     """An edit of the JSON in the file."""
-    if draw.random() < 0.3:
-        group, key = draw.choice([("model", "reasons"), ("model", "arguments"), ("data", "preprocessing")])
-        content = json.loads(file[group].attrs[key])
-        done = _edit_json(content, draw)
-        file[group].attrs[key] = np.bytes_(json.dumps(content).encode())
-        return f"{key}: {done}"
-    name = draw.choice(["model/graph", "model/graph", "model/shapes"])
+    name = draw.choice(["model/graph", "model/graph", "model/shapes", "identity"])
     content = json.loads(bytes(file[name][:]))
     done = _edit_json(content, draw)
     _put(file, name, data=np.frombuffer(json.dumps(content).encode(), np.uint8))
@@ -266,7 +260,9 @@ def steps(file: h5py.File, draw: random.Random) -> str:
 
 
 def examples(file: h5py.File, draw: random.Random) -> str:
-    file["data"].attrs["examples"] = draw.choice([0, -1, 1, 2**31, 2**62, 39, 41])
+    content = json.loads(bytes(file["identity"][:]))
+    content["data"]["examples"] = draw.choice([0, -1, 1, 2**31, 2**62, 39, 41])
+    _put(file, "identity", data=np.frombuffer(json.dumps(content).encode(), np.uint8))
     return "changed"
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import re
+
 import torch
 from torch import nn
 
@@ -40,6 +43,15 @@ def test_k_means_is_a_fixed_point_of_lloyds_steps():
     owner = torch.cdist(points, centres).argmin(1)
     means = torch.stack([points[owner == k].mean(0) for k in range(len(centres))])
     assert torch.allclose(means, centres, atol=1e-4)
+
+
+def test_clusters_that_have_not_settled_are_said(caplog):
+    generator = torch.Generator().manual_seed(0)
+    with caplog.at_level(logging.INFO, "fsdtool"):
+        k_means(blobs(4, 30)[0], 4, seed=0)
+        assert caplog.text == ""
+        k_means(torch.rand(3000, 2, generator=generator), 30, seed=0)
+    assert re.search(r"k-means ended after 25 steps, when \d+\.\d% of the examples still changed", caplog.text)
 
 
 def test_there_are_no_more_clusters_than_different_points():

@@ -33,3 +33,13 @@ def test_demo_into_a_file_is_one_line(tmp_path, capfd):
     blocked.write_text("")
     assert main(["demo", str(blocked / "x"), "--quiet"]) == 2
     assert capfd.readouterr().err.count("\n") == 1
+
+
+def test_a_folder_with_a_space_can_be_pasted(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "my 'first' digits", "--quiet"]) == 0
+    commands = re.findall(r"^\$ fsdtool (.*)$", capfd.readouterr().out, re.MULTILINE)
+    assert len(commands) == 6
+    for command in commands[2:]:
+        assert main([*shlex.split(command), "--quiet"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["my 'first' digits"]

@@ -244,7 +244,7 @@ def damaged_summary(place: Path, kind: str) -> None:
     ("kind", "message"),
     [
         ("truncated", "'truncated.h5' is truncated or not a summary"),
-        ("schema", "'schema.h5' holds a summary of schema 99, this version reads schema 1"),
+        ("schema", "'schema.h5' is a summary of schema 99, and fsdtool "),
         ("missing", "no summary at 'missing.h5'"),
     ],
 )

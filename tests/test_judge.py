@@ -173,7 +173,7 @@ def test_a_summary_that_cannot_judge_is_refused(summarized, arrays, edited):
         judge(summarized(perceptron(4, 8, 1), x, x.sum(1), task="regression"), data)
     whole = summarized(perceptron(4, 8, 3), x, y)
     for change, message in (
-        (lambda file: file.pop("evidence"), "kept nothing to judge new data by; write the summary again"),
+        (lambda file: file.pop("evidence"), "'/evidence' is missing; write the summary again"),
         (lambda file: file.pop("evidence/layers/1/root"), "'/evidence/layers/1/root' is missing"),
         (lambda file: file["evidence/members"].write_direct(np.array([-1, 2, 3])), "a count or factor is negative"),
         (lambda file: file.move("evidence/layers/1", "evidence/layers/(input)/x"), "'/evidence/layers/1' is missing"),

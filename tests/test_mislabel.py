@@ -36,6 +36,14 @@ def test_the_loadings_of_one_factor_are_recovered():
     np.testing.assert_allclose(found, expected / expected.sum(), rtol=0.05, atol=0.01)
 
 
+@pytest.mark.parametrize(("steps", "settles"), [(2000, True), (3, False)])
+def test_weights_that_have_not_settled_are_said(monkeypatch, caplog, steps, settles):
+    monkeypatch.setattr(agreement, "STEPS", steps)
+    with caplog.at_level(logging.WARNING, "fsdtool"):
+        layer_weights(one_factor([0.9, 0.7, 0.5, 0.3], 5000))
+    assert (f"the weights of the layers had not settled after {steps} steps" in caplog.text) is not settles
+
+
 def test_of_many_examples_a_sample_tells_the_weights(monkeypatch):
     margins = one_factor([0.8, 0.7, 0.5, 0.3], 20_000)
     whole = layer_weights(margins)
@@ -245,7 +253,7 @@ def test_a_damaged_count_of_parameters_is_refused(mlp_summary, edited, broken):
         if broken is not None:
             file["records/evidence"].attrs["parameters"] = broken
 
-    with pytest.raises(FsdtoolError, match="no count of parameters for each of its layers; write the summary again"):
+    with pytest.raises(FsdtoolError, match=r"'parameters' is|a negative count of parameters"):
         load(edited(mlp_summary.path, damage))
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 
 import numpy as np
 import pytest
 import torch
 from conftest import perceptron
 
+from fsdtool import outliers as outliers_module
 from fsdtool import residuals as module
 from fsdtool.cli import main
 from fsdtool.errors import FsdtoolError
@@ -56,7 +58,7 @@ def test_leaving_an_example_out_in_closed_form_equals_fitting_again_without_it(m
     phi, y, weights = generator.normal(size=(40, 6)), generator.normal(size=(40, 2)), generator.uniform(0.1, 1, 40)
     monkeypatch.setattr(module, "RIDGES", torch.tensor([ridge], dtype=torch.float64))
     found = module._Ridge(*(torch.from_numpy(v) for v in (phi, y, weights)))
-    np.testing.assert_allclose(found.residuals, naive(phi, y, weights, ridge), rtol=1e-8)
+    np.testing.assert_allclose(found.residuals, naive(phi, y, weights, ridge), rtol=1e-8, atol=1e-9)
 
 
 def test_the_unit_and_the_zero_of_targets_and_features_change_nothing():
@@ -145,6 +147,22 @@ def test_values_without_wrong_ones_are_hardly_ever_flagged():
     found = outliers(residuals, broad=1.0, unit=0.2)
     assert found.share < 0.005
     assert float((found.probability > 0.5).mean()) < 0.002
+
+
+@pytest.mark.parametrize(("spread_of_wrong", "settles"), [(5.0, True), (1.2, False)])
+def test_a_share_that_has_not_settled_is_told(spread_of_wrong, settles):
+    generator = np.random.default_rng(0)
+    right, wrong = generator.standard_t(4, 4500), spread_of_wrong * generator.normal(size=500)
+    found = outliers(np.concatenate([right, wrong]), broad=spread_of_wrong, unit=1.0)
+    assert found.settled is settles
+
+
+@pytest.mark.parametrize("steps", [300, 2])
+def test_a_share_that_has_not_settled_is_said(wrong, monkeypatch, caplog, steps):
+    monkeypatch.setattr(outliers_module, "STEPS", steps)
+    with caplog.at_level(logging.WARNING, "fsdtool"):
+        find_misvalued(wrong[0])
+    assert caplog.text.count("the share of wrong targets had not settled") == (steps == 2)
 
 
 def test_what_lies_further_off_is_no_less_suspicious():
@@ -258,7 +276,7 @@ def test_records_without_residuals_are_refused_in_one_line(wrong, edited, capsys
 
     path = edited(wrong[0].path, forget)
     assert main(["find-mislabeled", str(path)]) == 2
-    assert f"'{path}' has no residuals of its targets; write the summary again" in capsys.readouterr().err
+    assert f"'{path}': '/records/residual' is missing; write the summary again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("weights", [np.ones(5), np.full(2, np.nan), np.array([b"a", b"b"])])
@@ -267,7 +285,7 @@ def test_weights_that_are_none_are_refused_in_one_line(wrong, edited, capsys, we
         file["records/residual"].attrs["weights"] = weights
 
     assert main(["find-mislabeled", str(edited(wrong[0].path, change))]) == 2
-    assert "the weights of 'records/residual' do not fit its layers" in capsys.readouterr().err
+    assert "the attributes of '/records/residual': 'weights' is not a list of 2 numbers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

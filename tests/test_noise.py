@@ -257,3 +257,11 @@ def test_the_matrix_has_given_labels_as_rows_and_its_rate_off_the_diagonal():
     found = Noise(3, np.array([0, 1, 4, 8]), np.array([6.0, 2.0, 5.0, 7.0]), np.inf, (0,))
     assert found.matrix().tolist() == [[6, 0, 0], [2, 5, 0], [0, 0, 7]]
     assert found.rate == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("separation", "settles"), [(3.5, True), (0.5, False)])
+def test_an_estimate_that_has_not_settled_is_said(caplog, separation, settles):
+    evidence, candidates, _ = draw(uniform(10, 0.2), 2000, separation)
+    with caplog.at_level(logging.WARNING, "fsdtool"):
+        estimate(evidence[:, None], candidates, 1, 10)
+    assert ("the share of wrong labels had not settled after 100 steps" in caplog.text) is not settles

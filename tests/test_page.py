@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import identity
 from PIL import Image
 from torch import nn
 
@@ -27,7 +28,7 @@ from fsdtool.page import Page, Picture, render_page, write_page
 from fsdtool.preprocessing import Preprocessing
 from fsdtool.review import LARGEST_PAGE, histogram, pictures_of, review
 from fsdtool.summary import load
-from fsdtool.thumbnails import SIDE, thumbnails
+from fsdtool.thumbnails import BATCH, SIDE, thumbnails
 
 EVIL = [
     "<script>alert(1)</script>.png",
@@ -310,6 +311,22 @@ def test_values_beyond_zero_and_one_are_mapped_onto_them(arrays):
     assert pixels(picture).max() == 255
 
 
+@pytest.mark.parametrize("constant", [0.0, -2.0, 5.0])
+def test_a_constant_first_batch_does_not_set_the_scale(arrays, constant):
+    x = np.full((BATCH + 2, 1, 8, 8), constant, dtype=np.float32)
+    x[-2:] = np.linspace(-2, 2, 64, dtype=np.float32).reshape(8, 8)
+    *_, first, last = thumbnails(source_of(arrays, x), range(len(x)))
+    assert np.array_equal(pixels(first), pixels(last))
+    assert len(np.unique(pixels(last))) == 64
+    assert (pixels(last).min(), pixels(last).max()) == (0, 255)
+
+
+@pytest.mark.parametrize(("constant", "shown"), [(0.0, 0), (1.0, 255), (0.2, 51), (-2.0, 128), (7.0, 128)])
+def test_pictures_of_one_constant_have_a_shade(arrays, constant, shown):
+    (picture,) = thumbnails(source_of(arrays, np.full((1, 3, 8, 8), constant, dtype=np.float32)), [0])
+    assert np.all(pixels(picture) == shown)
+
+
 def test_pictures_end_where_the_budget_ends(arrays):
     x = np.random.default_rng(0).integers(0, 256, (100, 8, 8), dtype=np.uint8)
     source = source_of(arrays, x, layout="one channel")
@@ -411,7 +428,7 @@ def test_data_that_has_changed_since_is_not_shown(here, tmp_path):
 def test_a_summary_never_makes_the_report_run_code(here, edited, monkeypatch, tmp_path, spec):
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
     monkeypatch.chdir(tmp_path)
-    edited(here / "mlp.h5", lambda file: file["data"].attrs.__setitem__("spec", np.bytes_(spec)), "mlp.h5")
+    edited(here / "mlp.h5", identity(lambda parts: parts["data"].update(spec=spec)), "mlp.h5")
     assert "is opened by code or with arguments; name the data by --report-data" in no_pictures(tmp_path)
 
 

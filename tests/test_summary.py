@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import SAMPLE, gaussian_classes, perceptron
+from conftest import SAMPLE, gaussian_classes, identity, perceptron
 from torch import nn
 
 import fsdtool
@@ -22,6 +22,7 @@ from fsdtool import summarize as summarize_module
 from fsdtool.catalogue import open_catalogue
 from fsdtool.cli import main
 from fsdtool.errors import FsdtoolError
+from fsdtool.evidencefile import read_judges
 from fsdtool.influence import self_influence
 from fsdtool.mislabel import find_mislabeled
 from fsdtool.moments import GateStatistics
@@ -182,16 +183,53 @@ def test_every_dataset_says_what_it_holds_and_is_compressed_if_there_is_enough_o
             if not name.startswith("model/parameters") and not FACTORS.fullmatch(name):
                 assert (dataset.compression == "gzip") is (dataset.nbytes > 2048), name
         assert file.attrs["format"] == b"fsdtool summary"
-        assert file.attrs["schema"] == 1
+        assert file.attrs["schema"] == 2
         assert json.loads(file["model"].attrs["reasons"]) == []
+
+
+@pytest.mark.parametrize("network", ["mlp", "convnet"])
+def test_what_was_summarized_reads_as_text_in_h5py(sample_paths, network):
+    with h5py.File(sample_paths[network]) as file:
+        told = {**file["model"].attrs, **file["data"].attrs}
+        assert told["mode"] == "full"
+        assert told["spec"] == str(file["data"].attrs["spec"])
+        assert {key for key, value in told.items() if not isinstance(value, (str, np.number, np.bool_))} == set()
+        parts = json.loads(bytes(file["identity"][:]))
+        for name, values in parts.items():
+            for key, value in values.items():
+                found = file[name].attrs[key]
+                assert (json.loads(found) if isinstance(value, (dict, list)) else found) == value, key
+        everything = [file, *(file[name] for name in datasets(file))]
+        assert all(isinstance(item.attrs["description"], str) for item in everything[1:])
+
+
+def test_any_text_can_be_an_attribute(summarized):
+    odd = "\udcff \0 日本"
+    summary = summarized(perceptron(4, 8, 2), *gaussian_classes(40, 4, 2), model_spec=odd)
+    assert summary.identity.model_spec == "\\udcff \0 日本"
+    with h5py.File(summary.path) as file:
+        assert file["model"].attrs["spec"] == "\\udcff \\x00 日本"
+
+
+def test_a_summary_closes_its_file(sample_paths):
+    with fsdtool.load(sample_paths["mlp"]) as summary:
+        file = summary.file
+        assert len(summary.records.read("loss")) == summary.examples
+    assert not file
+    for use in (lambda: summary.records.read("loss"), lambda: "loss" in summary.records, lambda: read_judges(summary)):
+        with pytest.raises(FsdtoolError, match=r"mlp.h5' was closed; open it again"):
+            use()
+    summary.close()
+    assert summary.statistics.count.sum() == summary.examples
+    with open_catalogue(sample_paths["mlp"]) as catalogue:
+        assert catalogue.records.read("loss").shape == (1437,)
+    assert not catalogue.file
 
 
 def test_part_sizes_are_those_of_the_datasets(sample_paths):
     sizes = part_sizes(sample_paths["mlp"])
     with h5py.File(sample_paths["mlp"]) as file:
-        assert sizes == {
-            name: (d.id.get_storage_size(), d.attrs["description"].decode()) for name, d in datasets(file).items()
-        }
+        assert sizes == {name: d.id.get_storage_size() for name, d in datasets(file).items()}
 
 
 def test_the_same_inputs_give_the_same_bytes(summarized, monkeypatch):
@@ -285,16 +323,31 @@ BIAS = "model/parameters/5.bias"
 DAMAGE = {
     "another schema": (
         attribute("/", "schema", 99),
-        "holds a summary of schema 99, this version reads schema 1",
+        r"is a summary of schema 99, and fsdtool \S+ reads schema 2; update fsdtool, or write it again with",
     ),
-    "text in a heap": (attribute("model", "spec", "text of variable length"), "'spec' of '/model' is not plain"),
+    "an older schema": (
+        attribute("/", "schema", 1),
+        r"is a summary of schema 1, and fsdtool \S+ reads schema 2; write it",
+    ),
+    "text in a heap": (attribute("/", "format", "fsdtool summary"), "'format' of '/' is not plain"),
     "an object in an attribute": (
         lambda file: file["statistics"].attrs.__setitem__("kind", file.ref),
         "'kind' of '/statistics' is not plain",
     ),
-    "an array for a schema": (attribute("/", "schema", np.arange(3)), "this version reads schema 1"),
-    "no summary": (attribute("/", "format", np.bytes_("photographs")), "holds no fsdtool summary"),
-    "a missing attribute": (lambda file: file.attrs.__delitem__("task"), "is damaged"),
+    "an array for a schema": (
+        attribute("/", "schema", np.arange(3)),
+        "of schema array.*reads schema 2; write it again",
+    ),
+    "no summary": (attribute("/", "format", np.bytes_("photographs")), "is no fsdtool summary"),
+    "a missing attribute": (lambda file: file["statistics"].attrs.__delitem__("kind"), "'kind' is missing"),
+    "a missing part of the identity": (identity(lambda parts: parts.pop("model")), "'mode' is missing"),
+    "a missing value of the identity": (identity(lambda parts: parts["/"].pop("task")), "'task' is missing"),
+    "a number for text": (
+        identity(lambda parts: parts["data"].update(spec=7)),
+        "'/identity' of 'data': 'spec' holds 7, expected text",
+    ),
+    "a number that is too large": (identity(lambda parts: parts["/"].update(seed=2**70)), "expected a whole number"),
+    "an identity that is a list": (identity(lambda parts: [1]), "'task' is missing"),
     "a missing group": (removed("statistics"), "'/statistics' is missing"),
     "a missing dataset": (removed("statistics/input/core"), "'/statistics/input/core' is missing"),
     "missing gates": (removed(GATES), f"'/{GATES}' is missing"),
@@ -343,7 +396,7 @@ DAMAGE = {
     "a step of another shape": (steps(lambda content: content[1].update(shape=[7])), "gives shape"),
     "a step with other options": (
         steps(lambda content: content[3]["options"].update(settings={"k": 1})),
-        "is damaged",
+        "step '2' of its network does not run",
     ),
     "two steps of one name": (
         steps(lambda content: content[2].update(name=content[1]["name"])),
@@ -385,12 +438,12 @@ DAMAGE = {
         replaced(DIAGONAL, np.full((10, 64), 1e300)),
         "holds values too large for torch.float32",
     ),
-    "an unknown task": (attribute("/", "task", np.bytes_("ranking")), "task 'ranking'"),
-    "no examples": (attribute("data", "examples", 0), "no examples"),
-    "deeply nested JSON": (attribute("model", "reasons", np.bytes_("[" * 30_000)), "is damaged"),
+    "an unknown task": (identity(lambda parts: parts["/"].update(task="ranking")), "task 'ranking'"),
+    "no examples": (identity(lambda parts: parts["data"].update(examples=0)), "no examples"),
+    "deeply nested JSON": (replaced("identity", np.frombuffer(b"[" * 200_000, np.uint8)), "'/identity' is damaged"),
     "a weight that is not there": (
         steps(lambda content: content[-1]["parameters"].update(weight="9.weight")),
-        "is damaged",
+        "'/model/shapes' has none for '9.weight'",
     ),
 }
 
@@ -402,11 +455,60 @@ def test_damage_is_one_line_that_names_it(sample_paths, edited, kind):
     with pytest.raises(FsdtoolError, match=message) as error:
         load(path)
     assert "\n" not in str(error.value)
-    assert "again" in str(error.value) or "this version" in str(error.value)
+    assert "again" in str(error.value) or "give a file" in str(error.value)
+
+
+# Where a fault of the tool may lie while a summary is read, and a command that comes there.
+FAULTS = {
+    "the catalogue": ("catalogue.Records.check", ("find-mislabeled",)),
+    "the identity": ("summary.Preprocessing.from_json", ("inspect",)),
+    "the network": ("graph.Graph.parameter_names", ("inspect",)),
+    "the statistics": ("summary.GateStatistics", ("inspect",)),
+    "the curvature": ("summary.BlockCurvature", ("influence", "--queries", str(SAMPLE / "test.npz"))),
+    "the sizes": ("summary.hdf5.stored_bytes", ("inspect",)),
+    "the class models": ("evidencefile.Discriminant", ("find-mislabeled", "--data", str(SAMPLE / "test.npz"))),
+}
+
+
+@pytest.mark.parametrize("error", [TypeError, KeyError, AttributeError, ZeroDivisionError])
+@pytest.mark.parametrize("where", FAULTS)
+def test_a_fault_of_the_tool_while_a_summary_is_read_is_no_damage(sample_paths, monkeypatch, capsys, where, error):
+    place, (command, *options) = FAULTS[where]
+
+    def broken(*arguments, **more):
+        raise error("a fault")
+
+    monkeypatch.setattr(f"fsdtool.{place}", broken)
+    assert main([command, str(sample_paths["mlp"]), *options, "-q"]) == 3
+    message = capsys.readouterr().err
+    assert message.startswith(f"internal error: {error.__name__}: ")
+    assert "damaged" not in message
+
+
+def test_a_file_of_an_older_schema_is_told_so_whatever_it_lacks(sample_paths, edited, capsys):
+    def older(file: h5py.File) -> None:
+        file.attrs["schema"] = 1
+        for name in ("identity", "evidence", "records/self_influence", "statistics/outputs"):
+            del file[name]
+
+    path = edited(sample_paths["mlp"], older)
+    for command in (["inspect"], ["find-mislabeled"], ["influence", "--self"], ["fsd", "--checkpoint", "x.pt"]):
+        assert main([command[0], str(path), *command[1:], "-q"]) == 2
+        assert capsys.readouterr().err == (
+            f"error: '{path}' is a summary of schema 1, and fsdtool {fsdtool.__version__} reads schema 2; "
+            "write it again with 'fsdtool summarize'\n"
+        )
 
 
 IN_THE_CATALOGUE = (
-    *("another schema", "no summary", "a missing attribute", "missing records", "too few records", "no steps"),
+    *(
+        "another schema",
+        "no summary",
+        "a missing value of the identity",
+        "missing records",
+        "too few records",
+        "no steps",
+    ),
     *("a class out of range", "a negative candidate", "a link for a group", "an object type", "compressed zeros"),
     *("an object under two names", "floats for classes", "an unknown task", "no examples", "steps that are no JSON"),
 )

@@ -277,7 +277,7 @@ def _mixture(summary: Summary) -> str:
 
 def statistics_bytes(summary: Summary) -> int:
     """Bytes of the file's `statistics` part."""
-    return sum(size for name, (size, _) in part_sizes(summary.path).items() if name.startswith("statistics"))
+    return sum(size for name, size in part_sizes(summary.path).items() if name.startswith("statistics"))
 
 
 def _estimate(case: Case, baseline: Baseline) -> Estimate:

@@ -92,7 +92,7 @@ def bytes_kept(folder: Path, tool: str) -> tuple[int, int]:
     """What `prepare` leaves behind: statistics or factors, and all of it."""
     if tool == "fsdtool":
         path = folder / "summary.h5"
-        sizes = {name: size for name, (size, _) in part_sizes(path).items()}
+        sizes = part_sizes(path)
         kept = sum(size for name, size in sizes.items() if name.startswith("statistics"))
         return kept, path.stat().st_size
     size = sum(path.stat().st_size for path in folder.glob("kronfluence/**/*.safetensors"))
