@@ -16,6 +16,7 @@ from fsdtool.options import (
     DATA_HELP,
     AllowPickle,
     BatchSize,
+    CheckpointKey,
     Debug,
     Device,
     DeviceChoice,
@@ -97,6 +98,7 @@ def influence_command(
     device: DeviceChoice = Device.auto,
     batch_size: BatchSize = 256,
     ema: Ema = False,
+    checkpoint_key: CheckpointKey = None,
     allow_pickle: AllowPickle = False,
     ids: Ids = None,
     ids_only: IdsOnly = False,
@@ -144,7 +146,7 @@ def influence_command(
     chosen = choose_device(device.value)
     opened = load(summary)
     reading = {"x_key": x_key, "y_key": y_key, "id_key": id_key, "split": split, "skip_bad": skip_bad}
-    network = network_of(opened, model, model_arg, checkpoint, allow_pickle, ema)
+    network = network_of(opened, model, model_arg, checkpoint, allow_pickle, ema, checkpoint_key)
     candidates = None if data is None else load_like(opened, data, transform, **reading)
     options = {
         "data": candidates,

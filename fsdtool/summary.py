@@ -14,7 +14,7 @@ import contextlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,11 @@ class Identity:
     command_line: str
     created: str
     earlier: tuple[tuple[str, str], ...] = ()  # name and SHA-256 of checkpoints that gave evidence too
+    tied: dict[str, str] = field(default_factory=dict)  # names of tensors that have an earlier name too: that name
+    computed: dict[str, str] = field(default_factory=dict)  # weights that the model's code computes: how
+    digests: dict[str, str] = field(default_factory=dict)  # in last layer mode, of each tensor outside that layer
+    checkpoint_key: str = ""  # where in the checkpoint's file the weights stood, if that was asked for
+    output: str = ""  # which of the model's outputs was asked for
 
 
 @dataclass
@@ -143,11 +148,13 @@ def _read_identity(file: h5py.File, catalogue: Catalogue) -> Identity:
     model_group = hdf5.group(file, "model")
     root, model, data = (hdf5.Attributes(holder) for holder in (file, model_group, hdf5.group(file, "data")))
     shapes = json.loads(bytes(hdf5.read(hdf5.dataset(model_group, "shapes"))))
+    graph = Graph.from_json(json.loads(bytes(hdf5.read(hdf5.dataset(model_group, "graph")))))
+    more = json.loads(bytes(hdf5.read(hdf5.dataset(model_group, "names")))) if "names" in model_group else {}
     identity = Identity(
         task=catalogue.task,
         mode=str(model["mode"]),
         reasons=tuple(str(reason) for reason in json.loads(model["reasons"])),
-        graph=Graph.from_json(json.loads(bytes(hdf5.read(hdf5.dataset(model_group, "graph"))))),
+        graph=replace(graph, frozen=frozenset(str(name) for name in more.get("frozen", []))),
         shapes={str(name): tuple(int(n) for n in shape) for name, shape in shapes.items()},
         model_spec=str(model["spec"]),
         model_arguments=dict(json.loads(model["arguments"])),
@@ -165,11 +172,18 @@ def _read_identity(file: h5py.File, catalogue: Catalogue) -> Identity:
         command_line=str(root["command_line"]),
         created=str(root["created"]),
         earlier=tuple((str(name), str(sha256)) for name, sha256 in json.loads(model.get("earlier", "[]"))),
+        **{kind: _texts(more.get(kind, {})) for kind in ("tied", "computed", "digests")},
+        checkpoint_key=str(model.get("checkpoint_key", "")),
+        output=str(model.get("output", "")),
     )
     if identity.mode not in (FULL, LAST_LAYER):
         raise hdf5.unusable(file, f"mode '{identity.mode}' is not known")
     _check_runs(identity, Path(file.filename).stat().st_size)
     return identity
+
+
+def _texts(mapping: dict[Any, Any]) -> dict[str, str]:
+    return {str(key): str(value) for key, value in mapping.items()}
 
 
 def _check_runs(identity: Identity, file_size: int) -> None:

@@ -121,6 +121,8 @@ class Writer:
             checkpoint_sha256=identity.checkpoint_sha256,
             checkpoint_averaged=identity.checkpoint_averaged,
             earlier=json.dumps(identity.earlier),
+            checkpoint_key=identity.checkpoint_key,
+            output=identity.output,
         )
         _attributes(
             self.file.create_group("data"),
@@ -133,6 +135,12 @@ class Writer:
         self.put("model/graph", steps, "steps of the network, JSON as UTF-8 bytes")
         shapes = _json(identity.shapes)
         self.put("model/shapes", shapes, "shape of every entry of the state_dict, JSON as UTF-8 bytes")
+        kinds = {"frozen": sorted(identity.graph.frozen), "tied": identity.tied}
+        kinds |= {"computed": identity.computed, "digests": identity.digests}
+        described = (
+            "names of parameters that are frozen, tied, computed, or unseen in last layer mode, JSON as UTF-8 bytes"
+        )
+        self.put("model/names", _json(kinds), described)
         if identity.class_names:
             self.put("data/class_names", _fixed(identity.class_names), "class names by label, UTF-8")
 
