@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,9 +34,12 @@ def read_checkpoint(
 ) -> Checkpoint:
     """The checkpoint; `spec` is --model, in whose module a pickle's classes are looked up too."""
     from fsdtool.checkpoints import read_checkpoint
-    from fsdtool.models import script_names
 
-    names = partial(script_names, spec)
+    names = nullcontext
+    if allow_pickle and spec is not None:
+        from fsdtool.models import script_names
+
+        names = partial(script_names, spec)
     checkpoint = read_checkpoint(path, allow_pickle=allow_pickle, ema=ema, key=key, names=names)
     for note in checkpoint.notes:
         log.info(f"{path}: {note}")
@@ -44,7 +48,6 @@ def read_checkpoint(
 
 def build_model(spec: str | None, arguments: dict[str, str], checkpoint: Checkpoint) -> nn.Module:
     """The network that `spec` names; without one, that of a pickled module or of weights that tell it."""
-    from fsdtool.computed import plain_state
 
     if spec is not None and not spec.startswith("mlp:"):
         from fsdtool.models import load_model
@@ -55,6 +58,7 @@ def build_model(spec: str | None, arguments: dict[str, str], checkpoint: Checkpo
 
         log.info(f"the model is the {type(checkpoint.network).__name__} pickled in {checkpoint.path}")
         return prepare(checkpoint.network, checkpoint.path)
+    from fsdtool.computed import plain_state
     from fsdtool.infer import infer_mlp
 
     state, _ = plain_state(checkpoint.state, source=checkpoint.path)
@@ -223,7 +227,7 @@ def rebuild(summary: Summary, spec: str | None, arguments: list[str] | None, che
 
     It returns the output that was summarized.
     """
-    from fsdtool.logits import Answer
+    from fsdtool.logits import answer_with
 
     identity, given = summary.identity, key_values(arguments)
     if spec is not None and _same_factory(spec, identity.model_spec):
@@ -232,7 +236,7 @@ def rebuild(summary: Summary, spec: str | None, arguments: list[str] | None, che
             log.info(f"the model's {', '.join(f'{n}={v}' for n, v in added.items())} are as summarized (--model-arg)")
         given = added | given
     network = build_model(spec, given, checkpoint)
-    network.register_forward_hook(Answer(identity.output))
+    answer_with(network, identity.output)
     return network
 
 

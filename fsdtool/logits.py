@@ -55,6 +55,13 @@ class Answer:
             log.info(f"the model returns a {self.kind}; its output '{self.chosen}' is used (--output-name)")
 
 
+def answer_with(model: nn.Module, name: str = "") -> Answer:
+    """From now on the model returns one row of values for each example."""
+    answer = Answer(name)
+    model.register_forward_hook(answer)
+    return answer
+
+
 @contextlib.contextmanager
 def answering(model: nn.Module, name: str = "") -> Iterator[Answer]:
     """Within it, the model returns one row of values for each example, as it may do already."""

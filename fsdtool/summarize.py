@@ -40,7 +40,7 @@ from fsdtool.frozen import check_trained, frozen_names
 from fsdtool.gradients import blocks, left_out
 from fsdtool.graph import Parameters
 from fsdtool.headonly import digests
-from fsdtool.logits import Answer, say_link
+from fsdtool.logits import answer_with, say_link
 from fsdtool.losses import UNITS
 from fsdtool.models import check_repeatable
 from fsdtool.moments import OutputMoments, Statistics
@@ -137,8 +137,7 @@ def summarize(
     for note in apply_checkpoint(model, checkpoint):
         log.info(note)
     frozen = frozen_names(model, frozen)
-    answer = Answer(output_name)
-    model.register_forward_hook(answer)
+    answer = answer_with(model, output_name)
     data = fit_layout(data, model)
     answer.say()
     example = next(data.batches(2)).x
