@@ -125,7 +125,7 @@ def influence_command(
     if (queries is None) is not of_itself:
         found = "both are given" if of_itself else "neither is given"
         raise FsdtoolError(f"either --queries or --self is needed and {found}; give one of them")
-    check_model_options(model, model_arg, checkpoint, allow_pickle)
+    check_model_options(model, model_arg, checkpoint, allow_pickle, checkpoint_key)
     if of_itself:
         needless = {} if data is not None else {"model": model, "checkpoint": checkpoint}
         other = solver is not Solver.kronecker

@@ -144,7 +144,7 @@ def find_mislabeled_command(
     if top is not None and everything:
         raise FsdtoolError(f"--top {top} and --all exclude each other; give one of them")
     if data is None:
-        needless = {"model": model, "model_arg": model_arg, "checkpoint": checkpoint}
+        needless = {"model": model, "model_arg": model_arg, "checkpoint": checkpoint, "checkpoint_key": checkpoint_key}
         needless |= {"id_key": id_key, "split": split, "skip_bad": skip_bad, "transform": transform}
         refuse_options("without --data", "--data", **needless)
     elif page_data is not None:
@@ -152,7 +152,7 @@ def find_mislabeled_command(
             f"--report-data {page_data} has no meaning with --data, which has the pictures; leave it out"
         )
     else:
-        check_model_options(model, model_arg, checkpoint, allow_pickle)
+        check_model_options(model, model_arg, checkpoint, allow_pickle, checkpoint_key)
     inputs = [given for given in (summary, data, page_data, ids) if given is not None]
     if page is not None:
         check_output(page, "--report", inputs=inputs, suffix=".html")

@@ -174,9 +174,11 @@ def refuse_options(why: str, instead: str, **options: object) -> None:
 
 
 def check_model_options(
-    model: str | None, arguments: list[str] | None, checkpoint: Path | None, allow_pickle: bool
+    model: str | None, arguments: list[str] | None, checkpoint: Path | None, allow_pickle: bool, key: str | None
 ) -> None:
     """Refuse --model and --checkpoint one without the other, unless the network itself may be pickled in the latter."""
+    if key is not None and checkpoint is None:
+        raise FsdtoolError(f"--checkpoint-key {key} is given without --checkpoint; give both or neither")
     if model is None and checkpoint is not None and allow_pickle:
         return
     if (model is None) is not (checkpoint is None):

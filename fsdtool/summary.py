@@ -150,6 +150,9 @@ def _read_identity(file: h5py.File, catalogue: Catalogue) -> Identity:
     shapes = json.loads(bytes(hdf5.read(hdf5.dataset(model_group, "shapes"))))
     graph = Graph.from_json(json.loads(bytes(hdf5.read(hdf5.dataset(model_group, "graph")))))
     more = json.loads(bytes(hdf5.read(hdf5.dataset(model_group, "names")))) if "names" in model_group else {}
+    whole = isinstance(more, dict) and isinstance(more.get("frozen", []), list)
+    if not whole or not all(isinstance(more.get(kind, {}), dict) for kind in ("tied", "computed", "digests")):
+        raise hdf5.unusable(model_group, "'names' does not hold frozen, tied and computed parameters and digests")
     identity = Identity(
         task=catalogue.task,
         mode=str(model["mode"]),
