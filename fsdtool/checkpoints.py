@@ -1,27 +1,32 @@
 """Checkpoints: a mapping from parameter names to tensors, out of whatever trained it.
 
-It is often wrapped ({"state_dict": {...}}) and may hold a moving average of the weights beside them. Wrappers are
-undone here, and that is reported; fsdtool.weightfiles reads the formats, fsdtool.matching undoes prefixes of names.
+fsdtool.weightfiles reads the formats, fsdtool.unwrapping finds the weights in what they hold, fsdtool.matching undoes
+prefixes of names, fsdtool.computed makes computed weights plain; what was done is reported.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fsdtool.errors import FsdtoolError, some
-from fsdtool.matching import is_averaged, match_state
-from fsdtool.weightfiles import StandIn, needs_code, read_stored
+from fsdtool.computed import has_sources, make_plain, plain_state, plain_values, source_of
+from fsdtool.errors import FsdtoolError, describe, some
+from fsdtool.matching import match_state, without_wrappers
+from fsdtool.models import canonical_names
+from fsdtool.standins import named_class
+from fsdtool.unwrapping import is_extra, under, unwrap
+from fsdtool.weightfiles import Names, read_stored
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module")
-# Lightning's WeightAveraging puts the average under 'state_dict' and the trained weights here.
-_TRAINED_ASIDE = "current_model_state"
+log = logging.getLogger("fsdtool")
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Checkpoint:
     `sha256` is that of the file, or of an index and its shards one after the other; `notes` say which wrappers were
     undone and what was converted. `averaged`: the weights are a moving average. `hyper_parameters`: what Lightning
     recorded of them, as far as it is plain data. `network`: the pickled module the weights were taken from, if any.
+    `versions`: what the state_dict notes of each module (`_metadata`). `extra`: what modules save besides tensors
+    (`get_extra_state`). `key`: where in the file the weights stand, if that was asked for.
     """
 
     path: str
@@ -40,19 +47,35 @@ class Checkpoint:
     averaged: bool = False
     hyper_parameters: Mapping[str, object] = field(default_factory=dict)
     network: nn.Module | None = None
+    versions: Mapping[str, dict[str, object]] = field(default_factory=dict)
+    extra: Mapping[str, object] = field(default_factory=dict)
+    key: str = ""
 
 
-def read_checkpoint(path: str | Path, *, allow_pickle: bool = False, ema: bool = False) -> Checkpoint:
+def read_checkpoint(
+    path: str | Path,
+    *,
+    allow_pickle: bool = False,
+    ema: bool = False,
+    key: str | None = None,
+    names: Names = nullcontext,
+) -> Checkpoint:
     """Read a file of safetensors or torch.save, an index of shards, or a folder that holds one checkpoint.
 
-    ema: take the moving average of the weights that the checkpoint holds beside them. Only plain data is read; a
-    pickle that needs code is refused unless `allow_pickle`. Raises FsdtoolError for a file that is missing, damaged
-    or without the weights asked for, and for a tensor that is not finite or quantized.
+    ema: take the moving average of the weights that the checkpoint holds beside them. key: where in the file the
+    weights stand, of several ('teacher', 'ema.model', '0' in a list, or a prefix of names). Only plain data is read; a
+    pickle that needs code is refused unless `allow_pickle`; within `names` its classes are looked up. Raises
+    FsdtoolError for a file that is missing, damaged or without the weights asked for, and for a tensor that is not
+    finite or quantized.
     """
     path = Path(path)
-    stored = read_stored(path, allow_pickle=allow_pickle)
+    stored = read_stored(path, allow_pickle=allow_pickle, names=names)
     notes = list(stored.notes)
-    tensors, averaged, network = _unwrap(stored.content, ema, notes, path)
+    content = stored.content
+    if key is not None:
+        content = under(content, key, path)
+        notes.append(f"took the weights under '{key}' (--checkpoint-key)")
+    held, tensors, averaged, network = unwrap(content, ema, notes, path)
     size = sum(file.stat().st_size for file in stored.files)
     state = {name: _checked(name, tensor, size, path) for name, tensor in tensors.items()}
     converted = {str(t.dtype).removeprefix("torch.") for n, t in tensors.items() if t.dtype != state[n].dtype}
@@ -61,132 +84,108 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False, ema: bool =
     recorded = stored.content.get("hyper_parameters") if isinstance(stored.content, Mapping) else None
     hyper_parameters = {k: v for k, v in recorded.items() if _is_plain(v)} if isinstance(recorded, Mapping) else {}
     digest = _sha256(stored.files)
-    return Checkpoint(str(stored.files[0]), digest, state, tuple(notes), averaged, hyper_parameters, network)
+    extra = {str(name): value for name, value in held.items() if is_extra(str(name))}
+    versions = getattr(held, "_metadata", None)
+    return Checkpoint(
+        str(stored.files[0]),
+        digest,
+        state,
+        tuple(notes),
+        averaged,
+        hyper_parameters,
+        network,
+        versions if isinstance(versions, Mapping) else {},
+        extra,
+        key or "",
+    )
 
 
 def apply_checkpoint(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
-    """Load the checkpoint's tensors into the model; returns notes on what was removed from their names.
+    """Load the checkpoint's tensors into the model and make its computed weights plain; returns notes on both.
 
     Raises FsdtoolError where names or shapes differ, or where integers are stored for a floating parameter.
     """
-    own = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    notes = _load(model, checkpoint)
+    kinds = Counter(make_plain(model).values())
+    if kinds:
+        found = ", ".join(f"{kind} of {count}" for kind, count in kinds.items())
+        notes.append(f"computed weights are used as they come out ({found})")
+    return notes
+
+
+def with_plain_weights(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint as the model, which may compute weights, makes of it: all under plain names.
+
+    The model is left with these weights and computes them as before.
+    """
+    _load(model, checkpoint)
+    computed = plain_values(model)
+    state = {name: tensor for name, tensor in tensors_of(model).items() if source_of(name, computed) is None}
+    return replace(checkpoint, state={k: v.detach().clone() for k, v in (state | computed).items()}, versions={})
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of its state_dict: parameters and buffers, without what modules save besides (`get_extra_state`)."""
+    state = model.state_dict()
+    return {name: value for name, value in state.items() if isinstance(value, Tensor) and not is_extra(name)}
+
+
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """The names of tensors that have an earlier name too, and that name."""
+    return {name: first for name, first in canonical_names(model).items() if name != first}
+
+
+def _load(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
+    notes: list[str] = []
+    own = tensors_of(model)
+    given = checkpoint.state
+    if has_sources(given) and not has_sources(own):
+        given, notes = plain_state(given, source=checkpoint.path)
+    elif has_sources(own) and not has_sources(given):
+        make_plain(model)
+        own = tensors_of(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
-    state, notes = match_state(checkpoint.state, shapes, source=checkpoint.path)
+    state, renamed = match_state(given, shapes, source=checkpoint.path, tied=tied_names(model))
     integers = [n for n, t in state.items() if own[n].is_floating_point() and not t.is_floating_point()]
     if integers:
         raise FsdtoolError(
             f"the checkpoint does not fit the model ({checkpoint.path}): {some(integers)} hold "
-            f"{state[integers[0]].dtype}, expected float32; give a checkpoint that is not quantized"
+            f"{state[integers[0]].dtype}, expected float32: it is quantized; give the checkpoint from before that"
         )
-    model.load_state_dict(state, strict=False)
-    return notes
-
-
-def _unwrap(
-    content: object, ema: bool, notes: list[str], path: Path
-) -> tuple[dict[str, Tensor], bool, nn.Module | None]:
-    """The mapping of tensors inside `content`, whether it is an average, and the module that held it."""
-    averaged, network = False, None
-    for _ in range(16):  # a pickle may hold itself
-        if isinstance(content, nn.Module):
-            notes.append(f"took the weights of a pickled {getattr(content, 'original_name', type(content).__name__)}")
-            network = None if isinstance(content, torch.jit.ScriptModule) else content
-            content = content.state_dict()
-        if isinstance(content, StandIn):
-            raise needs_code(path, content.name)
-        if not isinstance(content, Mapping):
-            raise FsdtoolError(
-                f"the checkpoint '{path}' holds a {type(content).__name__}, not names and tensors; "
-                "save it again with torch.save(model.state_dict(), path)"
-            )
-        if _TRAINED_ASIDE in content:
-            averaged = True
-            notes.append("the weights are the average that Lightning's WeightAveraging keeps")
-        if ema:
-            _refuse_nameless(content, path)
-        key, average = _next_wrapper(content, ema and not averaged, notes)
-        if key is None:
-            break
-        averaged = averaged or average
-        notes.append(f"took the {'averaged ' if average else ''}weights under '{key}'")
-        content = content[key]
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    arrays = [value.name for value in content.values() if isinstance(value, StandIn) and "_reconstruct" in value.name]
-    if arrays:
-        raise needs_code(path, arrays[0])
-    if not tensors:
-        keys = some([str(key) for key in content], 8) or "no entries"
+    whole = OrderedDict(state) | _extra_states(model, checkpoint)
+    whole._metadata = _versions(model, checkpoint, state)
+    try:
+        model.load_state_dict(whole, strict=False)
+    except Exception as error:  # the model's own hooks
         raise FsdtoolError(
-            f"the checkpoint '{path}' holds no tensors where they were looked for (it has {keys}); "
-            "save it again with torch.save(model.state_dict(), path)"
-        )
-    packed = [str(key) for key in content if str(key).endswith("_packed_params")]
-    if packed:
-        raise FsdtoolError(
-            f"the checkpoint '{path}' is of a quantized network ({some(packed)}); give the one before it was quantized"
-        )
-    steps = tensors.pop("n_averaged", None)
-    if steps is not None:
-        averaged = True
-        notes.append(f"the weights are an average over {int(steps)} models (AveragedModel)")
-    if ema and not averaged:
-        tensors, network = _averaged_part(tensors, content, path), None
-    return tensors, averaged or ema, network
+            f"the model does not take the checkpoint ({checkpoint.path}): {describe(error)}; give the model and the "
+            "arguments it was trained with"
+        ) from error
+    return notes + renamed
 
 
-def _next_wrapper(content: Mapping[object, object], ema: bool, notes: list[str]) -> tuple[object, bool]:
-    """The key of the next mapping to look into, and whether it is known to hold an average; None at the end."""
-    trained = next((key for key in WRAPPERS if isinstance(content.get(key), (Mapping, nn.Module))), None)
-    average = next((key for key, value in content.items() if is_averaged(str(key)) and _holds_weights(value)), None)
-    if average is not None and (ema or (trained is None and not _own_tensors(content))):
-        return average, True
-    if average is not None and trained is not None:
-        notes.append(f"averaged weights stand under '{average}'; give --ema to take them")
-    if trained is not None or _own_tensors(content):
-        return trained, False
-    only = [key for key, value in content.items() if _holds_weights(value)]
-    return (only[0] if len(only) == 1 else None), False
+def _extra_states(model: nn.Module, checkpoint: Checkpoint) -> dict[str, object]:
+    """What the checkpoint saved of the model's modules besides tensors, by the model's names."""
+    found = {}
+    for name in filter(is_extra, model.state_dict()):
+        there = [k for k in checkpoint.extra if without_wrappers(k) == name or without_wrappers(k).endswith(f".{name}")]
+        if len(there) == 1 and named_class(checkpoint.extra[there[0]]) is None:
+            found[name] = checkpoint.extra[there[0]]
+        else:
+            log.warning(f"'{name}' is not in the checkpoint {checkpoint.path}; it stays as the factory has it")
+    return found
 
 
-def _own_tensors(content: Mapping[object, object]) -> bool:
-    """Whether weights stand here by name, and not only a step or the state of a random generator."""
-    return any(_is_weight(value) and value.dtype != torch.uint8 for value in content.values())
-
-
-def _holds_weights(value: object) -> bool:
-    if isinstance(value, Mapping):
-        inner = (value, *(value[key] for key in WRAPPERS if isinstance(value.get(key), Mapping)))
-        return any(isinstance(name, str) and _is_weight(tensor) for part in inner for name, tensor in part.items())
-    return isinstance(value, nn.Module)
-
-
-def _is_weight(value: object) -> bool:
-    return isinstance(value, Tensor) and (is_lazy(value) or value.dim() > 0)
-
-
-def _refuse_nameless(content: Mapping[object, object], path: Path) -> None:
-    # diffusers and torch_ema keep averages in the order of model.parameters(), which the names here need not have
-    if "shadow_params" in content or any(isinstance(v, Mapping) and "shadow_params" in v for v in content.values()):
-        raise FsdtoolError(
-            f"the checkpoint '{path}' holds its average as a list without names (shadow_params); copy it into the "
-            "model with copy_to, and save model.state_dict()"
-        )
-
-
-def _averaged_part(tensors: Mapping[str, Tensor], content: Mapping[object, object], path: Path) -> dict[str, Tensor]:
-    """The tensors under a prefix that names an average (ema_model.module.fc.weight), without it."""
-    part: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        segments = name.split(".")
-        depth = next((i for i, segment in enumerate(segments[:-1]) if is_averaged(segment)), None)
-        if depth is not None and segments[-1] != "n_averaged":
-            part[".".join(segments[depth + 1 :])] = tensor
-    if not part:
-        raise FsdtoolError(
-            f"--ema is given and the checkpoint '{path}' holds no averaged weights (it has "
-            f"{some([str(key) for key in content], 8)}); leave --ema out"
-        )
-    return part
+def _versions(model: nn.Module, checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> OrderedDict[str, object]:
+    """The notes of a state_dict on each module: the checkpoint's, where it has them, else the model's own."""
+    keys = {id(tensor): key for key, tensor in checkpoint.state.items()}
+    prefixes = Counter(
+        keys[id(tensor)].removesuffix(name) for name, tensor in state.items() if keys.get(id(tensor), "").endswith(name)
+    )
+    prefix = max(prefixes, key=prefixes.__getitem__, default="")
+    own = getattr(model.state_dict(), "_metadata", {})
+    found = ((path, checkpoint.versions.get(f"{prefix}{path}".rstrip("."), kept)) for path, kept in own.items())
+    return OrderedDict((path, dict(notes)) for path, notes in found if isinstance(notes, Mapping))
 
 
 def _checked(name: str, tensor: Tensor, file_size: int, path: Path) -> Tensor:

@@ -52,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if out_of_memory(error):
             message = "out of memory; give a smaller --batch-size or use a machine with more memory"
             return _fail("error", message, ExitStatus.INTERNAL_ERROR)
+        if type(error).__name__.lstrip("_") == "LinAlgError":
+            message = f"the linear algebra fails ({describe(error)}): numbers are too large, or too unlike in size"
+            advice = "check the weights and the scale of the inputs (--mean, --std)"
+            return _fail("error", f"{message}; {advice}", ExitStatus.USER_ERROR)
         hint = "" if report.talk.debug else " (run again with --debug for the traceback)"
         return _fail("internal error", f"{describe(error)}{hint}", ExitStatus.INTERNAL_ERROR)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,11 +14,13 @@ from fsdtool import report
 from fsdtool.answers import talk, write
 from fsdtool.checks import Checks
 from fsdtool.errors import ExitStatus, FsdtoolError
-from fsdtool.inputs import load_like, read_checkpoint, warn_of_fit
+from fsdtool.inputs import load_like, read_checkpoint, rebuild, warn_of_fit
 from fsdtool.options import (
     DATA_HELP,
+    MODEL_HELP,
     AllowPickle,
     BatchSize,
+    CheckpointKey,
     Debug,
     Device,
     DeviceChoice,
@@ -25,6 +29,7 @@ from fsdtool.options import (
     Gates,
     IdKey,
     Metric,
+    ModelArguments,
     OutputFormat,
     Quiet,
     Seed,
@@ -92,6 +97,15 @@ def fsd_command(
         str | None,
         typer.Option(metavar="SPEC", help=f"Also give the exact distance on this data: {DATA_HELP}"),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="The network's code, for --data with a summary in last layer mode and for weights computed in a way "
+            f"of its own: {MODEL_HELP}",
+        ),
+    ] = None,
+    model_arg: ModelArguments = None,
     x_key: XKey = None,
     y_key: YKey = None,
     id_key: IdKey = None,
@@ -101,6 +115,7 @@ def fsd_command(
     device: DeviceChoice = Device.auto,
     batch_size: BatchSize = 256,
     ema: Ema = False,
+    checkpoint_key: CheckpointKey = None,
     allow_pickle: AllowPickle = False,
     format: OutputFormat = None,
     quiet: Quiet = False,
@@ -120,13 +135,16 @@ def fsd_command(
     from fsdtool.fsd import distances
     from fsdtool.summary import load
 
+    if model is None and model_arg:
+        raise FsdtoolError(f"--model-arg {model_arg[0]} is given without --model; give both or neither")
     chosen = choose_device(device.value)
     opened = load(summary)
     warn_of_fit(opened)
     reading = {"x_key": x_key, "y_key": y_key, "id_key": id_key, "split": split, "skip_bad": skip_bad}
+    reference_key = opened.identity.checkpoint_key or None
     result = distances(
         opened,
-        [read_checkpoint(path, allow_pickle, ema) for path in checkpoint],
+        [read_checkpoint(path, allow_pickle, ema, checkpoint_key, model) for path in checkpoint],
         metric=metric and metric.value,
         form=form.value,
         gates=gates and gates.value,
@@ -134,12 +152,15 @@ def fsd_command(
         seed=seed,
         reference=None
         if reference is None
-        else read_checkpoint(reference, allow_pickle, opened.identity.checkpoint_averaged),
+        else read_checkpoint(reference, allow_pickle, opened.identity.checkpoint_averaged, reference_key, model),
         data=None if data is None else load_like(opened, data, transform, **reading),
+        model=None if model is None else partial(rebuild, opened, model, model_arg),
         device=chosen,
         batch_size=batch_size,
         track=report.track,
     )
+    if by_component and None in [d.distance for d in result.found]:
+        raise FsdtoolError("exact distances are of the whole data and not by component; leave --by-component out")
     if by_component:
         write(result.component_rows(), FSD_COMPONENT_COLUMNS, format)
     else:
@@ -152,11 +173,16 @@ def fsd_command(
         raise typer.Exit(ExitStatus.FINDINGS)
 
 
+def _told(row: Mapping[str, Any]) -> float:
+    """The distance as estimated, or the exact one where there is no estimate."""
+    return row["exact"] if row["distance"] is None else row["distance"]
+
+
 def _distance_checks(limit: float | None) -> Checks:
     """A distance over the limit is an error; written so that one that is not a number counts as over it."""
     return Checks(
         suite="fsdtool fsd",
         file=lambda row: row["checkpoint"],
-        message=lambda row: f"distance {row['distance']:g} of {row['checkpoint']} ({row['metric']}, {row['form']})",
-        level=lambda row: "notice" if limit is None or row["distance"] <= limit else "error",
+        message=lambda row: f"distance {_told(row):g} of {row['checkpoint']} ({row['metric']}, {row['form']})",
+        level=lambda row: "notice" if limit is None or _told(row) <= limit else "error",
     )

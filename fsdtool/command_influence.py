@@ -24,6 +24,7 @@ from fsdtool.options import (
     DATA_HELP,
     AllowPickle,
     BatchSize,
+    CheckpointKey,
     Debug,
     Device,
     DeviceChoice,
@@ -105,6 +106,7 @@ def influence_command(
     device: DeviceChoice = Device.auto,
     batch_size: BatchSize = 256,
     ema: Ema = False,
+    checkpoint_key: CheckpointKey = None,
     allow_pickle: AllowPickle = False,
     ids: Ids = None,
     ids_only: IdsOnly = False,
@@ -131,7 +133,7 @@ def influence_command(
     if (queries is None) is not of_itself:
         found = "both are given" if of_itself else "neither is given"
         raise FsdtoolError(f"either --queries or --self is needed and {found}; give one of them")
-    check_model_options(model, model_arg, checkpoint, allow_pickle)
+    check_model_options(model, model_arg, checkpoint, allow_pickle, checkpoint_key)
     if of_itself:
         needless = {} if data is not None else {"model": model, "checkpoint": checkpoint}
         other = solver is not Solver.kronecker
@@ -153,7 +155,7 @@ def influence_command(
     opened = load(summary)
     warn_of_fit(opened)
     reading = {"x_key": x_key, "y_key": y_key, "id_key": id_key, "split": split, "skip_bad": skip_bad}
-    network = network_of(opened, model, model_arg, checkpoint, allow_pickle, ema)
+    network = network_of(opened, model, model_arg, checkpoint, allow_pickle, ema, checkpoint_key)
     candidates = None if data is None else load_like(opened, data, transform, **reading)
     options = {
         "data": candidates,

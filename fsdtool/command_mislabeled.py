@@ -26,6 +26,7 @@ from fsdtool.options import (
     DATA_HELP,
     AllowPickle,
     BatchSize,
+    CheckpointKey,
     Debug,
     Device,
     DeviceChoice,
@@ -122,6 +123,7 @@ def find_mislabeled_command(
     device: DeviceChoice = Device.auto,
     batch_size: BatchSize = 256,
     ema: Ema = False,
+    checkpoint_key: CheckpointKey = None,
     allow_pickle: AllowPickle = False,
     ids: Ids = None,
     ids_only: IdsOnly = False,
@@ -150,7 +152,7 @@ def find_mislabeled_command(
     if top is not None and everything:
         raise FsdtoolError(f"--top {top} and --all exclude each other; give one of them")
     if data is None:
-        needless = {"model": model, "model_arg": model_arg, "checkpoint": checkpoint}
+        needless = {"model": model, "model_arg": model_arg, "checkpoint": checkpoint, "checkpoint_key": checkpoint_key}
         needless |= {"id_key": id_key, "split": split, "skip_bad": skip_bad, "transform": transform}
         refuse_options("without --data", "--data", **needless)
     elif page_data is not None:
@@ -158,7 +160,7 @@ def find_mislabeled_command(
             f"--report-data {page_data} has no meaning with --data, which has the pictures; leave it out"
         )
     else:
-        check_model_options(model, model_arg, checkpoint, allow_pickle)
+        check_model_options(model, model_arg, checkpoint, allow_pickle, checkpoint_key)
     inputs = [given for given in (summary, data, page_data, ids) if given is not None]
     if page is not None:
         check_output(page, "--report", inputs=inputs, suffix=".html")
@@ -192,7 +194,7 @@ def find_mislabeled_command(
             source,
             **choice,
             among=rows_named(opened, ids, source),
-            model=network_of(opened, model, model_arg, checkpoint, allow_pickle, ema),
+            model=network_of(opened, model, model_arg, checkpoint, allow_pickle, ema, checkpoint_key),
             device=chosen,
             batch_size=batch_size,
             track=report.track,

@@ -14,6 +14,7 @@ from fsdtool.options import (
     DATA_HELP,
     MODEL_HELP,
     AllowPickle,
+    CheckpointKey,
     Curvature,
     Debug,
     Device,
@@ -85,6 +86,21 @@ def summarize_command(
     weights: Annotated[
         bool, typer.Option("--weights/--no-weights", help="Keep the weights in the summary; fsd needs them.")
     ] = True,
+    frozen: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Parameters that training left alone, as 'backbone.*', beside those without requires_grad: influence "
+            "leaves them out. May be repeated.",
+        ),
+    ] = None,
+    output_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Which of the model's outputs: a key, a field or a number. [default: logits, or the first]",
+        ),
+    ] = None,
     mean: Annotated[
         str | None,
         typer.Option(metavar="M,...", help="Subtracted from the inputs: one number, or one per channel."),
@@ -127,6 +143,7 @@ def summarize_command(
     workers: Workers = 0,
     seed: Seed = 0,
     ema: Ema = False,
+    checkpoint_key: CheckpointKey = None,
     allow_pickle: AllowPickle = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -151,7 +168,7 @@ def summarize_command(
     from fsdtool.summarize import summarize
 
     chosen = choose_device(device.value)
-    *earlier, weights_given = [read_checkpoint(path, allow_pickle, ema) for path in checkpoint]
+    *earlier, weights_given = [read_checkpoint(path, allow_pickle, ema, checkpoint_key, model) for path in checkpoint]
     preprocessing = Preprocessing(
         **scaling,
         image_size=image_size,
@@ -191,6 +208,8 @@ def summarize_command(
         curvature=curvature.value,
         input_rank=input_rank,
         keep_weights=weights,
+        frozen=frozen or (),
+        output_name=output_name or "",
         command_line=context.obj,
         track=report.track,
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -163,7 +163,7 @@ def changes(
 ) -> Iterator[dict[str, Tensor]]:
     """Weights of networks that might come after the reference: damaged, or trained on."""
     generator = torch.Generator().manual_seed(seed)
-    weights = list(graph.weight_uses())
+    weights = list(replace(graph, frozen=frozenset()).weight_uses())  # other checkpoints may differ in all
 
     def changed(change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         return {**reference, **{name: change(reference[name]) for name in weights}}

@@ -54,6 +54,10 @@ class Fields:
         """Values by name, of any type."""
         return self._checked(key, "values by name", lambda value: isinstance(value, dict))
 
+    def named_texts(self, key: str) -> dict[str, str]:
+        """Texts by name."""
+        return self._checked(key, "texts by name", _are_named_texts)
+
     def _checked(self, key: str, expected: str, fits: Callable[[Any], bool]) -> Any:
         value = self.get(key)
         if not fits(value):
@@ -73,6 +77,10 @@ def _is_finite(value: Any) -> bool:
 
 def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _are_named_texts(value: Any) -> bool:
+    return isinstance(value, dict) and _are_texts(list(value.values()))
 
 
 def _are_pairs(value: Any) -> bool:

@@ -118,6 +118,8 @@ def _complaint(model: nn.Module, x: Tensor) -> str | None:
     try:
         with torch.no_grad():
             output = model(x.to(device))
+    except FsdtoolError:  # what the model returns
+        raise
     except Exception as error:  # whatever a user's forward may raise
         return (_misfit(*entered[-1]) if entered else None) or describe(error)
     finally:

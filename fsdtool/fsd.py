@@ -15,18 +15,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fsdtool.checkpoints import Checkpoint
+from fsdtool.checkpoints import Checkpoint, with_plain_weights
+from fsdtool.computed import has_sources, plain_state
 from fsdtool.distance_calibration import DOUBTFUL, DistanceCalibration
 from fsdtool.distance_forms import Estimate, default_samples, in_closed_form, on_anchors, on_pseudo_samples
 from fsdtool.errors import FsdtoolError
 from fsdtool.graph import Parameters
+from fsdtool.headonly import WholeNetwork, changed, check_seen
 from fsdtool.matching import match_state
 from fsdtool.memory import BatchSize
 from fsdtool.metrics import check_metric, measure, metrics_of
@@ -48,11 +51,12 @@ class Distance:
 
     standard_error: of the choice of examples or pseudo-samples, None for the closed form.  model_error: the relative
     error to expect in all, None where it was not calibrated.  components (K,): the distance over each component's
-    inputs, not a number where too few examples speak for it.  exact: the mean over given data, or None.
+    inputs, not a number where too few examples speak for it.  exact: the mean over given data, or None.  distance is
+    None, and components are empty, where the checkpoint moved before the only layer that the summary holds.
     """
 
     checkpoint: str
-    distance: float
+    distance: float | None
     standard_error: float | None
     model_error: float | None
     metric: str
@@ -71,7 +75,8 @@ class Distances:
 
     @property
     def distances(self) -> list[float]:
-        return [d.distance for d in self.found]
+        """Of each checkpoint: as estimated, or exact where there is no estimate."""
+        return [d.exact if d.distance is None else d.distance for d in self.found]
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row per checkpoint."""
@@ -117,6 +122,7 @@ def distances(
     seed: int = 0,
     reference: Checkpoint | None = None,
     data: DataSource | None = None,
+    model: Callable[[Checkpoint], nn.Module] | None = None,
     device: torch.device | None = None,
     batch_size: int = 256,
     track: Track = silent,
@@ -127,22 +133,26 @@ def distances(
     summary has anchors and no gates are asked for, else 'sampled', and 'closed' for independent gates where it exists.
     gates: of pseudo-samples, 'moving' (the default), 'coupled' or 'independent', see `simulate`.  samples: examples or
     pseudo-samples, by default 4096 to 65536, fewer for larger networks.  reference: the summarized checkpoint, for
-    summaries without weights.  data: gives the exact mean over these examples as well.
+    summaries without weights.  data: gives the exact mean over these examples as well.  model: builds the network
+    for a checkpoint, where that needs its code: for weights that it computes in a way of its own, and for exact
+    distances of a summary in last layer mode (fsdtool.headonly); of a checkpoint that moved before the last layer the
+    exact distance is the only one.
 
-    Raises FsdtoolError for a metric, form or checkpoint that does not fit the summary.
+    Raises FsdtoolError for a metric, form or checkpoint that does not fit the summary, and for a distance that would
+    not see what changed.
     """
     device = device or torch.device("cpu")
     metric = metric or metrics_of(summary.task)[0]
     check_metric(metric, summary.task, summary.path)
     form = choose_form(summary, metric, form, gates)
-    if data is not None:
+    if data is not None and (summary.identity.mode == FULL or model is None):
         _check_data(summary, data)
-    theta0 = _on(_reference(summary, reference), device)
-    others = [_on(_matched(summary, checkpoint), device) for checkpoint in checkpoints]
-    if summary.identity.mode != FULL:
-        log.warning(
-            f"only the last layer '{summary.identity.head}' is compared; a change of the layers before it is not seen"
-        )
+    theta0 = _on(_reference(summary, reference, model), device)
+    states = [_matched(summary, checkpoint, model) for checkpoint in checkpoints]
+    others = [_on(_used(summary, state, c), device) for state, c in zip(states, checkpoints, strict=True)]
+    unseen = [summary.identity.mode != FULL and changed(summary, state) for state in states]
+    for checkpoint, moved in zip(checkpoints, unseen, strict=True):
+        check_seen(summary, checkpoint, moved, whole=model is not None and data is not None)
     calibration = summary.distance_calibration
     if calibration is not None and (calibration.form != form or gates not in (None, MOVING)):
         calibration = None
@@ -161,12 +171,19 @@ def distances(
             "device": device,
         }
         found = on_pseudo_samples(*common, [metric], **options, track=track)[metric]
-    exact = _exact(summary, theta0, others, metric, data, device, batch_size, track) if data is not None else None
+    exact = None
+    if data is not None and summary.identity.mode == FULL:
+        exact = _exact(summary, theta0, others, metric, data, device, batch_size, track)
+    elif data is not None:
+        network = WholeNetwork(summary, model, reference, theta0, device)
+        exact = network.exact(checkpoints, partial(measure, metric), data, batch_size, track)
     corrected = [
         _corrected(checkpoint.path, estimate, metric, form, calibration, None if exact is None else exact[i])
         for i, (checkpoint, estimate) in enumerate(zip(checkpoints, found, strict=True))
     ]
-    _warn(summary, corrected)
+    _warn(summary, [d for d, moved in zip(corrected, unseen, strict=True) if not moved])
+    without = {"distance": None, "standard_error": None, "model_error": None, "components": ()}
+    corrected = [replace(d, **without) if moved else d for d, moved in zip(corrected, unseen, strict=True)]
     return Distances(corrected, names=statistics.names, weights=tuple(statistics.weight.tolist()))
 
 
@@ -217,7 +234,7 @@ def _check_data(summary: Summary, data: DataSource) -> None:
     if summary.identity.mode != FULL:
         raise FsdtoolError(
             f"'{summary.path}' holds the last layer only, and the exact distance needs the whole network; "
-            "leave --data out"
+            "give --model with its code, or leave --data out"
         )
     expected = tuple(summary.identity.graph.input_shape)
     if tuple(data.input_shape) != expected:
@@ -254,7 +271,9 @@ def choose_form(summary: Summary, metric: str, form: str, gates: str | None = No
     return CLOSED if gates == INDEPENDENT and not obstacles else SAMPLED
 
 
-def _reference(summary: Summary, reference: Checkpoint | None) -> dict[str, Tensor]:
+def _reference(
+    summary: Summary, reference: Checkpoint | None, model: Callable[[Checkpoint], nn.Module] | None
+) -> dict[str, Tensor]:
     if reference is not None:
         expected = summary.identity.checkpoint_sha256
         if reference.sha256 != expected:
@@ -262,7 +281,7 @@ def _reference(summary: Summary, reference: Checkpoint | None) -> dict[str, Tens
                 f"{reference.path} is not the summarized checkpoint: its SHA-256 is {reference.sha256[:12]}, "
                 f"that of the summary {expected[:12]}; give the one that was summarized"
             )
-        return _matched(summary, reference)
+        return _used(summary, _matched(summary, reference, model), reference)
     if summary.parameters is None:
         raise FsdtoolError(
             f"'{summary.path}' was written with --no-weights; give the summarized checkpoint by --reference"
@@ -270,10 +289,23 @@ def _reference(summary: Summary, reference: Checkpoint | None) -> dict[str, Tens
     return summary.parameters
 
 
-def _matched(summary: Summary, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    state, notes = match_state(checkpoint.state, summary.identity.shapes, source=checkpoint.path)
-    for note in notes:
+def _matched(
+    summary: Summary, checkpoint: Checkpoint, model: Callable[[Checkpoint], nn.Module] | None
+) -> dict[str, Tensor]:
+    """The checkpoint's tensors under the summary's names, computed weights plain."""
+    identity, notes = summary.identity, []
+    if model is not None:
+        checkpoint = with_plain_weights(model(checkpoint), checkpoint)
+    state = checkpoint.state
+    if not has_sources(identity.shapes):
+        state, notes = plain_state(state, identity.computed, source=checkpoint.path)
+    state, more = match_state(state, identity.shapes, source=checkpoint.path, tied=identity.tied)
+    for note in notes + more:
         log.info(note)
+    return state
+
+
+def _used(summary: Summary, state: Parameters, checkpoint: Checkpoint) -> dict[str, Tensor]:
     used = {name: state[name] for name in summary.identity.graph.parameter_names()}
     integer = next((name for name, value in used.items() if not value.is_floating_point()), None)
     if integer is not None:

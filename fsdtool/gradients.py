@@ -58,8 +58,8 @@ def blocks(graph: Graph, parameters: Parameters) -> list[Block]:
 
 
 def left_out(graph: Graph, parameters: Parameters) -> list[str]:
-    """Parameters that no block covers: those of batch norm, scales by hand, several biases of one weight."""
-    covered = {name for b in blocks(graph, parameters) for name in (b.weight, b.bias)}
+    """Trained parameters that no block covers: those of batch norm, scales by hand, several biases of one weight."""
+    covered = {name for b in blocks(graph, parameters) for name in (b.weight, b.bias)} | graph.frozen
     roles = [(role, name) for i in graph.indices("affine") for role, name in graph.steps[i].parameters.items()]
     return list(dict.fromkeys(name for role, name in roles if name not in covered and not role.startswith("running")))
 

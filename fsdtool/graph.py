@@ -68,9 +68,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Graph:
-    """The steps of a network in order: step 0 is the input, the last gives the logits (batch, O)."""
+    """The steps of a network in order: step 0 is the input, the last gives the logits (batch, O).
+
+    frozen: names of parameters that training left alone, and of which influence and curvature are not.
+    """
 
     steps: tuple[Step, ...]
+    frozen: frozenset[str] = frozenset()
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -86,13 +90,15 @@ class Graph:
         return [i for i, step in enumerate(self.steps) if step.kind in kinds]
 
     def weight_uses(self) -> dict[str, tuple[list[int], str | None]]:
-        """Each weight of a linear or convolution step, in order of first use: its steps, and the bias they share."""
+        """Each trained weight of a linear or convolution step, in order of first use: its steps, and the trained bias
+        they share."""
         uses: dict[str, list[int]] = {}
         for i, step in enumerate(self.steps):
-            if step.operation in WEIGHTED:
+            if step.operation in WEIGHTED and step.parameters["weight"] not in self.frozen:
                 uses.setdefault(step.parameters["weight"], []).append(i)
         biases = {weight: {self.steps[i].parameters.get("bias") for i in steps} for weight, steps in uses.items()}
-        return {w: (steps, biases[w].pop() if len(biases[w]) == 1 else None) for w, steps in uses.items()}
+        shared = {weight: found.pop() if len(found) == 1 else None for weight, found in biases.items()}
+        return {w: (steps, None if shared[w] in self.frozen else shared[w]) for w, steps in uses.items()}
 
     def parameter_names(self) -> list[str]:
         """Every parameter and buffer that a step reads, in order of first use."""

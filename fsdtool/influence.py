@@ -254,6 +254,8 @@ def _streamed(
 def _say_coverage(examples: Examples, used: list[BlockCurvature]) -> None:
     omitted = left_out(examples.graph, examples.parameters)
     without = f", without {len(omitted)} parameters such as '{omitted[0]}'" if omitted else ""
+    still = [name for name in examples.graph.parameter_names() if name in examples.graph.frozen]
+    without += f", without {len(still)} frozen ones such as '{still[0]}'" if still else ""
     log.info(f"curvature: {used[0].source}, {len(used)} weights{without}")
 
 

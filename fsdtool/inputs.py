@@ -8,7 +8,9 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +30,18 @@ if TYPE_CHECKING:
 log = logging.getLogger("fsdtool")
 
 
-def read_checkpoint(path: Path, allow_pickle: bool, ema: bool = False) -> Checkpoint:
+def read_checkpoint(
+    path: Path, allow_pickle: bool, ema: bool = False, key: str | None = None, spec: str | None = None
+) -> Checkpoint:
+    """The checkpoint; `spec` is --model, in whose module a pickle's classes are looked up too."""
     from fsdtool.checkpoints import read_checkpoint
 
-    checkpoint = read_checkpoint(path, allow_pickle=allow_pickle, ema=ema)
+    names = nullcontext
+    if allow_pickle and spec is not None:
+        from fsdtool.models import script_names
+
+        names = partial(script_names, spec)
+    checkpoint = read_checkpoint(path, allow_pickle=allow_pickle, ema=ema, key=key, names=names)
     for note in checkpoint.notes:
         log.info(f"{path}: {note}")
     return checkpoint
@@ -39,6 +49,7 @@ def read_checkpoint(path: Path, allow_pickle: bool, ema: bool = False) -> Checkp
 
 def build_model(spec: str | None, arguments: dict[str, str], checkpoint: Checkpoint) -> nn.Module:
     """The network that `spec` names; without one, that of a pickled module or of weights that tell it."""
+
     if spec is not None and not spec.startswith("mlp:"):
         from fsdtool.models import load_model
 
@@ -48,9 +59,11 @@ def build_model(spec: str | None, arguments: dict[str, str], checkpoint: Checkpo
 
         log.info(f"the model is the {type(checkpoint.network).__name__} pickled in {checkpoint.path}")
         return prepare(checkpoint.network, checkpoint.path)
+    from fsdtool.computed import plain_state
     from fsdtool.infer import infer_mlp
 
-    return infer_mlp(checkpoint.state, spec, arguments, source=checkpoint.path)
+    state, _ = plain_state(checkpoint.state, source=checkpoint.path)
+    return infer_mlp(state, spec, arguments, source=checkpoint.path)
 
 
 def load_like(summary: Summary, spec: str, transform: str | None = None, **reading: Any) -> DataSource:
@@ -172,9 +185,11 @@ def refuse_options(why: str, instead: str, **options: object) -> None:
 
 
 def check_model_options(
-    model: str | None, arguments: list[str] | None, checkpoint: Path | None, allow_pickle: bool
+    model: str | None, arguments: list[str] | None, checkpoint: Path | None, allow_pickle: bool, key: str | None
 ) -> None:
     """Refuse --model and --checkpoint one without the other, unless the network itself may be pickled in the latter."""
+    if key is not None and checkpoint is None:
+        raise FsdtoolError(f"--checkpoint-key {key} is given without --checkpoint; give both or neither")
     if model is None and checkpoint is not None and allow_pickle:
         return
     if (model is None) is not (checkpoint is None):
@@ -191,6 +206,7 @@ def network_of(
     path: Path | None,
     allow_pickle: bool,
     ema: bool,
+    key: str | None = None,
 ) -> nn.Module | None:
     """The network that was summarized, built again from --model and --checkpoint; None without these.
 
@@ -199,8 +215,10 @@ def network_of(
     if path is None:
         return None
     from fsdtool.checkpoints import apply_checkpoint
+    from fsdtool.headonly import check_unmoved
 
-    checkpoint = read_checkpoint(path, allow_pickle, ema)
+    key = key or summary.identity.checkpoint_key or None
+    checkpoint = read_checkpoint(path, allow_pickle, ema, key, model)
     if checkpoint.sha256 != summary.identity.checkpoint_sha256:
         expected = f"{summary.identity.checkpoint_name}, SHA-256 {summary.identity.checkpoint_sha256[:16]}..."
         raise FsdtoolError(
@@ -210,7 +228,32 @@ def network_of(
     if checkpoint.averaged is not summary.identity.checkpoint_averaged:
         averaged = "averaged" if summary.identity.checkpoint_averaged else "trained"
         log.warning(f"the {averaged} weights of the checkpoint were summarized and these are not; see --ema")
-    network = build_model(model, key_values(arguments), checkpoint)
+    network = rebuild(summary, model, arguments, checkpoint)
     for note in apply_checkpoint(network, checkpoint):
         log.info(f"{checkpoint.path}: {note}")
+    check_unmoved(summary, network, checkpoint.path)
     return network
+
+
+def rebuild(summary: Summary, spec: str | None, arguments: list[str] | None, checkpoint: Checkpoint) -> nn.Module:
+    """The network that `spec` names, with the summary's arguments where it is the same; without its weights.
+
+    It returns the output that was summarized.
+    """
+    from fsdtool.logits import answer_with
+
+    identity, given = summary.identity, key_values(arguments)
+    if spec is not None and _same_factory(spec, identity.model_spec):
+        added = {name: value for name, value in identity.model_arguments.items() if name not in given}
+        if added:
+            log.info(f"the model's {', '.join(f'{n}={v}' for n, v in added.items())} are as summarized (--model-arg)")
+        given = added | given
+    network = build_model(spec, given, checkpoint)
+    answer_with(network, identity.output)
+    return network
+
+
+def _same_factory(one: str, other: str) -> bool:
+    """Whether two specs name the same factory, of the same file name where it is a file."""
+    (place, _, name), (there, _, known) = one.rpartition(":"), other.rpartition(":")
+    return name == known and (place == there or (place.endswith(".py") and Path(place).name == Path(there).name))

@@ -75,6 +75,9 @@ def _header(summary: Summary, stored: dict[str, int]) -> list[tuple[str, str]]:
         directions = sum(sum(c.eigenvalues.shape) for c in summary.curvature)
         kept = f"{len(summary.curvature)} weights, {directions:,} directions"
         lines.append(("curvature", f"{summary.curvature[0].source}, {kept}"))
+    still = [name for name in identity.graph.parameter_names() if name in identity.graph.frozen]
+    if still:
+        lines.append(("frozen", f"{len(still)} parameters: {', '.join(still[:3])}{', ...' if len(still) > 3 else ''}"))
     shapes = {name: torch.empty(shape, device="meta") for name, shape in identity.shapes.items()}
     omitted = left_out(identity.graph, shapes)
     if omitted:

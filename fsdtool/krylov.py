@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
 from fsdtool.curvature import BlockCurvature, default_samples
+from fsdtool.errors import FsdtoolError
 from fsdtool.gradients import Block, capture, has_rank_one, vectors
 from fsdtool.graph import Graph, Parameters
 from fsdtool.moments import Statistics
@@ -200,6 +201,8 @@ class ConjugateGradients:
         z = self._precondition(residual)
         direction = z
         first = rho = _inner(residual, z)
+        if not torch.isfinite(first).all():
+            raise FsdtoolError("the gradients of the queries are too large to solve with; check weights and inputs")
         goal = self.tolerance**2 * first
         for iteration in range(self.most + 1):
             active = rho > goal

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from fsdtool.errors import FsdtoolError, some
@@ -19,23 +20,37 @@ from fsdtool.errors import FsdtoolError, some
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 # Segments that torch puts in front of what it wraps, wherever that is.
 _WRAPPING = re.compile(r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_checkpoint_module)\.")
+_PARALLEL = re.compile(r"(^|(?<=\.))module\.")
 # Buffers that no result depends on, which releases of torch and tools write or leave out.
 _IDLE = ("num_batches_tracked", "total_ops", "total_params", "position_ids", "n_averaged")
+# Beside a network stand what measures it and its loss, with tensors of their own; and the states of torchmetrics.
+_MEASURES = re.compile(
+    r"(^|_)(metrics?|criterion|criteria|loss(es)?|acc|accuracy|auroc|f1|confmat|confusion\w*|fid|lpips|perceptual)(_|$)"
+)
+_STATES = ("confmat", "tp", "fp", "tn", "fn", "total", "correct", "preds", "target", "value", "sum_value")
 _AVERAGED = re.compile(r"(^|_)(ema|swa|averaged)(_|$)")
 
 
 def match_state(
-    state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], *, source: str
+    state: Mapping[str, Tensor],
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    source: str,
+    tied: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Rename the entries of `state` to the names in `expected`, and check that names and shapes agree.
 
     Returns the tensors under the expected names, in the expected order, and notes on what was removed from the
     names and on what stands outside the network's prefix and was left out. Buffers that no result depends on
-    (`num_batches_tracked`) may be missing, and are then left out, or extra. Raises FsdtoolError naming what is
-    missing, unexpected, doubled or of another shape; `source` says where `state` is from.
+    (`num_batches_tracked`) may be missing, and are then left out, or extra. tied: names of tensors that have an earlier
+    name too, and that name; one of them is enough. Raises FsdtoolError naming what is missing, unexpected, doubled or
+    of another shape; `source` says where `state` is from.
     """
     targets = {without_wrappers(name): name for name in expected}  # a model may itself be compiled
     plain = {key: without_wrappers(key) for key in state}
+    if any(name not in plain.values() for name in targets):
+        targets, plain = _without_inner(targets, plain)
+    state = _with_tied(state, plain, tied or {})
     names, outside = _named(plain, {p: expected[n] for p, n in targets.items()}, state, source)
     found: dict[str, str] = {}  # expected name -> name in the checkpoint
     doubled: list[str] = []
@@ -55,7 +70,45 @@ def match_state(
     notes = _notes(found)
     if outside:
         notes.append(f"left out {some(outside)}: not part of the model")
-    return {name: state[found[name]] for name in expected if name in found}, notes
+    matched = {name: state[found[name]] for name in expected if name in found}
+    check_tied(matched, tied or {}, source=source)
+    return matched, notes
+
+
+def _without_inner(targets: dict[str, str], plain: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Both with the segment of DataParallel within names removed, unless the network tells names apart by it."""
+    shorter = {_PARALLEL.sub("", name): target for name, target in targets.items()}
+    bare = {key: _PARALLEL.sub("", name) for key, name in plain.items()}
+    if len(shorter) < len(targets) or len(set(bare.values())) < len(set(plain.values())):
+        return targets, plain
+    endings = set(bare.values())
+    met = sum(any(rest in shorter for _, rest in _splits(name)) for name in endings)
+    before = sum(any(rest in targets for _, rest in _splits(name)) for name in set(plain.values()))
+    return (shorter, bare) if met > before else (targets, plain)
+
+
+def _with_tied(state: Mapping[str, Tensor], plain: dict[str, str], tied: Mapping[str, str]) -> dict[str, Tensor]:
+    """The state, and where it has a tied tensor under one of its names, under the others too (noted in `plain`)."""
+    result = dict(state)
+    for alias, first in tied.items():
+        for here, other in ((alias, first), (first, alias)):
+            here, other = without_wrappers(here), without_wrappers(other)
+            for key, name in list(plain.items()):
+                if name == here or name.endswith(f".{here}"):
+                    twin = name.removesuffix(here) + other
+                    if twin not in plain.values():
+                        result[twin], plain[twin] = result[key], twin
+    return result
+
+
+def check_tied(state: Mapping[str, Tensor], tied: Mapping[str, str], *, source: str) -> None:
+    """Raise FsdtoolError where tensors that are one in the network differ; the state has the network's names."""
+    for alias, first in tied.items():
+        if alias in state and first in state and not torch.equal(state[alias], state[first]):
+            raise FsdtoolError(
+                f"'{alias}' and '{first}' are one tensor in the network and differ in the checkpoint ({source}); give "
+                "a checkpoint of this network, or the network with two tensors"
+            )
 
 
 def is_averaged(name: str) -> bool:
@@ -98,13 +151,18 @@ def _named(
 
 
 def _layers(outside: list[str], state: Mapping[str, Tensor]) -> list[str]:
-    """Keys of layers: beside a network may stand its average and the class weights of a loss, but no layer."""
+    """Keys of layers: beside a network may stand its average, a loss and metrics, but no layer."""
     stems = {
         key.rpartition(".")[0]
         for key in outside
-        if state[key].dim() > 1 or key.rpartition(".")[2] in ("bias", "running_mean")
+        if not _measures(key) and (state[key].dim() > 1 or key.rpartition(".")[2] in ("bias", "running_mean"))
     }
     return [key for key in outside if key.rpartition(".")[0] in stems and not is_averaged(key)]
+
+
+def _measures(key: str) -> bool:
+    *path, leaf = key.lower().split(".")
+    return leaf in _STATES or any(_MEASURES.search(segment) for segment in path)
 
 
 def _choose(prefixes: list[str], source: str) -> str:
@@ -118,8 +176,8 @@ def _choose(prefixes: list[str], source: str) -> str:
         if len(kept) == 1:
             return kept[0]
     raise FsdtoolError(
-        f"the checkpoint has the model's names under several prefixes ({source}): {some(sorted(prefixes))}; "
-        "save the one that is meant, with torch.save(model.state_dict(), path)"
+        f"the checkpoint has the model's names under several prefixes ({source}): {some(sorted(prefixes))}; give "
+        f"--checkpoint-key {sorted(filter(None, prefixes))[0].rstrip('.')} or another of them"
     )
 
 

@@ -126,6 +126,27 @@ def load_factory(spec: str) -> Callable[..., Any]:
     return factory
 
 
+@contextlib.contextmanager
+def script_names(spec: str | None) -> Iterator[None]:
+    """Within it, the public names of the module of `spec` stand in `__main__` too, unless they are taken there.
+
+    A network pickled by the script that trained it is looked up in `__main__`, where no file that is imported is.
+    """
+    place, _, _ = (spec or "").rpartition(":")
+    if not place or place in ("torchvision", "mlp"):
+        yield
+        return
+    module = _load_file(Path(place)) if place.endswith(".py") else _load_package(place)
+    main = vars(sys.modules["__main__"])
+    added = {name: value for name, value in vars(module).items() if name not in main}
+    main.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del main[name]
+
+
 def check_arguments(factory: Callable[..., Any], values: Mapping[str, Any], *, spec: str, usage: str) -> None:
     """Raise FsdtoolError unless `factory(**values)` has every argument it needs and none it does not know.
 
@@ -157,6 +178,14 @@ def parse_value(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
+
+
+def canonical_names(model: nn.Module) -> dict[str, str]:
+    """Every parameter and buffer name, mapped to the first name of the same tensor (tied weights)."""
+    first: dict[int, str] = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    state = model.state_dict()
+    return {name: first.setdefault(id(tensor), name) for name, tensor in named if name in state}
 
 
 def _parameters_and_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

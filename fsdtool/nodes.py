@@ -1,7 +1,7 @@
 """What the nodes of a traced module mean, and the steps made of them so far.
 
-A node means one of four things: a signal (the step that computes it), a parameter, the parts that chunk,
-split or unbind made of a signal, or a plain value (a size, a flag).  A node that is refused means nothing,
+A node means a signal (the step that computes it), a parameter, the parts that chunk, split or unbind made of a signal,
+probabilities or an object to be returned, or a plain value (a size, a flag).  A node that is refused means nothing,
 is listed with its path, and the run goes on so that all refusals are listed at once.
 """
 
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from fsdtool.graph import Graph, Step
+from fsdtool.logits import PLAIN
+from fsdtool.models import canonical_names
 
 EXAMPLES = 3  # batch size while tracing: unlikely to be mistaken for another dimension
 
@@ -28,14 +30,6 @@ class Untraceable(Exception):
 
 def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-
-
-def canonical_names(model: nn.Module) -> dict[str, str]:
-    """Every parameter and buffer name, mapped to the first name of the same tensor (tied weights)."""
-    first: dict[int, str] = {}
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    state = model.state_dict()
-    return {name: first.setdefault(id(tensor), name) for name, tensor in named if name in state}
 
 
 @dataclass(frozen=True)
@@ -61,13 +55,28 @@ class Parts:
     slices: tuple[dict[str, Any], ...]
 
 
+@dataclass(frozen=True)
+class Ending:
+    """Probabilities, or their logarithms, of the classes: of meaning only as what the network returns."""
+
+    link: str
+    source: Signal
+
+
+@dataclass(frozen=True)
+class Structure:
+    """An object of several outputs, each by its name."""
+
+    parts: dict[str, Any]
+
+
 class NodeReader(fx.Interpreter):
     """Runs a traced module on an example and keeps the meaning of each node; shapes are then known.
 
     A subclass has one method per kind of node, `_call_function` and so on, that returns its meaning.
     """
 
-    def __init__(self, module: fx.GraphModule, model: nn.Module):
+    def __init__(self, module: fx.GraphModule, model: nn.Module, *, classification: bool = True, output: str = ""):
         super().__init__(module)
         self.unsupported: list[str] = []
         self._steps: list[Step] = []
@@ -75,6 +84,8 @@ class NodeReader(fx.Interpreter):
         self._names = canonical_names(model)
         self._state = model.state_dict()
         self._result: Signal | None = None
+        self._classification, self._chosen = classification, output
+        self.link = PLAIN
 
     def to_graph(self) -> Graph:
         """The steps that the output depends on, in order."""
@@ -92,19 +103,32 @@ class NodeReader(fx.Interpreter):
             value = super().run_node(node)
         except Exception as error:  # the user's code on the example
             raise Untraceable([*self.unsupported, f"{node.name}: {first_line(error)}"]) from error
+        self._settle_endings(node)
         refused = len(self.unsupported)
         meaning = getattr(self, f"_{node.op}")(node, value)
         if isinstance(meaning, Signal) and value.shape != (EXAMPLES, *self._shape(meaning)):
             meaning = self._refuse(node, "an operation across the batch")
         if len(self.unsupported) > refused and isinstance(value, Tensor):
-            meaning = self._stand_in(value)
+            meaning = self._stand_in(tuple(value.shape[1:]))
         self._meaning[node] = meaning
         return value
 
-    def _stand_in(self, value: Tensor) -> Signal:
+    def _stand_in(self, shape: tuple[int, ...]) -> Signal:
         """A step in the place of one that was refused, so that what follows is still looked at."""
-        self._steps.append(Step("", "identity", (0,), shape=tuple(value.shape[1:])))
+        self._steps.append(Step("", "identity", (0,), shape=shape))
         return Signal(len(self._steps) - 1)
+
+    def _settle_endings(self, node: fx.Node) -> None:
+        """Refuse probabilities that are computed with further."""
+        for source in node.all_input_nodes:
+            meaning = self._meaning.get(source)
+            if isinstance(meaning, Ending) and not self._keeps_ending(node):
+                self._refuse(source, None)
+                self._meaning[source] = self._stand_in(self._shape(meaning.source))
+
+    def _keeps_ending(self, node: fx.Node) -> bool:
+        """Whether probabilities are still what the network ends in after this node."""
+        return node.op == "output"
 
     def _add(
         self,

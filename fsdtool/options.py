@@ -84,6 +84,14 @@ AllowPickle = Annotated[
 Ema = Annotated[
     bool, typer.Option("--ema", help="Take the moving average of the weights that the checkpoint holds beside them.")
 ]
+CheckpointKey = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint-key",
+        metavar="KEY",
+        help="Where in the checkpoint the weights stand, of several: a key, nested with dots, or a prefix of names.",
+    ),
+]
 XKey = Annotated[str | None, typer.Option(metavar="NAME", help="Array or columns that hold the inputs.")]
 YKey = Annotated[str | None, typer.Option(metavar="NAME", help="Array or column that holds the targets.")]
 IdKey = Annotated[

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fsdtool.computed import plain_values
 from fsdtool.distance_forms import output_hessian
 from fsdtool.errors import FsdtoolError
 from fsdtool.fsd import choose_form
@@ -79,6 +80,7 @@ class Penalty:
     def _live(self, model: nn.Module) -> Mapping[str, Tensor]:
         """The module's own tensors by the names of the summary: not copies, so that gradients reach them."""
         state = model.state_dict(keep_vars=True)
+        state |= plain_values(model, gradients=True)
         if any(name not in state for name in self._reference):
             state, _ = match_state(state, self._shapes, source=type(model).__name__)
         for name, value in self._reference.items():

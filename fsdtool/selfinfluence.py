@@ -42,10 +42,17 @@ class SelfInfluence:
 def recorded_self_influence(catalogue: Catalogue, *, among: np.ndarray | None = None) -> SelfInfluence:
     """The self-influence of every training example, or of those `among` (N,) bool, from its record.
 
-    Raises FsdtoolError for a summary without records, or with records that lack it.
+    Raises FsdtoolError for a summary without records, or with records that lack it, and for values that were too large.
     """
     records = gradient_records(catalogue)
-    return SelfInfluence(catalogue, records.read("self_influence"), records.ids, records.read("target"), among)
+    values = records.read("self_influence")
+    broken = np.flatnonzero(~(values < np.finfo(np.float32).max))  # where `summarize` cut them
+    if len(broken):
+        raise FsdtoolError(
+            f"the self-influence of example {records.ids[broken[0]]} is not finite ({len(broken)} of {len(values)}); "
+            "check the weights, they may be too large for float32"
+        )
+    return SelfInfluence(catalogue, values, records.ids, records.read("target"), among)
 
 
 def gradient_records(catalogue: Catalogue) -> Records:

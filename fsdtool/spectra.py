@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fsdtool.errors import FsdtoolError
+
 LARGEST = 1024  # dimensions decomposed whole
 MOST_VECTORS = 4096  # kept of wider ones
 LEADING = 512  # directions found of wider ones
@@ -69,8 +71,14 @@ class SecondMoment:
 def symmetric_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (d,) float64, none negative, in ascending order, and eigenvectors (d, d) of a second moment.
 
-    In float64 and without the coordinates that are always zero: on such matrices LAPACK may fail to converge.
+    In float64 and without the coordinates that are always zero: on such matrices LAPACK may fail to converge. Raises
+    FsdtoolError for a matrix that is not finite.
     """
+    if not torch.isfinite(matrix).all():
+        raise FsdtoolError(
+            "activations or gradients are too large for the linear algebra in float32 (the matrix of their second "
+            "moments is not finite); check the weights and the scale of the inputs (--mean, --std)"
+        )
     live = matrix.diagonal() != 0
     values = torch.zeros(len(matrix), dtype=torch.float64, device=matrix.device)
     vectors = torch.eye(len(matrix), dtype=torch.float64, device=matrix.device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from torch import nn
 from fsdtool import __version__
 from fsdtool.agreement import combination, weighted
 from fsdtool.anchors import anchor_count
-from fsdtool.checkpoints import Checkpoint, apply_checkpoint
+from fsdtool.checkpoints import Checkpoint, apply_checkpoint, tensors_of, tied_names, with_plain_weights
 from fsdtool.components import Assignment
+from fsdtool.computed import computed_weights
 from fsdtool.curvature import MEASURED, SIMULATED, BlockCurvature
 from fsdtool.curvature import curvature as simulated_curvature
 from fsdtool.distance_calibration import (
@@ -36,8 +37,11 @@ from fsdtool.evidencefile import write_judges
 from fsdtool.features import OUTPUTS, FeatureStore
 from fsdtool.fit import described, doubt, training_fit
 from fsdtool.fitting import fit_layout
+from fsdtool.frozen import check_trained, frozen_names
 from fsdtool.gradients import blocks, left_out
 from fsdtool.graph import Parameters
+from fsdtool.headonly import digests
+from fsdtool.logits import answer_with, say_link
 from fsdtool.losses import UNITS
 from fsdtool.moments import OutputMoments, Statistics
 from fsdtool.progress import Track, silent
@@ -108,6 +112,8 @@ def summarize(
     curvature: str = SIMULATED,
     input_rank: int | None = None,
     keep_weights: bool = True,
+    frozen: Sequence[str] = (),
+    output_name: str = "",
     command_line: str = "",
     track: Track = silent,
 ) -> Report:
@@ -118,8 +124,9 @@ def summarize(
     patterns.  record_bytes: gradient factors per example.  statistics_budget: bytes that the gate statistics may
     take; above it they go to 8 bits, then to fewer components.  curvature: 'simulated' from the statistics, or
     'measured' on the data in the same pass, which costs a second backward pass and is kept without records too.
-    input_rank: directions in which the input covariance is resolved.  Raises FsdtoolError for any fault of the
-    input, before or while reading it.
+    input_rank: directions in which the input covariance is resolved.  frozen: patterns of parameters that influence
+    leaves out, beside those without requires_grad.  output_name: which of the model's outputs is meant.  Raises
+    FsdtoolError for any fault of the input, before or while reading it.
     """
     started = time.perf_counter()
     check_distinct([*earlier, checkpoint])
@@ -127,13 +134,21 @@ def summarize(
         count = "1 earlier checkpoint adds" if len(earlier) == 1 else f"{len(earlier)} earlier checkpoints add"
         raise FsdtoolError(f"{count} evidence on labels, which --no-records leaves out; give the last checkpoint alone")
     device = device or torch.device("cpu")
+    computed = computed_weights(model.eval())
+    earlier = [with_plain_weights(model, other) for other in earlier] if computed else earlier
     for note in apply_checkpoint(model, checkpoint):
         log.info(note)
-    model.eval()
+    frozen = frozen_names(model, frozen)
+    answer = answer_with(model, output_name)
     data = fit_layout(data, model, workers=workers)
+    answer.say()
     together = spread_inputs(check_data(data, workers=workers).x)
     check_outputs(model, together)
-    network = trace(model, together[:2]).to(device)
+    network = trace(model, together, task=data.task, output=output_name).to(device)
+    network = replace(network, graph=replace(network.graph, frozen=frozen))
+    say_link(network.link)
+    if records or curvature == MEASURED:
+        check_trained(network)
     trajectory = earlier_networks(model, network, earlier)
     _say_coverage(network)
     run = Pass(network, data, device, batch_size or auto_batch(network), workers, seed, track)
@@ -168,7 +183,7 @@ def summarize(
             mode=network.mode,
             reasons=network.reasons,
             graph=network.graph,
-            shapes={name: tuple(value.shape) for name, value in model.state_dict().items()},
+            shapes={name: tuple(value.shape) for name, value in tensors_of(model).items()},
             model_spec=model_spec,
             model_arguments=model_arguments or {},
             head=network.head,
@@ -185,6 +200,11 @@ def summarize(
             command_line=command_line,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             earlier=tuple((other.name, other.sha256) for other in trajectory),
+            tied=tied_names(model),
+            computed=computed,
+            digests={} if network.mode == FULL else digests(model, network.parameters),
+            checkpoint_key=checkpoint.key,
+            output=output_name,
         )
         writer.write_identity(identity)
         if keep_weights:
@@ -321,6 +341,9 @@ def _say_coverage(network: Network) -> None:
             f"not traced in full ({shown}): function space distance and influence use the last linear layer "
             f"'{network.head}' alone; evidence on labels comes from {len(network.hooked)} hooked activation layers"
         )
+    still = [name for name in network.graph.parameter_names() if name in network.graph.frozen]
+    if still:
+        log.info(f"influence leaves out {len(still)} frozen parameters, '{still[0]}' first")
     omitted = left_out(network.graph, network.parameters)
     if omitted:
         log.info(f"influence leaves out {len(omitted)} parameters of batch norm and the like, '{omitted[0]}' first")

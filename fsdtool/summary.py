@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from fsdtool.distance_calibration import DistanceCalibration
 from fsdtool.graph import Graph
 from fsdtool.metrics import metrics_of
 from fsdtool.moments import GateStatistics, InputStatistics, OutputSample, Statistics
-from fsdtool.networkfile import read_network
+from fsdtool.networkfile import read_names, read_network
 from fsdtool.preprocessing import Preprocessing
 from fsdtool.trace import FULL, LAST_LAYER
 
@@ -60,6 +60,11 @@ class Identity:
     command_line: str
     created: str
     earlier: tuple[tuple[str, str], ...] = ()  # name and SHA-256 of checkpoints that gave evidence too
+    tied: dict[str, str] = field(default_factory=dict)  # names of tensors that have an earlier name too: that name
+    computed: dict[str, str] = field(default_factory=dict)  # weights that the model's code computes: how
+    digests: dict[str, str] = field(default_factory=dict)  # in last layer mode, of each tensor outside that layer
+    checkpoint_key: str = ""  # where in the checkpoint's file the weights stood, if that was asked for
+    output: str = ""  # which of the model's outputs was asked for
 
 
 @dataclass
@@ -142,11 +147,12 @@ def part_sizes(path: str | Path) -> dict[str, int]:
 def _read_identity(file: h5py.File, catalogue: Catalogue) -> Identity:
     root, model, data = (identity_part(file, name) for name in ("/", "model", "data"))
     graph, shapes = read_network(file)
+    names = read_names(file)
     identity = Identity(
         task=catalogue.task,
         mode=model.text("mode"),
         reasons=model.texts("reasons"),
-        graph=graph,
+        graph=replace(graph, frozen=frozenset(names.texts("frozen"))),
         shapes=shapes,
         model_spec=model.text("spec"),
         model_arguments=model.mapping("arguments"),
@@ -164,6 +170,9 @@ def _read_identity(file: h5py.File, catalogue: Catalogue) -> Identity:
         command_line=root.text("command_line"),
         created=root.text("created"),
         earlier=model.pairs("earlier"),
+        **{kind: names.named_texts(kind) for kind in ("tied", "computed", "digests")},
+        checkpoint_key=model.text("checkpoint_key"),
+        output=model.text("output"),
     )
     if identity.mode not in (FULL, LAST_LAYER):
         raise hdf5.unusable(file, f"mode '{identity.mode}' is not known")

@@ -7,8 +7,9 @@ space distance and influence, while hooks on the activation modules still collec
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,10 +18,13 @@ from torch import Tensor, fx, nn
 from fsdtool import activations
 from fsdtool.errors import FsdtoolError
 from fsdtool.graph import Graph, Step
+from fsdtool.logits import LINKS, PLAIN, ZERO_FIRST, Answer, answering, are_probabilities, link_between
 from fsdtool.nodes import EXAMPLES, Untraceable, first_line
 from fsdtool.translate import Translator
 
 FULL, LAST_LAYER = "full", "last layer"
+
+log = logging.getLogger("fsdtool")
 
 Watch = Callable[[str, activations.Activation, Tensor, bool], Callable[[Tensor], None]]
 
@@ -40,6 +44,7 @@ class Network:
     model: nn.Module | None = None
     head: str = ""
     hooked: tuple[str, ...] = ()
+    link: str = PLAIN  # from the graph's outputs to what the model returns, see fsdtool.logits
 
     def signal(self, x: Tensor, watch: Watch | None = None) -> Tensor:
         """What the graph takes as input for the data x: x itself, or the features before the last layer.
@@ -98,21 +103,55 @@ class Network:
         """The network with its parameters (and model) on `device`."""
         moved = {name: value.to(device) for name, value in self.parameters.items()}
         model = self.model.to(device) if self.model is not None else None
-        return Network(self.graph, moved, self.mode, self.reasons, model, self.head, self.hooked)
+        return replace(self, parameters=moved, model=model)
 
 
-def trace(model: nn.Module, example: Tensor) -> Network:
+def trace(model: nn.Module, example: Tensor, *, task: str = "classification", output: str = "") -> Network:
     """The network of `model` (eval mode) for inputs like `example` (batch, *input_shape).
 
-    Raises FsdtoolError when not even the last layer can be used.
+    output: which of the model's outputs is asked for. Raises FsdtoolError when not even the last layer can be used,
+    and where a classifier returns one number, or probabilities of which the logits are not found.
     """
     if not example.shape[0]:
         raise FsdtoolError("the data set is empty; nothing to trace the model with")
-    example = torch.cat([example] * EXAMPLES)[:EXAMPLES]
+    classification = task == "classification"
+    few = torch.cat([example] * EXAMPLES)[:EXAMPLES]
+    with answering(model, output), torch.no_grad():
+        try:
+            network = trace_full(model, few, classification, output)
+        except Untraceable as untraceable:
+            network = trace_last_layer(model, few, tuple(untraceable.reasons), classification)
+        if classification and network.graph.outputs == 1:
+            raise FsdtoolError(
+                "the model has one output, and --task classification needs one of each class; let it return two "
+                "logits, torch.cat([torch.zeros_like(z), z], 1) of its output z before any sigmoid, or give "
+                "--task regression"
+            )
+        if classification and network.link == PLAIN and are_probabilities(outputs := model(example.clone())):
+            network = _without_probabilities(model, few) or network
+            if network.link == PLAIN:
+                _say_probabilities(outputs)
+    return network
+
+
+def _without_probabilities(model: nn.Module, example: Tensor) -> Network | None:
+    """The last layer that probabilities are computed from, or None where there is none."""
+    reason = "all its outputs lie between 0 and 1, as probabilities do, and the logits are those of the last layer"
     try:
-        return trace_full(model, example)
-    except Untraceable as untraceable:
-        return trace_last_layer(model, example, tuple(untraceable.reasons))
+        network = trace_last_layer(model, example, (reason,), True)
+    except FsdtoolError:
+        return None
+    return None if network.link == PLAIN else network
+
+
+def _say_probabilities(outputs: Tensor) -> None:
+    """Raise FsdtoolError for outputs (n, O) that add up to one, warn of others between 0 and 1."""
+    found = "all outputs of the model lie between 0 and 1"
+    if torch.allclose(outputs.sum(1), torch.ones(len(outputs)).to(outputs), atol=1e-4):
+        raise FsdtoolError(
+            f"{found} and add up to 1: they are probabilities and no logits; let it return what goes into its softmax"
+        )
+    log.warning(f"{found}; if they are probabilities, let it return what goes into its sigmoid (the logits)")
 
 
 class _Tracer(fx.Tracer):
@@ -121,7 +160,7 @@ class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
 
-def trace_full(model: nn.Module, example: Tensor) -> Network:
+def trace_full(model: nn.Module, example: Tensor, classification: bool = True, output: str = "") -> Network:
     """The whole model as steps.  Raises Untraceable listing every operation that has no place in a Graph."""
     try:
         tracer = _Tracer()
@@ -129,7 +168,7 @@ def trace_full(model: nn.Module, example: Tensor) -> Network:
         module = fx.GraphModule(tracer.root, steps)
     except Exception as error:  # fx runs the model's own code, which may raise anything on a proxy
         raise Untraceable([f"torch.fx cannot trace it: {first_line(error)}"]) from error
-    translator = Translator(module, model)
+    translator = Translator(module, model, classification=classification, output=output)
     with torch.no_grad():
         expected = translator.run(example.clone())  # in-place operations may change it
         if translator.unsupported:
@@ -137,16 +176,20 @@ def trace_full(model: nn.Module, example: Tensor) -> Network:
         graph = translator.to_graph()
         state = model.state_dict()
         parameters = {name: state[name].detach() for name in graph.parameter_names()}
-        together = graph.run(parameters, example)
-        alone = torch.cat([graph.run(parameters, example[i : i + 1]) for i in range(EXAMPLES)])
+        expected = Answer(output)(model, (), expected)
+        link = LINKS[translator.link]
+        together = link(graph.run(parameters, example))
+        alone = torch.cat([link(graph.run(parameters, example[i : i + 1])) for i in range(EXAMPLES)])
     if not _same(together, expected):
         raise Untraceable(["its steps do not reproduce its outputs (an in-place operation on a shared signal?)"])
     if not _same(alone, expected):
         raise Untraceable(["the outputs of an example depend on the others in its batch"])
-    return Network(graph, parameters, FULL)
+    return Network(graph, parameters, FULL, link=translator.link)
 
 
-def trace_last_layer(model: nn.Module, example: Tensor, reasons: tuple[str, ...]) -> Network:
+def trace_last_layer(
+    model: nn.Module, example: Tensor, reasons: tuple[str, ...], classification: bool = True
+) -> Network:
     """The last nn.Linear as the whole graph.  Raises FsdtoolError when its outputs are not the model's."""
     calls: list[tuple[str, Tensor, Tensor]] = []
     active: list[str] = []
@@ -172,22 +215,27 @@ def trace_last_layer(model: nn.Module, example: Tensor, reasons: tuple[str, ...]
         for handle in handles:
             handle.remove()
     why = "; ".join(reasons[:3])
-    matching = [call for call in calls if isinstance(outputs, Tensor) and torch.equal(call[2], outputs)]
-    if not matching or matching[-1][1].dim() != 2:
+    linked = [(call, link_between(call[2], outputs, classification)) for call in calls]
+    matching = [(call, link) for call, link in linked if link is not None and call[1].dim() == 2]
+    matching = [pair for pair in matching if pair[1] == PLAIN] or matching
+    if not matching:
         raise FsdtoolError(
             f"the model cannot be traced in full ({why}) and its outputs are not those of a last nn.Linear; "
-            "let it return the outputs of its last linear layer (the logits)"
+            "let it return the outputs of its last linear layer (the logits), an nn.Linear: a head by hand becomes one "
+            "when the factory puts its weight there"
         )
-    name, features, _ = matching[-1]
+    (name, features, z), link = matching[-1]
     head = model.get_submodule(name)
     roles = {"weight": f"{name}.weight"} | ({"bias": f"{name}.bias"} if head.bias is not None else {})
     steps = (
         Step("features", "input", shape=tuple(features.shape[1:])),
-        Step(name, "linear", (0,), parameters=roles, shape=tuple(outputs.shape[1:])),
+        Step(name, "linear", (0,), parameters=roles, shape=tuple(z.shape[1:])),
     )
+    if link == ZERO_FIRST:
+        steps += (Step("zero first", "pad", (1,), {"pad": (1, 0), "mode": "constant"}, shape=(2,)),)
     state = model.state_dict()
     parameters = {key: state[key].detach() for key in roles.values()}
-    return Network(Graph(steps), parameters, LAST_LAYER, reasons, model, name, tuple(active))
+    return Network(Graph(steps), parameters, LAST_LAYER, reasons, model, name, tuple(active), link)
 
 
 def _same(found: Tensor, expected: Tensor) -> bool:

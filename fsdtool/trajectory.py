@@ -16,7 +16,7 @@ from pathlib import PurePath
 import torch
 from torch import Tensor, nn
 
-from fsdtool.checkpoints import Checkpoint, apply_checkpoint
+from fsdtool.checkpoints import Checkpoint, apply_checkpoint, tensors_of, tied_names
 from fsdtool.errors import FsdtoolError
 from fsdtool.features import INPUT, MOST_LAYERS, OUTPUTS, Keep, observe, watch
 from fsdtool.trace import FULL, Network
@@ -64,7 +64,8 @@ def parameters_before(network: Network, earlier: Sequence[Earlier], layer: str) 
     In last layer mode the order of the layers is not known: it is all of the model's.
     """
     if network.mode != FULL:
-        return sum(value.numel() for value in network.model.state_dict().values())
+        tied = tied_names(network.model)
+        return sum(value.numel() for name, value in tensors_of(network.model).items() if name not in tied)
     for other in earlier:
         layer = layer.removesuffix(f"@{other.name}")
     names = [step.name for step in network.graph.steps]

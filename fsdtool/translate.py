@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fsdtool import activations
-from fsdtool.nodes import EXAMPLES, NodeReader, Parameter, Parts, Signal, target_name
+from fsdtool.logits import LOG_SOFTMAX, PLAIN, SIGMOID, choose
+from fsdtool.logits import SOFTMAX as PROBABILITIES
+from fsdtool.nodes import EXAMPLES, Ending, NodeReader, Parameter, Parts, Signal, Structure, target_name
 from fsdtool.spellings import (
     ARITHMETIC,
     CONVOLUTION_OPTIONS,
@@ -22,6 +25,8 @@ from fsdtool.spellings import (
     RESHAPING,
     SOFTMAX,
 )
+
+LOGARITHMS = (torch.log, "log")
 
 
 class Translator(NodeReader):
@@ -42,22 +47,47 @@ class Translator(NodeReader):
         return value
 
     def _output(self, node: fx.Node, value: Any) -> None:
-        result = node.args[0]
-        if not isinstance(result, fx.Node) or not isinstance(value, Tensor) or value.dim() != 2:
-            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            return self._refuse(node, f"outputs that are not one (batch, outputs) tensor but {found}")
-        if self._target(result) in SOFTMAX:
-            return self._refuse(node, "a final softmax (return the logits instead)")
-        self._result = self._signal(result)
-        if self._result is None and not self.unsupported:
-            return self._refuse(node, "outputs that do not depend on the input")
+        returned = node.args[0]
+        meaning = self._meaning.get(returned) if isinstance(returned, fx.Node) else None
+        returned = meaning.parts if isinstance(meaning, Structure) else returned
+
+        def is_tensor(part: Any) -> bool:
+            return isinstance(part, fx.Node) and not isinstance(self._meaning.get(part), Structure)
+
+        _, result = choose(returned, self._chosen, is_tensor)
+        self.link, self._result = self._before_link(result)
+        if self._result is None:
+            return None if self.unsupported else self._refuse(node, "outputs that do not depend on the input")
+        shape = self._shape(self._result)
+        if not shape:
+            self._result = self._add(node, "reshape", self._result, options={"shape": (1,)})
+        elif len(shape) > 1:
+            return self._refuse(node, f"outputs that are not one (batch, outputs) tensor but shape (batch, {shape})")
         return None
+
+    def _before_link(self, result: fx.Node) -> tuple[str, Signal | None]:
+        """The link that a classifier ends in, and what goes into it."""
+        meaning = self._meaning.get(result)
+        if isinstance(meaning, Ending):
+            return meaning.link, meaning.source
+        if isinstance(meaning, Signal) and self._classification:
+            step = self._steps[meaning.step]
+            if step.kind == "activation" and step.options["function"] == "sigmoid":
+                return SIGMOID, Signal(step.inputs[0])
+        return PLAIN, meaning if isinstance(meaning, Signal) else None
+
+    def _ending(self, node: fx.Node, source: Signal | None, name: str, dim: Any) -> Any:
+        """softmax or log_softmax over the classes of a signal, where that may be what a classifier ends in."""
+        rank = 0 if source is None else len(self._shape(source)) + 1
+        if source is None or not self._classification or rank != 2 or dim not in (1, -1):
+            return self._refuse(node, None)
+        return Ending(LOG_SOFTMAX if "log" in name.lower() else PROBABILITIES, source)
 
     def _call_module(self, node: fx.Node, value: Any) -> Any:
         module = self.module.get_submodule(node.target)
         source, kind = self._signal(node.args[0] if node.args else None), type(module)
         if source is None:
-            return self._other(node, value)
+            return self._after_ending(node, value)
         if kind in NOTHING:
             return source
         if kind in activations.MODULES:
@@ -77,6 +107,8 @@ class Translator(NodeReader):
             return self._pool(node, POOLS[kind], source, options, value)
         if kind in (nn.Flatten, nn.Unflatten):
             return self._reshape(node, source, value)
+        if kind in SOFTMAX:
+            return self._ending(node, source, kind.__name__, 1 if module.dim is None else module.dim)
         return self._other(node, value)
 
     def _call_function(self, node: fx.Node, value: Any) -> Any:
@@ -86,11 +118,19 @@ class Translator(NodeReader):
             return self._arithmetic(node, ARITHMETIC[target], value)
         if target is operator.getitem:
             return self._getitem(node, value)
+        if isinstance(target, type) and (is_dataclass(target) or hasattr(target, "_fields")):
+            names = getattr(target, "_fields", None) or [field.name for field in fields(target)]
+            return Structure(dict(zip(names, node.args, strict=False)) | dict(node.kwargs))
         if target in (torch.cat, torch.concat, torch.concatenate):
             return self._concatenate(node, value)
         source = self._signal(node.args[0] if node.args else node.kwargs.get("input"))
         if source is None:
-            return self._other(node, value)
+            return self._after_ending(node, value)
+        if target in SOFTMAX:
+            dim = self._options(node, ("dim",)).get("dim")
+            return self._ending(node, source, name, 1 if dim is None else dim)
+        if name == "zeros_like":
+            return self._add(node, "scale", source, options={"factor": 0.0})
         if target in RESHAPING:
             return self._reshape(node, source, value)
         if target in NOTHING or name == "stochastic_depth":
@@ -121,6 +161,20 @@ class Translator(NodeReader):
         return self._other(node, value)
 
     _call_method = _call_function
+
+    def _keeps_ending(self, node: fx.Node) -> bool:
+        target, made = self._target(node), node.op == "call_function" and isinstance(node.target, type)
+        return super()._keeps_ending(node) or target in NOTHING or target in LOGARITHMS or made
+
+    def _after_ending(self, node: fx.Node, value: Any) -> Any:
+        """What is done to probabilities: their logarithm, or nothing."""
+        given = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+        ending = self._meaning.get(given)
+        if not isinstance(ending, Ending):
+            return self._other(node, value)
+        if self._target(node) not in LOGARITHMS:
+            return ending if torch.equal(value, self.env[given]) else self._refuse(node, None)
+        return Ending(LOG_SOFTMAX, ending.source) if ending.link == PROBABILITIES else self._refuse(node, None)
 
     # The families of operations.
 

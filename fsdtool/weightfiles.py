@@ -1,8 +1,7 @@
 """Files of weights: what torch.save or safetensors wrote, as one file, in shards with an index, or in a folder.
 
 Files are told apart by their first bytes. Reading runs no code unless `allow_pickle`: torch's restricted
-unpickler builds tensors and plain data. Some training scripts save their options too (argparse, OmegaConf, numpy
-values); of these an inert stand-in is built, since no weight depends on them.
+unpickler builds tensors and plain data, and inert stand-ins for all else (fsdtool.standins).
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,46 +20,13 @@ from typing import Any
 import torch
 
 from fsdtool.errors import FsdtoolError, describe, some
+from fsdtool.standins import StandIns, named_class
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pth.tar", ".pt.tar", ".th")
 # Of several files in a folder the first of these is the model, and the others belong to its training.
 USUAL = ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 INDEX = ".index.json"
 _SHARD = re.compile(r"(.+)-\d+-of-(\d+)(\.safetensors|\.bin)$")
-
-# What stands beside weights in many files, by the name that the pickle gives it (a trailing dot: a whole package).
-_BESIDE = (
-    "argparse.Namespace",
-    "datetime.",
-    "lightning.fabric.utilities.data.AttributeDict",
-    "lightning.fabric.utilities.types.",
-    "lightning_fabric.utilities.data.AttributeDict",
-    "numpy.core.multiarray.",
-    "numpy._core.multiarray.",
-    "numpy.dtype",
-    "numpy.dtypes.",
-    "numpy.ndarray",
-    "omegaconf.",
-    "pathlib.",
-    "pytorch_lightning.utilities.parsing.AttributeDict",
-    "torch.torch_version.TorchVersion",
-    "yacs.config.CfgNode",
-)
-
-
-_MAPPINGS = ("AttributeDict", "CfgNode")  # of which a plain mapping does the work
-
-
-class StandIn:
-    """Takes the place of an object of another type in a pickle, whatever that is built with; it does nothing."""
-
-    name = ""
-
-    def __new__(cls, *arguments: object) -> StandIn:
-        return super().__new__(cls)
-
-    def __setstate__(self, state: object) -> None:
-        pass
 
 
 @dataclass(frozen=True)
@@ -72,7 +38,10 @@ class Stored:
     notes: tuple[str, ...] = ()
 
 
-def read_stored(path: Path, *, allow_pickle: bool) -> Stored:
+Names = Callable[[], AbstractContextManager[None]]  # within which the classes of a pickled network can be found
+
+
+def read_stored(path: Path, *, allow_pickle: bool, names: Names = nullcontext) -> Stored:
     """Read the checkpoint at `path`: a file, an index of shards, one of the shards, or a folder that holds one.
 
     Raises FsdtoolError for what is missing, damaged or no checkpoint, and for a pickle that needs code unless
@@ -97,9 +66,9 @@ def read_stored(path: Path, *, allow_pickle: bool) -> Stored:
         path = index
         notes.append(f"took all {int(shard[2])} shards of {index.name}")
     if path.name.endswith(INDEX):
-        content, files = _read_shards(path, allow_pickle)
+        content, files = _read_shards(path, allow_pickle, names)
         return Stored(content, (path, *files), tuple(notes))
-    return Stored(_read_file(path, allow_pickle), (path,), tuple(notes))
+    return Stored(_read_file(path, allow_pickle, names), (path,), tuple(notes))
 
 
 def _neighbours(path: Path) -> str:
@@ -131,7 +100,7 @@ def _in_folder(folder: Path) -> Path:
     raise FsdtoolError(f"the checkpoint '{folder}' is a folder with {what}; give the file")
 
 
-def _read_shards(index: Path, allow_pickle: bool) -> tuple[dict[str, Any], list[Path]]:
+def _read_shards(index: Path, allow_pickle: bool, names: Names) -> tuple[dict[str, Any], list[Path]]:
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -149,16 +118,16 @@ def _read_shards(index: Path, allow_pickle: bool) -> tuple[dict[str, Any], list[
         raise FsdtoolError(f"of the shards of '{index}' {some(absent)} missing; put all of them in its folder")
     content: dict[str, Any] = {}
     for file in files:
-        shard = _read_file(file, allow_pickle)
-        names = [name for name, place in places.items() if place == file.name]
-        lost = [name for name in names if not isinstance(shard, Mapping) or name not in shard]
+        shard = _read_file(file, allow_pickle, names)
+        held = [name for name, place in places.items() if place == file.name]
+        lost = [name for name in held if not isinstance(shard, Mapping) or name not in shard]
         if lost:
             raise FsdtoolError(f"the shard '{file}' does not hold {some(lost)}; download it and its index again")
-        content |= {name: shard[name] for name in names}
+        content |= {name: shard[name] for name in held}
     return content, files
 
 
-def _read_file(path: Path, allow_pickle: bool) -> object:
+def _read_file(path: Path, allow_pickle: bool, names: Names) -> object:
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -171,7 +140,7 @@ def _read_file(path: Path, allow_pickle: bool) -> object:
     torch_wrote = head.startswith((b"PK\x03\x04", b"\x80"))
     if head[8:9] == b"{" or (path.suffix == ".safetensors" and not torch_wrote):
         return _read_safetensors(path)
-    return _read_pickle(path, allow_pickle)
+    return _read_pickle(path, allow_pickle, names)
 
 
 def _another_kind(head: bytes, path: Path) -> str | None:
@@ -214,31 +183,50 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def _read_pickle(path: Path, allow_pickle: bool) -> object:
+def _read_pickle(path: Path, allow_pickle: bool, names: Names) -> object:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if allow_pickle:
-                return torch.load(path, weights_only=False, map_location="cpu")
-            return _read_plain(path)
+            return _read_whole(path, names) if allow_pickle else _read_plain(path)
+    except FsdtoolError:
+        raise
     except Exception as error:  # a damaged file makes the unpickler raise nearly anything
         raise _refusal(path, error, allow_pickle) from error
 
 
+def _read_whole(path: Path, names: Names) -> object:
+    """torch.load with code; where that is not found, what can be read without, if there are weights in it."""
+    try:
+        with names():
+            return torch.load(path, weights_only=False, map_location="cpu")
+    except (ImportError, AttributeError):
+        content = _read_plain(path)
+        if named_class(content) or not _any_tensor(content):
+            raise
+        return content
+
+
+def _any_tensor(content: object, depth: int = 3) -> bool:
+    if isinstance(content, torch.Tensor):
+        return True
+    return isinstance(content, Mapping) and depth > 0 and any(_any_tensor(v, depth - 1) for v in content.values())
+
+
 def _read_plain(path: Path) -> object:
-    """torch.load without code, with a stand-in for each thing in _BESIDE that the pickle names."""
-    stand_ins: dict[str, type] = {}
+    """torch.load without code, with a stand-in for each class and function that the pickle names."""
+    stand_ins = StandIns()
     while True:
-        allowed = [(cls, name) for name, cls in stand_ins.items()]
         try:
-            with torch.serialization.safe_globals(allowed):
+            with torch.serialization.safe_globals(stand_ins.allowed()):
                 return torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
         except Exception as error:
-            name = _code_needed(str(error)) or ""
-            beside = any(name.startswith(known) if known[-1] == "." else name == known for known in _BESIDE)
-            if not beside or name in stand_ins:
+            if not stand_ins.serve(error):
                 raise
-            stand_ins[name] = OrderedDict if name.endswith(_MAPPINGS) else type("StandIn", (StandIn,), {"name": name})
+
+
+def _begins(path: Path, start: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(start)) == start
 
 
 def _refusal(path: Path, error: Exception, allow_pickle: bool) -> FsdtoolError:
@@ -252,8 +240,13 @@ def _refusal(path: Path, error: Exception, allow_pickle: bool) -> FsdtoolError:
         return needs_code(path, code)
     if isinstance(error, (ImportError, AttributeError)) and allow_pickle:
         return FsdtoolError(
-            f"the checkpoint '{path}' needs code that was not found ({describe(error)}); "
-            "put it on PYTHONPATH, or save model.state_dict() instead"
+            f"the checkpoint '{path}' needs code that was not found ({describe(error)}); {_finding(str(error))}, "
+            "or save model.state_dict() instead"
+        )
+    if re.search(r"Invalid magic number|Unsupported operand", str(error)) and _begins(path, b"\x80"):
+        return FsdtoolError(
+            f"the checkpoint '{path}' is a pickle that torch.save did not write; read it with pickle.load and write it "
+            "again with torch.save(state_dict, path)"
         )
     if allow_pickle and not isinstance(error, (pickle.UnpicklingError, EOFError, OSError)):
         return FsdtoolError(
@@ -265,11 +258,22 @@ def _refusal(path: Path, error: Exception, allow_pickle: bool) -> FsdtoolError:
     )
 
 
+def _finding(message: str) -> str:
+    """How the code that a pickle names is found."""
+    own = re.search(r"attribute '(\w+)' on <module '[\w.]*__main__'", message)
+    if own:
+        return f"give --model path/file.py:{own[1]}, with the file that defines {own[1]}"
+    missing = re.search(r"No module named '([\w.]+)'", message)
+    return f"install {missing[1]} or put its folder on PYTHONPATH" if missing else "put it on PYTHONPATH"
+
+
 def needs_code(path: Path, code: str) -> FsdtoolError:
     """The refusal of a file that could be read only by running what it names."""
+    script, _, name = code.rpartition(".")
+    also = f" with --model path/file.py:{name}, the file that defines it" if script == "__main__" else ""
     return FsdtoolError(
         f"the checkpoint '{path}' needs code to be run while it is read ({code}); "
-        "if you trust its source give --allow-pickle, or save model.state_dict() instead"
+        f"if you trust its source give --allow-pickle{also}, or save model.state_dict() instead"
     )
 
 

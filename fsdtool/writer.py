@@ -118,6 +118,12 @@ class Writer:
         self.put("model/graph", steps, "steps of the network, JSON as UTF-8 bytes")
         shapes = _json(identity.shapes)
         self.put("model/shapes", shapes, "shape of every entry of the state_dict, JSON as UTF-8 bytes")
+        kinds = {"frozen": sorted(identity.graph.frozen), "tied": identity.tied}
+        kinds |= {"computed": identity.computed, "digests": identity.digests}
+        described = (
+            "names of parameters that are frozen, tied, computed, or unseen in last layer mode, JSON as UTF-8 bytes"
+        )
+        self.put("model/names", _json(kinds), described)
         if identity.class_names:
             self.put("data/class_names", _fixed(identity.class_names), "class names by label, UTF-8")
 
@@ -233,6 +239,8 @@ def _parts(identity: Identity) -> dict[str, dict[str, Any]]:
             "checkpoint_sha256": identity.checkpoint_sha256,
             "checkpoint_averaged": identity.checkpoint_averaged,
             "earlier": identity.earlier,
+            "checkpoint_key": identity.checkpoint_key,
+            "output": identity.output,
         },
         "data": {
             "spec": identity.data_spec,

@@ -85,7 +85,7 @@ def rows_of(rows, **more):
     return SimpleNamespace(rows=lambda: iter(rows), **more)
 
 
-def read_checkpoint(path, allow_pickle, ema):
+def read_checkpoint(path, allow_pickle, ema, key, names):
     recorded = {"sha256": "0f" if str(path) == "other.pt" else "5e", "averaged": ema, "hyper_parameters": {"width": 3}}
     return SimpleNamespace(path=str(path), notes=("wrapper undone",), network=None, **recorded)
 
@@ -112,7 +112,15 @@ def calls(install) -> Calls:
         preprocessing=SimpleNamespace(transform=None, runs_code=False),
         class_names=["3", "5"],
         records=None,
-        identity=SimpleNamespace(checkpoint_sha256="5e", checkpoint_name="c.pt", checkpoint_averaged=False),
+        identity=SimpleNamespace(
+            checkpoint_sha256="5e",
+            checkpoint_name="c.pt",
+            checkpoint_averaged=False,
+            checkpoint_key="",
+            model_spec="",
+            model_arguments={},
+            output="",
+        ),
     )
     install("models", load_model=calls.answer("load_model", "network"))
     install(
@@ -120,6 +128,8 @@ def calls(install) -> Calls:
         read_checkpoint=read_checkpoint,
         apply_checkpoint=calls.answer("apply_checkpoint", ["prefix removed"]),
     )
+    install("logits", answer_with=calls.answer("answer_with", None))
+    install("headonly", check_unmoved=calls.answer("check_unmoved", None))
     install("preprocessing", Preprocessing=calls.answer("Preprocessing", "preprocessing"))
     install("datasets", load_dataset=calls.answer("load_dataset", "source"))
     install("device", choose_device=calls.answer("choose_device", "cpu device"))
@@ -408,6 +418,8 @@ def test_summarize_passes_everything_on_and_writes_to_stderr_only(shell, calls, 
         "statistics_budget": 1_500_000,
         "curvature": "simulated",
         "input_rank": None,
+        "frozen": (),
+        "output_name": "",
         "keep_weights": True,
         "track": report.track,
     }
@@ -569,6 +581,7 @@ def test_fsd_csv(shell, calls):
         "seed": 0,
         "reference": None,
         "data": None,
+        "model": None,
         "device": "cpu device",
         "batch_size": 256,
         "track": report.track,

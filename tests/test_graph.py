@@ -386,7 +386,7 @@ def refusals():
         "a product or quotient of two signals",
     )
     yield "division", Call(lambda self, x: self.fc(1 / x), fc=fc), "division by a signal"
-    yield "softmax", Call(lambda self, x: F.softmax(self.fc(x), 1), fc=fc), "a final softmax"
+    yield "softmax", Call(lambda self, x: self.fc(F.softmax(x, 1)), fc=fc), "softmax"
     yield "no statistics", nn.Sequential(nn.BatchNorm1d(6, track_running_stats=False), fc), "without running"
     yield (
         "control flow",
@@ -476,13 +476,13 @@ def test_what_has_no_place_in_a_graph_is_refused_with_its_reason(model, reason):
     assert reason in message
 
 
-def test_a_second_input_and_several_outputs_are_refused():
-    class Two(nn.Module):
+def test_outputs_that_are_no_rows_are_refused():
+    class Spread(nn.Module):
         def forward(self, x):
-            return x, x
+            return x[:, :, None]
 
-    with pytest.raises(FsdtoolError, match="but tuple"):
-        trace(Two(), torch.randn(2, 3))
+    with pytest.raises(FsdtoolError, match=r"but shape \(batch, \(3, 1\)\)"):
+        trace(Spread(), torch.randn(2, 3))
 
 
 def test_every_refusal_of_a_model_is_listed():

@@ -11,16 +11,16 @@ import fsdtool
 
 # One line for each layer of the house.
 ROOMS = """
-errors fields device progress memory files cells hdf5 models weightfiles matching checkpoints
-preprocessing images readers targets
+errors fields device progress memory files cells hdf5 models standins weightfiles computed foreign matching unwrapping
+checkpoints preprocessing images readers targets
 losses fit catalogue selfinfluence
 npyfiles h5files arrays imagefolders imagefiles tables csvtables parquet items huggingface
 sources scaling repeatability datasets fitting
-activations infer spellings graph nodes translate trace
+activations infer spellings graph logits nodes translate trace frozen
 spectra moments components sums propagate simulate outputs gradients metrics curvature anchors distance_forms
 distance_calibration
 agreement noise posterior discriminant records features gaussians evidence outliers residuals trajectory
-networkfile summary writer evidencefile sweep summarize fsd penalty
+networkfile summary writer evidencefile headonly sweep summarize fsd penalty
 examples ranking screening matrix candidates krylov response influence misvalue mislabel judge inspection
 checks report noisefile options inputs answers markup charts page thumbnails review
 command_summarize command_mislabeled command_influence command_fsd commands cli demo

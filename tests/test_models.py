@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fsdtool.checkpoints import WRAPPERS, Checkpoint, apply_checkpoint, read_checkpoint
+from fsdtool.checkpoints import Checkpoint, apply_checkpoint, read_checkpoint
 from fsdtool.errors import ExitStatus, FsdtoolError, describe, some
 from fsdtool.matching import match_state
 from fsdtool.models import import_torchvision, load_factory, load_model, parse_value
+from fsdtool.unwrapping import WRAPPERS
 
 MODEL_FILE = """
     import torch
@@ -336,7 +337,8 @@ def test_content_without_tensors_is_one_line(tmp_path):
     assert "holds a Tensor" in error_line(read_checkpoint, save(torch.ones(2), tmp_path / "b.pt"))
     two = {"epoch": 1, "one": {"w": torch.ones(1)}, "other": {"w": torch.ones(1)}}
     line = error_line(read_checkpoint, save(two, tmp_path / "c.pt"))
-    assert "(it has epoch, one, other)" in line
+    assert "holds several sets of weights (one, other); give --checkpoint-key one" in line
+    assert set(read_checkpoint(tmp_path / "c.pt", key="other").state) == {"w"}
     assert "(it has no entries)" in error_line(read_checkpoint, save({}, tmp_path / "d.pt"))
     itself: dict = {}
     itself["model"] = itself
@@ -368,19 +370,21 @@ def test_a_pickled_network_is_refused_unless_allowed(tmp_path):
     assert checkpoint.notes == ("took the weights under 'model'", "took the weights of a pickled Sequential")
 
 
-def test_refusing_runs_nothing(tmp_path):
+def test_what_stands_beside_weights_is_not_run(tmp_path):
     class Harmful:
         def __reduce__(self):
             return (open, (str(tmp_path / "harm"), "w"))
 
     path = save({"w": torch.ones(1), "x": Harmful()}, tmp_path / "a.pt")
-    assert "--allow-pickle" in error_line(read_checkpoint, path)
+    assert set(read_checkpoint(path).state) == {"w"}
+    alone = save({"weight": Harmful()}, tmp_path / "b.pt")
+    assert "--allow-pickle" in error_line(read_checkpoint, alone)
     assert not (tmp_path / "harm").exists()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_numpy_arrays_and_torchscript_need_the_flag_too(tmp_path):
-    path = save({"w": np.ones(2)}, tmp_path / "a.pt")
+def test_arrays_of_objects_and_torchscript_need_the_flag_too(tmp_path):
+    path = save({"weight": np.array([{}, None])}, tmp_path / "a.pt")
     assert "--allow-pickle" in error_line(read_checkpoint, path)
     script = tmp_path / "script.pt"
     torch.jit.save(torch.jit.trace(nn.Linear(2, 1), torch.zeros(1, 2)), script)
