@@ -26,6 +26,7 @@ from fsdtool.memory import BatchSize
 from fsdtool.moments import InputStatistics, Statistics
 
 FEWEST_KEPT, MOST_KEPT = 512, 8192
+ANCHORS_SHARE = 4  # one part in so many of the budget of statistics is the most that anchors take
 KEPT_UNITS = 2**30  # scalars of all steps for all anchors together, which bounds the time of a distance
 BATCH_UNITS = 2**25  # scalars of all steps held per batch
 MET_OUTPUTS, STEPS, RIDGE = 2, 2, 1e-3  # of the Gauss-Newton steps
@@ -65,7 +66,7 @@ def even_rows(total: int, count: int) -> Tensor:
 def anchor_count(graph: Graph, examples: int, numbers_each: int, budget: int) -> int:
     """How many anchors of `numbers_each` float32 fit a quarter of `budget` bytes and the time of a distance."""
     affordable = max(KEPT_UNITS // sum(step.units for step in graph.steps), FEWEST_KEPT)
-    return min(examples, MOST_KEPT, affordable, max(budget // 4 // (4 * numbers_each), FEWEST_KEPT))
+    return min(examples, MOST_KEPT, affordable, max(budget // ANCHORS_SHARE // (4 * numbers_each), FEWEST_KEPT))
 
 
 class AnchorRows:

@@ -1,7 +1,8 @@
 """The training examples that are scored against queries: from the summary's records, or streamed from the data.
 
 A query is, per weight, a matrix Q = (G + lambda)^-1 G_q, and an example with gradient G_i scores <Q, G_i> / N.
-Records hold G_i = b a^T in the kept directions, so Q is given in these (Q, ks, ka); of streamed examples G_i is exact
+Records hold G_i = b a^T in the kept directions, so Q is given in these (Q, ks, ka), and the scores are brought to the
+scale of exact gradients (fsdtool.influence_calibration); of streamed examples G_i is exact
 and Q is a whole matrix (Q, rows, columns).  Where G_i = b a^T the score is b^T Q a, else an inner product.
 """
 
@@ -36,10 +37,11 @@ Scores = Iterator[tuple[slice, Tensor]]
 
 
 class Recorded:
-    """The training examples as the records of the summary hold them."""
+    """The training examples as the records of the summary hold them; scores are multiplied by `scale`."""
 
-    def __init__(self, records: Records, curvature: list[BlockCurvature], device: torch.device):
+    def __init__(self, records: Records, curvature: list[BlockCurvature], device: torch.device, scale: float = 1.0):
         self._records, self._curvature, self._device = records, curvature, device
+        self._factor = scale / len(records)
         self.ids = records.ids
 
     def __len__(self) -> int:
@@ -58,7 +60,7 @@ class Recorded:
             for c, form in zip(self._curvature, forms, strict=True):
                 b, a = read_factors(self._records.read, c.weight, rows).part(slice(None))
                 total = total + form(b.to(self._device), a.to(self._device))
-            return rows, (total / len(self)).T.cpu()
+            return rows, (total * self._factor).T.cpu()
 
         return BatchSize(min(CHUNK, max(SCORES // len(queries[0]), 256))).parts(len(self), of)
 
@@ -69,7 +71,7 @@ class Recorded:
         def of(rows: slice) -> tuple[slice, Tensor]:
             parts = [read_factors(self._records.read, c.weight, rows).part(slice(None)) for c in self._curvature]
             records = [(b.to(self._device), a.to(self._device)) for b, a in parts]
-            return rows, screen.scores(records, best, 1 / len(self)).cpu()
+            return rows, screen.scores(records, best, self._factor).cpu()
 
         return BatchSize(min(CHUNK, max(SCREENED // len(queries[0][0]), 256))).parts(len(self), of)
 

@@ -8,6 +8,7 @@ Reading follows no links and runs no code: what does not look as expected is a F
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,31 @@ INTEGERS, FLOATS = "iu", "f"
 Opened = TypeVar("Opened", bound="Catalogue")
 
 
+@dataclass(frozen=True)
+class InfluenceCalibration:
+    """How influence from records compares with that of exact gradients (fsdtool.influence_calibration).
+
+    scale: what values of pairs from records are multiplied by, correlation: with those of exact gradients; self_scale
+    and self_correlation: the same of an example's influence on itself.  All `pairs` of `examples` were compared.
+    """
+
+    scale: float
+    correlation: float
+    self_scale: float
+    self_correlation: float
+    examples: int
+    pairs: int
+
+    @property
+    def sound(self) -> bool:
+        """Whether all numbers are what such numbers can be."""
+        scales, correlations = (self.scale, self.self_scale), (self.correlation, self.self_correlation)
+        return all(0 < v < math.inf for v in scales) and all(abs(v) < 1.001 for v in correlations)
+
+    def __str__(self) -> str:
+        return f"correlation {self.correlation:.3f} with exact gradients on {self.pairs:,} sampled pairs"
+
+
 @dataclass
 class Catalogue:
     """An open summary file as far as its training examples go; records are read from the file in row ranges.
@@ -37,7 +63,8 @@ class Catalogue:
 
     examples: N.  outputs: O, the classes or target values of the network.  class_names: by label, None where they
     are not known.  data_spec: how the data was named.  records: None where the file was written without.  fit: of the
-    training data, None in files of versions that did not measure it.
+    training data, None in files of versions that did not measure it.  influence: how values from the records were
+    calibrated, None where they were not.
     """
 
     path: Path
@@ -48,6 +75,7 @@ class Catalogue:
     data_spec: str
     records: Records | None
     fit: Fit | None
+    influence: InfluenceCalibration | None
     file: h5py.File = field(repr=False, compare=False)
 
     def open_file(self) -> h5py.File:
@@ -201,8 +229,8 @@ def read_catalogue(file: h5py.File) -> Catalogue:
     if hdf5.has(file, "records"):
         records = Records(hdf5.group(file, "records"), examples)
         records.check(task, outputs)
-    fit = _read_fit(file, task, outputs)
-    return Catalogue(Path(file.filename), task, examples, outputs, names, data.text("spec"), records, fit, file)
+    spec, fit, influence = data.text("spec"), _read_fit(file, task, outputs), _read_influence_calibration(file)
+    return Catalogue(Path(file.filename), task, examples, outputs, names, spec, records, fit, influence, file)
 
 
 def _read_fit(file: h5py.File, task: str, outputs: int) -> Fit | None:
@@ -229,6 +257,18 @@ def _outputs(file: h5py.File, steps: Any) -> int:
     if not (isinstance(shape, list) and len(shape) == 1 and is_whole(shape[0]) and shape[0] > 0):
         raise hdf5.unusable(file, "its network is not a well-formed list of steps")
     return shape[0]
+
+
+def _read_influence_calibration(file: h5py.File) -> InfluenceCalibration | None:
+    if not hdf5.has(file, "calibration") or not hdf5.has(hdf5.group(file, "calibration"), "influence"):
+        return None
+    group = hdf5.group(file, "calibration/influence")
+    attributes = hdf5.Attributes(group)
+    values = (attributes.number(name) for name in ("scale", "correlation", "self_scale", "self_correlation"))
+    found = InfluenceCalibration(*values, attributes.integer("examples"), attributes.integer("pairs"))
+    if not found.sound:
+        raise hdf5.unusable(group, f"a scale of {found.scale:g} or {found.self_scale:g} cannot be")
+    return found
 
 
 def _check_schema(file: h5py.File) -> None:

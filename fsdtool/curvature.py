@@ -7,10 +7,13 @@ From one half of the samples come the eigenbases U_A of E[a a^T] and U_S of E[b 
 the eigenvalues E[(U_S^T G U_A)^2] in that basis, which is what EKFAC (George et al. 2018) measures on real
 gradients.
 
+Rare components get more draws than their share, so a pseudo-sample of component k counts pi_k / n_k, n_k the number
+drawn of it.
+
 The same on gradients of the training data itself, v drawn from the Hessian at each example's own outputs, is the
 *measured* curvature: eigenbases from the first sample, eigenvalues in the pass (fsdtool.sweep).
 
-Damping: lambda = delta * (mean eigenvalue of the block), delta = 1.
+Damping: lambda = delta * (mean eigenvalue of the block), delta = 1, the mean from the exact trace E||G||_F^2.
 
 A direction is worth keeping for what it is expected to contribute to an influence: E[g^2] / (E[g^2] +
 lambda) per entry of the projected gradient, summed over the other side, with E[g^2] from the Kronecker
@@ -26,7 +29,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fsdtool.gradients import Block, Use, blocks, capture, gradient, project, rows_of_factors, vectors
+from fsdtool.gradients import (
+    Block,
+    Use,
+    blocks,
+    capture,
+    gradient,
+    project,
+    rows_of_factors,
+    squared_norms,
+    vectors,
+)
 from fsdtool.graph import Graph, Parameters
 from fsdtool.moments import Statistics
 from fsdtool.simulate import Simulation
@@ -129,30 +142,48 @@ def curvature(
 
     `samples` pseudo-samples give the eigenbases and as many others the eigenvalues.
     """
+    options = {"seed": seed, "numbers": numbers, "samples": samples, "device": device}
+    return [sums.finalize(SIMULATED) for sums in simulated_sums(graph, parameters, statistics, **options)]
+
+
+def simulated_sums(
+    graph: Graph,
+    parameters: Parameters,
+    statistics: Statistics,
+    *,
+    seed: int,
+    numbers: int | None = None,
+    samples: int | None = None,
+    device: torch.device | None = None,
+) -> list[EigenvalueSums]:
+    """The sums that `curvature` finalizes."""
     samples = samples or default_samples(graph, int(statistics.count.sum()))
     found = blocks(graph, parameters)
     simulation = Simulation(graph, parameters, statistics, seed=seed, device=device)
     sums = eigenbases(found, _pseudo_gradients(simulation, samples), numbers=numbers, seed=seed, device=device)
-    for uses in _pseudo_gradients(simulation, samples):
+    for uses, weight in _pseudo_gradients(simulation, samples):
         for block_sums in sums:
-            block_sums.update(uses)
-    return [block_sums.finalize(SIMULATED) for block_sums in sums]
+            block_sums.update(uses, weight)
+    return sums
 
 
 def eigenbases(
     found: Sequence[Block],
-    gradients: Iterable[dict[int, Use]],
+    gradients: Iterable[tuple[dict[int, Use], float]],
     *,
     numbers: int | None,
     seed: int,
     device: torch.device | None = None,
 ) -> list[EigenvalueSums]:
-    """The `numbers` best directions of the batches of `gradients`, as sums ready to take eigenvalues in them."""
+    """The `numbers` best directions of the `gradients`, as sums ready to take eigenvalues in them.
+
+    They come in batches, with the weight of each of the batch's examples.
+    """
     choice = torch.Generator().manual_seed(seed)
     sums = {block.weight: _FactorSums(block, device) for block in found}
-    for uses in gradients:
+    for uses, weight in gradients:
         for block in found:
-            sums[block.weight].update(*rows_of_factors(block, uses, POSITIONS, choice))
+            sums[block.weight].update(*rows_of_factors(block, uses, POSITIONS, choice), weight)
     axes = [(sums[block.weight].rows.axis(seed), sums[block.weight].columns.axis(seed)) for block in found]
     return [
         EigenvalueSums(block, *pair, *widths)
@@ -179,12 +210,17 @@ def allot(axes: list[tuple[Axis, Axis]], numbers: int | None) -> list[tuple[int,
     return [(int(ks), int(ka)) for ks, ka in counts]
 
 
-def _pseudo_gradients(simulation: Simulation, samples: int) -> Iterator[dict[int, Use]]:
-    """Batches of pseudo-gradients, the components drawn in proportion to their weights."""
+def _pseudo_gradients(simulation: Simulation, samples: int) -> Iterator[tuple[dict[int, Use], float]]:
+    """Batches of pseudo-gradients, and what each of a batch counts: pi_k / n_k, in units of its mean over all drawn."""
+    share = simulation.statistics.weight.tolist()
+    drawn = [0] * len(share)
+    for k, count in simulation.each(samples, lambda k, count: (k, count)):
+        drawn[k] += count
 
-    def gradients(k: int, count: int) -> dict[int, Use]:
+    def gradients(k: int, count: int) -> tuple[dict[int, Use], float]:
         x, gate, _ = simulation.begin(k, count)
-        return capture(simulation.graph, simulation.reference, x, _draw_output(simulation, k), gate=gate)[1]
+        uses = capture(simulation.graph, simulation.reference, x, _draw_output(simulation, k), gate=gate)[1]
+        return uses, share[k] / drawn[k] * sum(drawn)
 
     return simulation.each(samples, gradients)
 
@@ -212,40 +248,58 @@ class _FactorSums:
         self.rows = SecondMoment(block.rows, device)
         self.columns = SecondMoment(block.columns, device)
 
-    def update(self, b: Tensor, a: Tensor) -> None:
-        self.rows.update(b)
-        self.columns.update(a)
+    def update(self, b: Tensor, a: Tensor, weight: float) -> None:
+        self.rows.update(b * weight**0.5)
+        self.columns.update(a * weight**0.5)
 
 
 class EigenvalueSums:
-    """Second moments of the gradients projected on the kept directions."""
+    """Second moments of the gradients projected on the kept directions, and of the gradients' lengths."""
 
     def __init__(self, block: Block, rows: Axis, columns: Axis, ks: int, ka: int):
-        self.block = block
+        self.block, self.axes = block, (rows, columns)
         self.rows = rows.vectors[:, :ks].contiguous()
         self.columns = columns.vectors[:, :ka].contiguous()
         self.restart()
-        self.share = rows.share(ks) * columns.share(ka)  # of the block's trace, in the kept directions
 
     def restart(self) -> None:
         """Forget what was added, but not the directions."""
         self.sum = torch.zeros(self.rows.shape[1], self.columns.shape[1], device=self.rows.device)
-        self.count = 0
+        self.trace = torch.zeros((), dtype=torch.float64, device=self.rows.device)
+        self.count = 0.0
 
-    def update(self, uses: dict[int, Use]) -> None:
-        """Add the gradients of a batch."""
+    def update(self, uses: dict[int, Use], weight: float = 1.0) -> None:
+        """Add the gradients of a batch, each with this weight."""
         pair = vectors(self.block, uses)
         if pair is not None:  # (s^T b)^2 (a^T u)^2 separates
             b, a = pair
-            self.sum += (b @ self.rows).square().T @ (a @ self.columns).square()
-            self.count += len(b)
-            return
-        projected = project(self.block, uses, self.rows, self.columns)
-        self.sum += projected.square().sum(0)
-        self.count += len(projected)
+            examples, squares = len(b), (b @ self.rows).square().T @ (a @ self.columns).square()
+        else:
+            projected = project(self.block, uses, self.rows, self.columns)
+            examples, squares = len(projected), projected.square().sum(0)
+        self.sum += weight * squares
+        complete = self.sum.numel() == self.block.size  # then the squares say the length
+        lengths = squares if complete else squared_norms(self.block, uses)
+        self.trace += weight * lengths.sum(dtype=torch.float64)
+        self.count += weight * examples
 
     def finalize(self, source: str) -> BlockCurvature:
-        """The trace outside the kept directions is taken to be what the Kronecker factors leave there."""
+        """Eigenvalues in the kept directions, and the mean of all."""
+        mean = float(self.trace) / self.count / self.block.size
         eigenvalues = self.sum / self.count
-        mean = float(eigenvalues.sum()) / self.share / self.block.size
         return BlockCurvature(self.block.weight, self.block.bias, self.columns, self.rows, eigenvalues, mean, source)
+
+    def complete(self, source: str) -> BlockCurvature:
+        """As `finalize`, in every direction that was found.
+
+        Outside the kept ones the eigenvalues are products of the Kronecker factors', scaled to the rest of the trace.
+        """
+        kept, (rows, columns) = self.finalize(source), self.axes
+        ks, ka = kept.eigenvalues.shape
+        products = torch.outer(rows.values, columns.values)
+        inside = float(kept.eigenvalues.sum(dtype=torch.float64))
+        left = max(kept.mean_eigenvalue * self.block.size - inside, 0.0)
+        outside = rows.total * columns.total - float(products[:ks, :ka].sum())
+        eigenvalues = (products * (left / outside) if outside > 0 else torch.zeros_like(products)).to(self.sum)
+        eigenvalues[:ks, :ka] = kept.eigenvalues
+        return replace(kept, input_basis=columns.vectors, output_basis=rows.vectors, eigenvalues=eigenvalues)

@@ -10,7 +10,7 @@ network sums over its uses.  Projected on bases S (rows, ks) and A (columns, ka)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from fsdtool.graph import WEIGHTED, GateRule, Graph, Observer, Parameters, Step
 
+GRADIENT_NUMBERS = 2**24  # of gradients formed whole at once
+PAIRING = 1.0  # cost of a multiplication between pairs of positions, in those that form a gradient
 UNFOLDING = 3.0  # cost of a multiplication on unfolded patches, in those of a convolution (measured, CPU)
 
 
@@ -111,6 +113,24 @@ def gradient(block: Block, uses: dict[int, Use]) -> Tensor:
     return sum(_gradient(block, uses[i]) for i in block.steps)
 
 
+def squared_norms(block: Block, uses: dict[int, Use]) -> Tensor:
+    """||G||_F^2 (batch,) of every example, G formed only where its positions' inner products would cost more."""
+    pair = vectors(block, uses)
+    if pair is not None:
+        return pair[0].square().sum(1) * pair[1].square().sum(1)
+    use = uses[block.steps[0]]
+    positions = use.gradient[0].numel() // block.rows
+    grouped = use.step.options.get("groups", 1) > 1
+    if len(block.steps) > 1 or grouped or PAIRING * positions * (block.rows + block.columns) > block.size:
+        return torch.cat([part.square().sum((1, 2)) for part in _gradients(block, uses)])
+    if use.step.operation == "linear":
+        a, b = _append_one(block, use.input).flatten(1, -2), use.gradient.flatten(1, -2)
+    else:
+        a, b = (part[:, 0] for part in _patches(block, use))
+        a = _append_one(block, a)
+    return ((a @ a.mT) * (b @ b.mT)).sum((1, 2))  # sum over p, q of (a_p . a_q) (b_p . b_q)
+
+
 def vectors(block: Block, uses: dict[int, Use]) -> tuple[Tensor, Tensor] | None:
     """b (batch, rows) and [a; 1] (batch, columns) of G = b [a; 1]^T; None where G is a sum of them."""
     use = uses[block.steps[0]]
@@ -133,6 +153,15 @@ def rows_of_factors(block: Block, uses: dict[int, Use], most: int, generator: to
     """
     pairs = [_positions(block, uses[i], most, generator) for i in block.steps]
     return torch.cat([b for b, _ in pairs]), torch.cat([a for _, a in pairs])
+
+
+def _gradients(block: Block, uses: dict[int, Use]) -> Iterator[Tensor]:
+    """G of the examples in parts that hold few numbers."""
+    count = len(uses[block.steps[0]].input)
+    most = max(GRADIENT_NUMBERS // block.size, 1)
+    for start in range(0, count, most):
+        part = slice(start, start + most)
+        yield gradient(block, {i: Use(uses[i].step, uses[i].input[part], uses[i].gradient[part]) for i in block.steps})
 
 
 def _project(block: Block, use: Use, rows: Tensor, columns: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from fsdtool.matrix import matrix_file
 from fsdtool.progress import Track, silent
 from fsdtool.ranking import Best, largest
 from fsdtool.response import Response, respond
-from fsdtool.selfinfluence import SelfInfluence, gradient_records, recorded_self_influence
+from fsdtool.selfinfluence import SelfInfluence, gradient_records, recorded_self_influence, say_calibration
 from fsdtool.sources import DataSource
 from fsdtool.summary import Summary
 
@@ -240,7 +240,9 @@ def _candidates(
     if data is not None:
         return _streamed(summary, data, model, device, batch_size)
     used = [c.to(device) for c in summary.curvature]
-    return Recorded(gradient_records(summary), used, device), used
+    records = gradient_records(summary)
+    say_calibration(summary, "values")
+    return Recorded(records, used, device, 1.0 if summary.influence is None else summary.influence.scale), used
 
 
 def _streamed(

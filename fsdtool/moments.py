@@ -244,10 +244,10 @@ class GateMoments:
 class OutputReservoir:
     """An even sample of the outputs of each component: every 2^t-th of them, t such that they stay few."""
 
-    NUMBERS = 2**17  # kept in all
+    NUMBERS = 2**17  # kept in all, where nothing else is said
 
-    def __init__(self, components: int, outputs: int):
-        self.most = max(self.NUMBERS // (components * outputs), 2)
+    def __init__(self, components: int, outputs: int, numbers: int | None = None):
+        self.most = max((self.NUMBERS if numbers is None else numbers) // (components * outputs), 2)
         self.kept = [torch.empty(0, outputs) for _ in range(components)]
         self.stride, self.seen = [1] * components, [0] * components
 

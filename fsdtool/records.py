@@ -59,14 +59,14 @@ def read_factors(read: Read, weight: str, rows: slice) -> Factors:
     return Factors(*(torch.from_numpy(part) for part in parts))
 
 
-def self_influence(read: Read, curvatures: Sequence[BlockCurvature], examples: int) -> Tensor:
-    """tau(i, i) (N,) float32, in the units of the loss, of the records that `read` reads."""
+def self_influence(read: Read, curvatures: Sequence[BlockCurvature], examples: int, scale: float = 1.0) -> Tensor:
+    """tau(i, i) (N,) float32, in the units of the loss, times `scale`, of the records that `read` reads."""
     values = torch.zeros(examples)
     for start in range(0, examples, CHUNK):
         rows = slice(start, min(start + CHUNK, examples))
         for c in curvatures:
             values[rows] += read_factors(read, c.weight, rows).quadratic(c)
-    return (values / examples).clamp(max=torch.finfo(values.dtype).max)
+    return (values * (scale / examples)).clamp(max=torch.finfo(values.dtype).max)
 
 
 def numbers_within(record_bytes: int, weights: int) -> int:

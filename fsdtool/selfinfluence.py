@@ -1,11 +1,13 @@
 """Self-influence: the influence of each training example on its own loss, as the records hold it.
 
 tau(i, i) = (1/N) g_i^T (G + lambda)^-1 g_i, which needs no query, so it is computed once, by
-`fsdtool summarize` from the gradient factors as the file holds them (fsdtool.records), and read without torch.
+`fsdtool summarize` from the gradient factors as the file holds them (fsdtool.records), brought to the scale of exact
+gradients (fsdtool.influence_calibration), and read without torch.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,10 @@ import numpy as np
 
 from fsdtool.catalogue import Catalogue, Records
 from fsdtool.errors import FsdtoolError
+
+log = logging.getLogger("fsdtool")
+
+ENOUGH = 0.8  # correlation with exact gradients, below which a warning stands
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ def recorded_self_influence(catalogue: Catalogue, *, among: np.ndarray | None = 
             f"the self-influence of example {records.ids[broken[0]]} is not finite ({len(broken)} of {len(values)}); "
             "check the weights, they may be too large for float32"
         )
+    say_calibration(catalogue, "self-influence")
     return SelfInfluence(catalogue, values, records.ids, records.read("target"), among)
 
 
@@ -63,3 +70,21 @@ def gradient_records(catalogue: Catalogue) -> Records:
             "or write it again with records"
         )
     return catalogue.records
+
+
+def say_calibration(catalogue: Catalogue, what: str) -> None:
+    """Tell how values from records compare with exact gradients: a warning where they have little in common."""
+    found = catalogue.influence
+    if found is None:
+        log.info(
+            f"{what} from records, whose scale was not compared with exact gradients, which only --data gives: "
+            "values may be too small"
+        )
+        return
+    correlation = found.self_correlation if what == "self-influence" else found.correlation
+    of = f"of {found.examples} sampled examples" if what == "self-influence" else f"on {found.pairs:,} sampled pairs"
+    said = f"{what} from records: correlation {correlation:.3f} with exact gradients {of}"
+    if correlation >= ENOUGH:
+        log.info(said)
+    else:
+        log.warning(f"{said}; trust the ranking less, take --data, or summarize with a larger --record-bytes")

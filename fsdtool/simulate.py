@@ -11,7 +11,10 @@ and under theta1
                   coupled gates of theta0 change, t_j.  To first order in s1 - s0 this is LAFTR, its gates still have
                   the recorded probabilities at theta0, and a unit that the change carries over its break switches.
                   The moved break stays between the samples of theta0 on either side; where none is on the other side,
-                  it is b_j or the outermost sample, whichever is farther out.  A smooth activation has psi = phi.
+                  it is b_j or the outermost sample, whichever is farther out.
+A smooth activation has no pieces: its coupled slopes m and intercepts c are those at the simulated s0, brought to the
+recorded E[m], E[m^2], E[c], E[m c], E[c^2], and psi(s) = phi(s) + (m - phi'(s0)) s.  (Three regressions with GELU and
+with tanh, K of 1 and 16: the median |log ratio| to the exact distance is .069, with psi = phi and without E[m c] .092.)
 A maximum keeps the position that theta0's took, or, moving, takes its own.
 """
 
@@ -70,7 +73,7 @@ class MovingTape(Tape):
     """Gates that switch where the replayed signal passes their moved breaks t.
 
     A piecewise linear activation with slopes m_j holds the intercepts that continue a0 from the piece of theta0, and
-    its breaks t_j; a smooth one holds a0 and phi(s0); a maximum nothing.
+    its breaks t_j; a smooth one holds a0, phi(s0), m - phi'(s0) and s0; a maximum nothing.
     """
 
     def replay(self, step: Step, s: Tensor) -> Tensor:
@@ -79,8 +82,8 @@ class MovingTape(Tape):
             return keep_positions(step, s, select_maximum(step, s.detach()))
         activation = step.activation()
         if activation.pieces is None:
-            a0, phi0 = self.held[step.name]
-            return a0 + (activation.function(s) - phi0)
+            a0, phi0, steeper, s0 = self.held[step.name]
+            return a0 + (activation.function(s) - phi0) + steeper * (s - s0)
         intercept, *breaks = self.held[step.name]
         m, c = _moved(activation.pieces, s.detach(), breaks)
         return m * s + (c + intercept)
@@ -89,7 +92,7 @@ class MovingTape(Tape):
         """Hold what replays need, of the run that had the signal s, slopes m and intercepts c, and breaks (...)."""
         activation = step.activation()
         if activation.pieces is None:
-            self.held[step.name] = m * s + c, activation.function(s)
+            self.held[step.name] = m * s + c, activation.function(s), m - activation.gate(s)[0], s
             return
         each = [t.expand_as(s) for t in breaks]
         slope, intercept = _moved(activation.pieces, s, each)
@@ -236,9 +239,19 @@ class Simulation:
         return sum((uniform < fraction).long() for fraction in above)
 
     def _match(self, step: Step, s: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
-        """Slope and intercept at the simulated s, shifted and scaled to the recorded means and variances."""
+        """Slope and intercept (n, U) at the simulated s, brought to the recorded first and second moments.
+
+        m is shifted and scaled; of c the part along m, and the rest of it, are shifted and scaled each.
+        """
         m, c = step.activation().gate(s)
-        return _standardize(m, moments[0], moments[1]), _standardize(c, moments[2], moments[4])
+        m_mean, m_square, c_mean, mc, c_square = moments
+        m = _standardize(m, m_mean, m_square)
+        variance, covariance = (m_square - m_mean * m_mean).clamp(min=0), mc - m_mean * c_mean
+        along = _quotient(covariance, variance) * (m - m_mean)
+        centred, found = c - c.mean(0), m - m.mean(0)
+        rest = centred - _quotient((centred * found).mean(0), found.square().mean(0)) * found
+        left = (c_square - c_mean * c_mean - _quotient(covariance, variance) * covariance).clamp(min=0)
+        return m, c_mean + along + _standardize(rest, torch.zeros_like(left), left)
 
     def _draw_moments(self, s: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
         """Slope and intercept drawn per unit with the recorded first and second moments."""
@@ -281,6 +294,11 @@ def _sort_samples(s: Tensor) -> Tensor:
     if s.device.type == "cpu":
         return torch.from_numpy(np.sort(s.T.contiguous().numpy(), axis=1))
     return s.T.contiguous().sort(1).values
+
+
+def _quotient(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and zero where b is nothing to speak of."""
+    return torch.where(b > 1e-12, a / b.clamp(min=1e-12), torch.zeros_like(a))
 
 
 def _standardize(value: Tensor, mean: Tensor, second: Tensor) -> Tensor:

@@ -27,10 +27,6 @@ class Axis:
     vectors: Tensor
     total: float
 
-    def share(self, kept: int) -> float:
-        """The part of the trace in the first `kept` directions."""
-        return min(float(self.values[:kept].sum()) / self.total, 1.0) if self.total > 0 else 1.0
-
 
 class SecondMoment:
     """Accumulates the second moment of vectors (d,)."""

@@ -18,12 +18,13 @@ from torch import nn
 
 from fsdtool import __version__
 from fsdtool.agreement import combination, weighted
-from fsdtool.anchors import anchor_count
+from fsdtool.anchors import ANCHORS_SHARE, anchor_count
+from fsdtool.budget import plan_statistics
+from fsdtool.catalogue import InfluenceCalibration
 from fsdtool.checkpoints import Checkpoint, apply_checkpoint, tensors_of, tied_names, with_plain_weights
 from fsdtool.components import Assignment
 from fsdtool.computed import computed_weights
 from fsdtool.curvature import MEASURED, SIMULATED, BlockCurvature
-from fsdtool.curvature import curvature as simulated_curvature
 from fsdtool.distance_calibration import (
     DistanceCalibration,
     calibrate_anchors,
@@ -38,19 +39,20 @@ from fsdtool.features import OUTPUTS, FeatureStore
 from fsdtool.fit import described, doubt, training_fit
 from fsdtool.fitting import fit_layout
 from fsdtool.frozen import check_trained, frozen_names
-from fsdtool.gradients import blocks, left_out
+from fsdtool.gradients import left_out
 from fsdtool.graph import Parameters
 from fsdtool.headonly import digests
 from fsdtool.logits import answer_with, say_link
 from fsdtool.losses import UNITS
 from fsdtool.moments import OutputMoments, Statistics
 from fsdtool.progress import Track, silent
-from fsdtool.records import bytes_per_example, numbers_within, self_influence
+from fsdtool.record_curvature import fix_curvature
+from fsdtool.records import bytes_per_example, self_influence
 from fsdtool.repeatability import check_data, check_outputs, spread_inputs
 from fsdtool.residuals import TargetEvidence, target_evidence
 from fsdtool.sources import DataSource
 from fsdtool.summary import Identity
-from fsdtool.sweep import Pass, Sample, Seen, activation_steps, auto_batch, gate_bytes
+from fsdtool.sweep import Pass, Sample, Seen, auto_batch
 from fsdtool.trace import FULL, Network, trace
 from fsdtool.trajectory import check_distinct, earlier_networks, parameters_before
 from fsdtool.writer import Writer, encode_ids
@@ -58,6 +60,8 @@ from fsdtool.writer import Writer, encode_ids
 log = logging.getLogger("fsdtool")
 
 CALIBRATING, CALIBRATING_EACH = 2048, 64  # pseudo-samples of a calibration, in all and at least of each component
+MEGABYTE = 10**6
+BIG_FILE = 20 * MEGABYTE  # from which on the weights' part is said
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Report:
     statistics_bytes: int
     curvature: str
     record_bytes: int
+    influence: InfluenceCalibration | None
     file_bytes: int
     seconds: float
     fit: str
@@ -84,9 +89,10 @@ class Report:
             ("network", self.network),
             ("activation layers", str(self.layers)),
             ("components", self.components),
-            ("gate statistics", f"{self.statistics_bytes:,} bytes"),
+            ("statistics", f"{self.statistics_bytes:,} bytes"),
             ("curvature", self.curvature),
             ("gradient records", f"{self.record_bytes:,} bytes per example" if self.record_bytes else "none"),
+            *([] if self.influence is None else [("influence", f"values from records: {self.influence}")]),
             ("file", f"{self.file_bytes:,} bytes"),
             ("seconds", f"{self.seconds:.1f}"),
         ]
@@ -121,8 +127,8 @@ def summarize(
 
     earlier: other checkpoints of the same training, which add evidence on labels (fsdtool.trajectory).
     components: None is one per class (classification) or one (regression); an integer is that many clusters of gate
-    patterns.  record_bytes: gradient factors per example.  statistics_budget: bytes that the gate statistics may
-    take; above it they go to 8 bits, then to fewer components.  curvature: 'simulated' from the statistics, or
+    patterns.  record_bytes: gradient factors per example.  statistics_budget: bytes that all statistics may
+    take (fsdtool.budget).  curvature: 'simulated' from the statistics, or
     'measured' on the data in the same pass, which costs a second backward pass and is kept without records too.
     input_rank: directions in which the input covariance is resolved.  frozen: patterns of parameters that influence
     leaves out, beside those without requires_grad.  output_name: which of the model's outputs is meant.  Raises
@@ -153,24 +159,18 @@ def summarize(
     _say_coverage(network)
     run = Pass(network, data, device, batch_size or auto_batch(network), workers, seed, track)
     sample = run.first_sample()
-    assignment, gate_bits = run.choose_components(sample, components, statistics_budget)
-    basis = run.choose_basis(sample, assignment, input_rank)
-    found: list[BlockCurvature] = []
-    measured = None
-    numbers = numbers_within(record_bytes, len(blocks(network.graph, network.parameters)))
+    of_statistics = statistics_budget - statistics_budget // ANCHORS_SHARE * records
+    plan = plan_statistics(network.graph, data.task, of_statistics, components, input_rank)
+    assignment = run.choose_components(sample, plan)
+    basis = run.choose_basis(sample, assignment, plan.rank)
+    sums = run.sums(assignment, basis, plan)
     with track("curvature", None):
-        if curvature == MEASURED:
-            measured = run.measured_bases(sample, numbers)
-            found = [sums.finalize(MEASURED) for sums in measured]  # of the first sample, for the form of the records
-            for sums in measured:
-                sums.restart()
-        elif records:
-            early = run.sample_statistics(sample, assignment, basis)
-            options = {"seed": seed, "numbers": numbers, "device": device}
-            found = simulated_curvature(network.graph, network.parameters, early, **options)
+        found, measured, calibrated = fix_curvature(
+            run, sample, run.sums(assignment, basis, plan), curvature, records, record_bytes
+        )
     with Writer(output) as writer, FeatureStore(len(data), seed) as store:
         anchors = _anchor_count(network, len(data), basis, statistics_budget) if records else 0
-        seen = run.whole(assignment, basis, store, writer, found if records else [], measured, trajectory, anchors)
+        seen = run.whole(sums, store, writer, found if records else [], measured, trajectory, anchors)
         if measured:
             found = [sums.finalize(MEASURED) for sums in measured]
         fit = training_fit(data.task, *(part.numpy() for part in (seen.losses, seen.logits, seen.targets)))
@@ -209,10 +209,12 @@ def summarize(
         writer.write_identity(identity)
         if keep_weights:
             writer.write_parameters(network.parameters)
-        writer.write_statistics(statistics, network.graph, gate_bits)
+        writer.write_statistics(statistics, network.graph, plan.bits)
         writer.write_curvature(found)
         writer.write_fit(fit)
         likely = None
+        if calibrated is not None:
+            writer.write_influence_calibration(calibrated)
         if records:
             writer.write_anchors(seen.anchors, statistics)
             with track("evidence", None):
@@ -222,22 +224,25 @@ def summarize(
                 else:
                     found_evidence = target_evidence(store, seen.targets, seed)
             _write_outputs(writer, data, seen, found_evidence, [other.name for other in trajectory])
-            _write_self_influence(writer, found, len(data), data.task)
+            _write_self_influence(writer, found, len(data), data.task, calibrated)
             likely = _likely_labels(found_evidence)
         with track("calibration", None):
             few = run.few_of(sample, calibration_examples(len(data))) if records else sample
             calibration = _calibrate_distance(run, few, seen, assignment, basis, likely)
         writer.write_distance_calibration(calibration)
         size = writer.commit()
+    if keep_weights:
+        _say_weights(network, size)
     return Report(
         output=output,
         examples=len(data),
         network=_describe(network),
         layers=len(network.evidence_layers()),
         components=f"{len(statistics.names)} ({statistics.kind})",
-        statistics_bytes=sum(len(statistics.names) * gate_bytes(s, gate_bits) for s in activation_steps(network)),
+        statistics_bytes=plan.size(network.graph, data.task, len(statistics.names)),
         curvature=curvature if found else "none",
         record_bytes=bytes_per_example(found) if records else 0,
+        influence=calibrated,
         file_bytes=size,
         seconds=time.perf_counter() - started,
         fit=described(fit),
@@ -316,12 +321,15 @@ def _write_outputs(
         writer.put("records/residual", judged.residuals, description, "target units", **shares)
 
 
-def _write_self_influence(writer: Writer, found: list[BlockCurvature], examples: int, task: str) -> None:
+def _write_self_influence(
+    writer: Writer, found: list[BlockCurvature], examples: int, task: str, calibrated: InfluenceCalibration | None
+) -> None:
     """From the factors as the file holds them: measured eigenvalues are known only after the pass that wrote these."""
     if not found:
         return
     records = writer.file["records"]
-    values = self_influence(lambda name, rows: records[name][rows], found, examples)
+    scale = 1.0 if calibrated is None else calibrated.self_scale
+    values = self_influence(lambda name, rows: records[name][rows], found, examples, scale)
     description = "first-order rise of the example's loss if it were removed (N,)"
     writer.put("records/self_influence", values, description, UNITS[task])
 
@@ -347,6 +355,16 @@ def _say_coverage(network: Network) -> None:
     omitted = left_out(network.graph, network.parameters)
     if omitted:
         log.info(f"influence leaves out {len(omitted)} parameters of batch norm and the like, '{omitted[0]}' first")
+
+
+def _say_weights(network: Network, size: int) -> None:
+    """Tell what the weights cost where they are most of a big file of `size` bytes."""
+    weights = sum(value.numel() * value.element_size() for value in network.parameters.values())
+    if size >= BIG_FILE and weights > size / 2:
+        log.info(
+            f"the weights take {weights / MEGABYTE:,.0f} of the file's {size / MEGABYTE:,.0f} MB; "
+            "--no-weights leaves them out: find-mislabeled does not need them, fsd and influence do"
+        )
 
 
 def _say_small_components(statistics: Statistics) -> None:

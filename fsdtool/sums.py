@@ -25,7 +25,10 @@ from fsdtool.moments import (
 
 
 class StatisticsSums:
-    """Accumulates the Statistics of one graph over the components of an assignment."""
+    """Accumulates the Statistics of one graph over the components of an assignment.
+
+    basis: as in fsdtool.moments.  sampled: numbers that the sample of outputs may hold (None: the usual).
+    """
 
     def __init__(
         self,
@@ -34,44 +37,61 @@ class StatisticsSums:
         basis: Tensor | None,
         task: str,
         device: torch.device | None = None,
+        sampled: int | None = None,
     ):
         count = len(assignment)
-        self.graph, self.assignment = graph, assignment
+        self.graph, self.assignment, self.basis = graph, assignment, basis
         self.inputs = CentredMoments(count, graph.steps[0].units, basis, device)
         self.gates = {
             graph.steps[i].name: GateMoments(graph.steps[i], count, device) for i in graph.indices("activation")
         }
         self.outputs = OutputMoments(count, graph.outputs, task, device)
-        self.sample = OutputReservoir(count, graph.outputs) if task == "classification" else None
+        self.sample = OutputReservoir(count, graph.outputs, sampled) if task == "classification" else None
         self._component: Tensor | None = None
         self._patterns: list[Tensor] = []
         self._pending: list[tuple[str, Tensor]] = []
-        self._saved: list[Tensor] = []
+        self._copies: list[Tensor] = []
+        self._copied: Tensor | None = None
 
     @contextmanager
     def whole_or_nothing(self) -> Iterator[None]:
         """Around a batch: when it fails on the way, the sums are as they were before it.
 
-        The copy is kept from batch to batch, so putting it back needs no memory.
+        Copied is what the batch changes: the components of its examples, as soon as these are known.  The copies are
+        kept from batch to batch, so putting them back needs no memory.
         """
-        sums = self._tensors()
-        self._saved = self._saved or [torch.empty_like(value) for value in sums]
-        for copy, value in zip(self._saved, sums, strict=True):
-            copy.copy_(value)
         sample = self.sample and self.sample.state()
+        self._copied = torch.empty(0, dtype=torch.int64)
         try:
             yield
         except BaseException:
-            for copy, value in zip(self._saved, sums, strict=True):
-                value.copy_(copy)
+            if len(self._copied):
+                for copy, value in zip(self._copies, self._tensors(), strict=True):
+                    value[self._copied] = copy[: len(self._copied)]
             if self.sample is not None:
                 self.sample.restore(sample)
             raise
+        finally:
+            self._copied = None
+
+    def _copy(self, component: Tensor) -> None:
+        """Keep the sums of these components, of which nothing has been changed yet."""
+        if self._copied is None:
+            return
+        rows, sums = component.unique(), self._tensors()
+        if not self._copies or len(self._copies[0]) < len(rows):
+            self._copies = []  # the smaller ones go first
+            self._copies = [torch.empty_like(value[: len(rows)]) for value in sums]
+        for copy, value in zip(self._copies, sums, strict=True):
+            torch.index_select(value, 0, rows, out=copy[: len(rows)])
+        self._copied = rows
 
     def start(self, labels: Tensor) -> None:
         """Begin a batch of examples with these labels (batch,) or targets (batch, O)."""
         self._component = None if self.assignment.kind == "cluster" else self.assignment.assign(labels)
         self._patterns, self._pending = [], []
+        if self._component is not None:
+            self._copy(self._component)
 
     def see(self, step: Step, inputs: list[Tensor]) -> None:
         """Take in a step's input; only activation steps count.
@@ -91,6 +111,7 @@ class StatisticsSums:
         """End the batch: its inputs (batch, n) and logits (batch, O)."""
         if self._component is None:
             self._component = self.assignment.assign(logits, torch.cat(self._patterns, 1))
+            self._copy(self._component)
             for name, s in self._pending:
                 self._update(name, s)
         self.inputs.update(x, self._component)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fsdtool.anchors import AnchorRows, Anchors, even_rows
+from fsdtool.budget import StatisticsPlan
 from fsdtool.components import Assignment, GatePattern, k_means
 from fsdtool.curvature import BlockCurvature, EigenvalueSums, eigenbases
 from fsdtool.errors import FsdtoolError
@@ -39,8 +40,6 @@ T = TypeVar("T")
 
 FIRST_SAMPLE = 2048
 SAMPLE_UNITS = 2**26  # scalars of input held for the first sample
-LARGEST_FULL_INPUT = 256  # dimensions up to which the whole input covariance is kept
-INPUT_RANK = {True: 256, False: 64}  # of the covariance of larger inputs: convolutional, fully connected
 BATCH_UNITS = 2**27  # scalars of all steps held per batch when the batch size is left to the tool
 
 
@@ -127,28 +126,30 @@ class Pass:
         signals, targets = zip(*parts, strict=True)
         return Sample(rows, torch.cat(signals), torch.cat(targets))
 
-    def choose_components(self, sample: Sample, components: int | None, budget: int) -> tuple[Assignment, int]:
-        """The mixture, and the bits of a gate probability that keep its statistics within the budget (bytes)."""
-        kind, count, bits = self._fit_budget(components, budget)
-        if kind == "class":
+    def choose_components(self, sample: Sample, plan: StatisticsPlan) -> Assignment:
+        """The mixture."""
+        if plan.kind == "class":
             names = self.data.class_names or [str(c) for c in range(self.outputs)]
-            return Assignment(kind, tuple(names)), bits
-        if kind == "all":
-            return Assignment("all", ("all",)), bits
+            return Assignment(plan.kind, tuple(names))
+        if plan.kind == "all":
+            return Assignment("all", ("all",))
         pattern = GatePattern(self.graph, self.seed)
         parts = self._parts(sample, lambda rows, signal, _: pattern.of(self.graph, self.parameters, signal))
-        centres = k_means(torch.cat(list(parts)), count, self.seed)
-        return Assignment(kind, tuple(f"cluster {i}" for i in range(len(centres))), pattern, centres), bits
+        centres = k_means(torch.cat(list(parts)), plan.count, self.seed)
+        return Assignment(plan.kind, tuple(f"cluster {i}" for i in range(len(centres))), pattern, centres)
 
-    def choose_basis(self, sample: Sample, assignment: Assignment, rank: int | None) -> Tensor | None:
+    def choose_basis(self, sample: Sample, assignment: Assignment, rank: int) -> Tensor | None:
         """The directions in which the input covariance is resolved (None: all)."""
         signal = sample.signal
         groups = sample.targets if assignment.kind == "class" else torch.zeros(len(signal), dtype=torch.int64)
-        return principal_basis(signal, groups.to(signal.device), self._input_rank(rank, signal.shape[1]), self.seed)
+        return principal_basis(signal, groups.to(signal.device), rank, self.seed)
 
-    def sample_statistics(self, sample: Sample, assignment: Assignment, basis: Tensor | None) -> Statistics:
+    def sums(self, assignment: Assignment, basis: Tensor | None, plan: StatisticsPlan) -> StatisticsSums:
+        """Empty sums of statistics."""
+        return StatisticsSums(self.graph, assignment, basis, self.data.task, self.device, sampled=plan.sampled)
+
+    def sample_statistics(self, sample: Sample, sums: StatisticsSums) -> Statistics:
         """Statistics of the first sample alone, for a curvature known before the pass."""
-        sums = StatisticsSums(self.graph, assignment, basis, self.data.task, self.device)
 
         def see(rows: Tensor, signal: Tensor, targets: Tensor) -> None:
             with sums.whole_or_nothing(), torch.no_grad():
@@ -191,13 +192,13 @@ class Pass:
         """The `numbers` best directions of the first sample's gradients, with eigenvalues on that sample."""
         found = blocks(self.graph, self.parameters)
         sums = eigenbases(found, self._drawn(sample), numbers=numbers, seed=self.seed, device=self.device)
-        for uses in self._drawn(sample):
+        for uses, weight in self._drawn(sample):
             for block_sums in sums:
-                block_sums.update(uses)
+                block_sums.update(uses, weight)
         return sums
 
-    def _drawn(self, sample: Sample) -> Iterator[dict[int, Use]]:
-        return self._parts(sample, lambda rows, signal, targets: self.drawn_gradients(signal))
+    def _drawn(self, sample: Sample) -> Iterator[tuple[dict[int, Use], float]]:
+        return self._parts(sample, lambda rows, signal, targets: (self.drawn_gradients(signal), 1.0))
 
     def drawn_gradients(self, signal: Tensor) -> dict[int, Use]:
         """What each weight sees for a gradient drawn from the loss's Hessian at each example's own outputs."""
@@ -206,8 +207,7 @@ class Pass:
 
     def whole(
         self,
-        assignment: Assignment,
-        basis: Tensor | None,
+        sums: StatisticsSums,
         store: FeatureStore,
         writer: Writer,
         curvatures: list[BlockCurvature],
@@ -220,8 +220,8 @@ class Pass:
         measured: sums of eigenvalues to be taken from these examples.  earlier: checkpoints that give evidence too.
         anchors: how many to keep.
         """
-        sums = StatisticsSums(self.graph, assignment, basis, self.data.task, self.device)
-        kept = AnchorRows(len(self.data), anchors, basis, self.graph.steps[0].units, self.outputs) if anchors else None
+        dimensions = self.graph.steps[0].units
+        kept = AnchorRows(len(self.data), anchors, sums.basis, dimensions, self.outputs) if anchors else None
         gradient_records = _GradientRecords(self, writer, curvatures)
         watched = self._watched_layers()
         of_earlier = self._watched_layers(layers_each(len(earlier)))
@@ -238,7 +238,7 @@ class Pass:
 
             with sums.whole_or_nothing():
                 signal = self.network.signal(x, watch(watched, keep) if watched else None)
-                self._put_input(store, rows, signal.flatten(1), basis)
+                self._put_input(store, rows, signal.flatten(1), sums.basis)
                 sums.start(y)
                 found = gradient_records.run(signal, y, rows, self._observer(sums, watched, keep))
                 self._check_outputs(found, batch.index, signal)
@@ -329,37 +329,6 @@ class Pass:
                 "they must agree (for class labels give --task classification)"
             )
 
-    def _input_rank(self, rank: int | None, dimensions: int) -> int:
-        if rank is not None:
-            return rank
-        if dimensions <= LARGEST_FULL_INPUT:
-            return dimensions
-        return INPUT_RANK[any(step.operation.startswith("conv") for step in self.graph.steps)]
-
-    def _fit_budget(self, components: int | None, budget: int) -> tuple[str, int, int]:
-        """Kind and number of components, and bits per probability, such that the gate statistics fit the budget."""
-        classes = components is None and self.data.task == "classification"
-        wanted = self.outputs if classes else components or 1
-        kind = "class" if classes else "cluster" if wanted > 1 else "all"
-        steps = activation_steps(self.network)
-        if kind == "cluster" and not steps:
-            log.warning("the traced part has no activation layer to cluster by; using one component")
-            kind, wanted = "all", 1
-        for bits in (16, 8):
-            each = sum(gate_bytes(step, bits) for step in steps)
-            if wanted * each <= budget or (wanted == 1 and bits == 8):
-                break
-        else:
-            fewer = max(budget // each, 1)
-            log.warning(
-                f"{wanted} components need {wanted * each:,} bytes of gate statistics, over the budget of {budget:,}; "
-                f"using {fewer} (raise --statistics-budget for more)"
-            )
-            return ("cluster" if fewer > 1 else "all"), fewer, bits
-        if each > budget:
-            log.warning(f"gate statistics take {each:,} bytes, over the budget of {budget:,}, with a single component")
-        return kind, wanted, bits
-
 
 class _GradientRecords:
     """The gradient records of the pass, written batch by batch; without curvatures there are none."""
@@ -384,16 +353,6 @@ class _GradientRecords:
                 dataset[rows] = values.cpu().numpy()
         self.writer.check()
         return logits
-
-
-def activation_steps(network: Network) -> list[Step]:
-    return [network.graph.steps[i] for i in network.graph.indices("activation")]
-
-
-def gate_bytes(step: Step, bits: int) -> int:
-    """Bytes that one component's statistics of a step take in the file, before compression."""
-    pieces = step.activation().pieces
-    return step.units * (len(pieces.breaks) * bits // 8 if pieces else 5 * 4)
 
 
 def auto_batch(network: Network) -> int:

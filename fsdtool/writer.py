@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 from torch import Tensor
 
 from fsdtool.anchors import Anchors
-from fsdtool.catalogue import FORMAT, SCHEMA
+from fsdtool.catalogue import FORMAT, SCHEMA, InfluenceCalibration
 from fsdtool.curvature import BlockCurvature
 from fsdtool.distance_calibration import DistanceCalibration
 from fsdtool.files import Sibling, Sink, cannot_write
@@ -212,6 +213,12 @@ class Writer:
             self.file[name].attrs["mean_eigenvalue"] = c.mean_eigenvalue
             for key, text in names.items():
                 self.file[name].attrs[key] = _bytes(text)
+
+    def write_influence_calibration(self, found: InfluenceCalibration) -> None:
+        """`/calibration/influence`: values from records against those of exact gradients."""
+        description = "scale: what influence from records is multiplied by to agree with that of exact gradients"
+        group = self.file.require_group("calibration/influence")
+        _attributes(group, description=description, units="", **asdict(found))
 
 
 def encode_ids(ids: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fsdtool import gradients
-from fsdtool.gradients import blocks, capture, gradient, left_out, project, rows_of_factors, vectors
+from fsdtool.gradients import blocks, capture, gradient, left_out, project, rows_of_factors, squared_norms, vectors
 from fsdtool.trace import trace
 
 EXAMPLES = 4
@@ -193,6 +193,17 @@ def test_projected_gradients_equal_the_projection_of_the_loop(name, unfolding, m
     for block in found:
         rows, columns = bases(block)
         assert_close(project(block, uses, rows, columns), rows.T @ reference(block, expected) @ columns)
+
+
+@pytest.mark.parametrize("numbers", [1, 10**6], ids=["one at a time", "at once"])
+@pytest.mark.parametrize("pairing", [0.0, float("inf")], ids=["pairs of positions", "formed"])
+@pytest.mark.parametrize("name", MODELS)
+def test_squared_norms_equal_those_of_the_loop(name, pairing, numbers, monkeypatch):
+    monkeypatch.setattr(gradients, "PAIRING", pairing)
+    monkeypatch.setattr(gradients, "GRADIENT_NUMBERS", numbers)
+    found, uses, expected, _ = seen(name)
+    for block in found:
+        assert_close(squared_norms(block, uses), reference(block, expected).square().sum((1, 2)))
 
 
 @pytest.mark.parametrize("name", MODELS)

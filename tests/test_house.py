@@ -17,10 +17,10 @@ losses fit catalogue selfinfluence
 npyfiles h5files arrays imagefolders imagefiles tables csvtables parquet items huggingface
 sources scaling repeatability datasets fitting
 activations infer spellings graph logits nodes translate trace frozen
-spectra moments components sums propagate simulate outputs gradients metrics curvature anchors distance_forms
-distance_calibration
+spectra moments components sums budget propagate simulate outputs gradients metrics curvature anchors
+distance_forms distance_calibration
 agreement noise posterior discriminant records features gaussians evidence outliers residuals trajectory
-networkfile summary writer evidencefile headonly sweep summarize fsd penalty
+networkfile summary writer influence_calibration evidencefile headonly sweep record_curvature summarize fsd penalty
 examples ranking screening matrix candidates krylov response influence misvalue mislabel judge inspection
 checks report noisefile options inputs answers markup charts page thumbnails review
 command_summarize command_mislabeled command_influence command_fsd commands cli demo

@@ -121,7 +121,8 @@ def test_a_convolutional_network_equals_the_dense_formula_with_the_kept_gradient
     x, y = digits["test"]
     queries = projected(convnet_summary, weight_gradients(network, convnet_summary, x[:60], y[:60]))
     found = matrix_of(convnet_summary, test_digits, tmp_path / "m.npy")[:60]
-    assert_close_to_scale(found, dense(convnet_summary, queries, kept(convnet_summary)), 1e-4)
+    expected = convnet_summary.influence.scale * dense(convnet_summary, queries, kept(convnet_summary))
+    assert_close_to_scale(found, expected, 1e-4)
 
 
 def test_with_every_direction_kept_it_is_the_inverse_of_the_whole_matrix(summarized, arrays, tmp_path):
@@ -159,9 +160,9 @@ def test_self_influence_is_the_diagonal(mlp_summary, sample_data, tmp_path):
 
 
 def self_influence_of_factors(summary: Summary) -> np.ndarray:
-    """tau(i, i) (N,) float64, each gradient formed whole from its record."""
+    """tau(i, i) (N,) float64, each gradient formed whole from its record, at the scale of exact gradients."""
     whole = [(g.square() / c.damped).sum((1, 2)) for c, g in zip(summary.curvature, kept(summary), strict=True)]
-    return sum(whole).numpy() / len(summary.records)
+    return sum(whole).numpy() * summary.influence.self_scale / len(summary.records)
 
 
 def test_self_influence_is_that_of_the_records(convnet_summary):

@@ -13,11 +13,14 @@ from torch import nn
 
 from fsdtool import candidates, cli, curvature, examples, fsd, influence, moments, penalty, screening, simulate, sweep
 from fsdtool.checkpoints import read_checkpoint
+from fsdtool.components import Assignment, GatePattern
 from fsdtool.datasets import DataSource, load_dataset
 from fsdtool.gradients import blocks
 from fsdtool.krylov import GaussNewton
 from fsdtool.memory import BatchSize, out_of_memory, undrawn
 from fsdtool.summary import load
+from fsdtool.sums import StatisticsSums
+from fsdtool.trace import trace
 
 ERRORS = {
     "python": MemoryError(),
@@ -309,3 +312,42 @@ def test_screened_records_that_memory_does_not_hold_are_read_again_in_halves(sum
         found = listed()
     assert found == (ids, pytest.approx(values, rel=1e-5))
     assert "going on with 150" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["class", "cluster"])
+def test_of_a_batch_that_fails_nothing_stays_and_only_its_components_are_copied(kind):
+    network = trace(perceptron(4, 6, 5).eval(), torch.zeros(2, 4))
+    graph, parameters = network.graph, network.parameters
+    pattern = GatePattern(graph, 0)
+    x, y = torch.randn(40, 4, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 5
+    centres = pattern.of(graph, parameters, x)[:5]
+    names = tuple("abcde")
+    assignment = Assignment(kind, names) if kind == "class" else Assignment(kind, names, pattern, centres)
+    sums = StatisticsSums(graph, assignment, None, "classification")
+
+    def batch(rows, fail=False):
+        with sums.whole_or_nothing():
+            sums.start(y[rows])
+            with torch.no_grad():
+                logits = graph.run(parameters, x[rows], observe=lambda step, given, output: sums.see(step, given))
+            sums.finish(x[rows], logits)
+            if fail:
+                raise MemoryError
+
+    batch(slice(0, 20))
+    before = sums.finalize()
+    for rows in (slice(20, 40), slice(20, 22)):
+        with pytest.raises(MemoryError):
+            batch(rows, fail=True)
+        after = sums.finalize()
+        assert torch.equal(after.count, before.count)
+        assert torch.equal(after.input.core, before.input.core)
+        assert torch.equal(after.output_hessian, before.output_hessian)
+        assert torch.equal(after.outputs.values, before.outputs.values)
+        for i in before.gates:
+            assert torch.equal(after.gates[i].probabilities, before.gates[i].probabilities)
+    fresh = StatisticsSums(graph, assignment, None, "classification")
+    with fresh.whole_or_nothing():
+        fresh.start(y[:2])
+        if kind == "class":
+            assert {len(copy) for copy in fresh._copies} == {2}

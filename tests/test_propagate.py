@@ -323,7 +323,7 @@ def test_moving_gates_replayed_under_the_reference_give_the_same_outputs(name):
     assert torch.equal(found, f0) if name == "ReLU" else torch.allclose(found, f0, atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ReLU", "ReLU6"])
+@pytest.mark.parametrize("name", ["ReLU", "ReLU6", "GELU"])
 def test_to_first_order_moving_gates_are_fixed_ones(name):
     graph, reference, _, statistics = wide(name)
     slopes = []
@@ -495,7 +495,7 @@ def smooth_moments(units: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("gates", [COUPLED, INDEPENDENT])
-def test_smooth_gates_have_their_recorded_means_and_variances(gates):
+def test_smooth_gates_have_their_recorded_first_and_second_moments(gates):
     units, count = 15, 20_000
     moments = smooth_moments(units)
     moments[:, 0] = torch.tensor([1.0, 1, 0, 0, 0])  # always the identity
@@ -503,9 +503,8 @@ def test_smooth_gates_have_their_recorded_means_and_variances(gates):
     _, _, tape = Simulation(graph, {}, statistics, gates=gates, seed=2).draw(0, count)
     m, c = tape.held["act"]
     found = torch.stack([m.mean(0), (m * m).mean(0), c.mean(0), (m * c).mean(0), (c * c).mean(0)])
-    matched = [0, 1, 2, 4] if gates == COUPLED else [0, 1, 2, 3, 4]
     tolerance = 1e-3 if gates == COUPLED else 0.03
-    assert (found - moments)[matched].abs().max() < tolerance
+    assert (found - moments).abs().max() < tolerance
     assert (m[:, 0] == 1).all()
     assert (c[:, 0] == 0).all()
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from conftest import gaussian_classes, perceptron
 from torch import nn
 
-from fsdtool.checkpoints import read_checkpoint
+from fsdtool import summarize as summarize_module
+from fsdtool.checkpoints import Checkpoint, read_checkpoint
 from fsdtool.datasets import load_dataset
 from fsdtool.errors import FsdtoolError
 from fsdtool.fsd import distances
@@ -147,26 +150,66 @@ def test_without_weights_none_are_in_the_file(summarized):
     assert weight[:64] not in summary.path.read_bytes()
 
 
+@pytest.mark.parametrize(("options", "said"), [({}, True), ({"keep_weights": False}, False)])
+def test_what_the_weights_of_a_big_file_cost_is_said(summarized, caplog, monkeypatch, options, said):
+    monkeypatch.setattr(summarize_module, "BIG_FILE", 10**5)
+    with caplog.at_level(logging.INFO, "fsdtool"):
+        summarized(perceptron(4, 3000, 100, 3), *gaussian_classes(30, 4, 3), record_bytes=100, **options)
+    assert ("--no-weights leaves them out" in caplog.text) == said
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "fsdtool"):
+        summarized(perceptron(4, 20, 3), *gaussian_classes(3000, 4, 3), name="s.h5", **options)
+    assert "--no-weights" not in caplog.text
+
+
 @pytest.mark.parametrize(
-    ("budget", "bits", "kind", "count", "warned"),
+    ("budget", "bits", "rank", "kind", "count", "warned"),
     [
-        (100, 16, "class", 3, False),
-        (60, 8, "class", 3, False),
-        (24, 8, "cluster", 2, True),
-        (5, 8, "all", 1, True),
+        (600, 16, 4, "class", 3, False),
+        (525, 8, 4, "class", 3, False),
+        (400, 8, 2, "class", 3, False),
+        (330, 8, 1, "class", 3, False),
+        (250, 8, 1, "cluster", 2, True),
+        (100, 8, 1, "all", 1, True),
     ],
 )
-def test_over_the_budget_statistics_go_to_8_bits_and_then_to_fewer_components(
-    summarized, caplog, budget, bits, kind, count, warned
+def test_over_the_budget_statistics_give_up_bits_then_directions_then_components(
+    summarized, caplog, budget, bits, rank, kind, count, warned
 ):
     x, y = gaussian_classes(100, 4, 3)
     with caplog.at_level(logging.WARNING, "fsdtool"):
-        summary = summarized(perceptron(4, 12, 3), x, y, statistics_budget=budget)  # 12 units, 24 or 12 bytes
+        # a component: 12 gates, mean and variances of 4 inputs, their covariance, a Hessian of 3 outputs, some outputs
+        summary = summarized(perceptron(4, 12, 3), x, y, statistics_budget=budget, records=False)
     assert (summary.statistics.kind, len(summary.statistics.names)) == (kind, count)
+    assert summary.statistics.input.core.shape[1] == rank
     gates = summary.statistics.gates[summary.identity.graph.indices("activation")[0]].probabilities
     steps = gates * (2**bits - 1)
     torch.testing.assert_close(steps, steps.round(), rtol=0, atol=0.02)
     assert ("over the budget" in caplog.text) == warned
+
+
+def statistics_bytes(path: Path) -> int:
+    """What the statistics take uncompressed, without names and counts."""
+    sizes = []
+    with h5py.File(path) as file:
+        file["statistics"].visititems(lambda name, item: sizes.append(getattr(item, "nbytes", 0)))
+        return sum(sizes) - file["statistics/names"].nbytes - file["statistics/count"].nbytes
+
+
+@pytest.mark.parametrize("budget", [60_000, 200_000, 500_000, 10**6])
+@pytest.mark.parametrize("widths", [(4, 8, 90), (300, 8, 40), (60, 400, 40)], ids=["outputs", "inputs", "gates"])
+def test_the_budget_covers_all_statistics(summarized, widths, budget):
+    x, y = gaussian_classes(400, widths[0], widths[-1])
+    summary = summarized(perceptron(*widths), x, y, statistics_budget=budget, records=False)
+    assert statistics_bytes(summary.path) <= budget
+    assert len(distances(summary, [Checkpoint("same", "", summary.parameters, ())], samples=100).distances) == 1
+
+
+def test_directions_that_are_asked_for_are_kept_whatever_the_budget(summarized):
+    x, y = gaussian_classes(200, 300, 10)
+    summary = summarized(perceptron(300, 8, 10), x, y, statistics_budget=60_000, input_rank=40, records=False)
+    assert summary.statistics.input.core.shape[1] == 40
+    assert len(summary.statistics.names) < 10
 
 
 def test_a_class_with_a_single_example_is_summarized_with_a_warning(summarized, caplog):
