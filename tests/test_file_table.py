@@ -129,7 +129,9 @@ def test_the_table_is_what_is_read(files, monkeypatch):
     compare(read, paths)
     unknown = {(name, key) for name, key in attributes if not any(key == k and fits(name, entry) for entry, k in told)}
     assert unknown == set()
-    assert identity | {"format", "schema"} == {key for entry, key in told if entry in ("/", "/model", "/data")}
+    of_groups = {key for entry, key in told if entry in ("/", "/model", "/data")}
+    assert of_groups - identity == {"format", "schema"}
+    assert {key for key in identity - of_groups if f"`{key}`" not in TEXT} == set()  # in another dataset of JSON
 
 
 def test_the_schema_in_the_readme_is_that_of_the_file(files):

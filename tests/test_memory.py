@@ -11,7 +11,20 @@ from conftest import gaussian_classes, perceptron
 from test_summarize import assert_same_statistics, images, small_convnet
 from torch import nn
 
-from fsdtool import candidates, cli, curvature, examples, fsd, influence, moments, penalty, screening, simulate, sweep
+from fsdtool import (
+    candidates,
+    cli,
+    curvature,
+    distance_forms,
+    examples,
+    fsd,
+    influence,
+    moments,
+    penalty,
+    screening,
+    simulate,
+    sweep,
+)
 from fsdtool.checkpoints import read_checkpoint
 from fsdtool.components import Assignment, GatePattern
 from fsdtool.datasets import DataSource, load_dataset
@@ -248,7 +261,7 @@ def test_the_exact_distance_that_ran_out_of_memory_is_the_same(summarized, tmp_p
 
 # Each use of pseudo-samples, where it fails after its work on so many, and what it gives.
 SIMULATED = {
-    "distance": (fsd, "measure", lambda metric, f0, f1: len(f0), lambda summary: distance(summary)),
+    "distance": (distance_forms, "measure", lambda metric, f0, f1: len(f0), lambda summary: distance(summary)),
     "curvature": (curvature, "capture", lambda g, p, x, *rest: len(x), lambda summary: eigenvalues(summary)),
     "whole matrix": (simulate.Simulation, "draw", lambda self, k, count: count, lambda summary: product(summary)),
     "penalty": (penalty.Penalty, "_draw_component", lambda self, k, count: count, lambda summary: drift(summary)),
@@ -263,8 +276,10 @@ def moved(summary) -> nn.Module:
 
 def distance(summary) -> torch.Tensor:
     others = [dict(moved(summary).state_dict())]
-    options = {"metric": "kl", "gates": "moving", "samples": 300, "seed": 0, "device": torch.device("cpu")}
-    return fsd._sampled(summary, summary.parameters, others, **options, track=fsd.silent)[0][0]
+    options = {"samples": 16 * 300, "seed": 0, "device": torch.device("cpu")}
+    graph, statistics = summary.identity.graph, summary.statistics
+    found = distance_forms.on_pseudo_samples(graph, summary.parameters, others, statistics, ["kl"], **options)
+    return torch.tensor(found["kl"][0].distance)
 
 
 def eigenvalues(summary) -> torch.Tensor:
