@@ -25,7 +25,7 @@ class OutputCoupling:
     """
 
     RIDGE = 0.3
-    SHIFT = 0.1
+    SHIFT = 0.01
 
     def __init__(self, f0: Tensor, recorded: Tensor, *, one_class: bool, generator: torch.Generator):
         n, outputs = f0.shape

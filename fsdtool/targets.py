@@ -10,13 +10,15 @@ import csv
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fsdtool.cells import known_text, unescaped
 from fsdtool.errors import FsdtoolError, describe, some
-from fsdtool.readers import Request
+
+if TYPE_CHECKING:  # torch comes with it, and commands that read labels back start without
+    from fsdtool.readers import Request
 
 log = logging.getLogger("fsdtool")
 TASKS = ("classification", "regression")

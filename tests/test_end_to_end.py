@@ -116,11 +116,11 @@ def predictions(network: str) -> dict[str, str]:
         (["influence", "mlp.h5", "--self"], "id,label,self_influence"),
         (
             ["fsd", "mlp.h5", "--checkpoint", "sample_data/mlp.pt"],
-            "checkpoint,distance,standard_error,metric,form",
+            "checkpoint,distance,standard_error,model_error,metric,form",
         ),
         (
             ["fsd", "mlp.h5", "--checkpoint", "sample_data/mlp.pt", "--data", "sample_data/test.npz"],
-            "checkpoint,distance,standard_error,metric,form,exact",
+            "checkpoint,distance,standard_error,model_error,metric,form,exact",
         ),
         (["inspect", "mlp.h5"], "part,bytes,bytes_per_example,description"),
     ],

@@ -241,9 +241,8 @@ def test_a_summary_without_records_is_refused(summarized):
 
 def test_a_network_with_one_class_is_refused(summarized):
     x, _ = gaussian_classes(50, 4, 3)
-    summary = summarized(perceptron(4, 8, 1), x, np.zeros(50, dtype=np.int64))
-    with pytest.raises(FsdtoolError, match="of a network with one class"):
-        find_mislabeled(summary)
+    with pytest.raises(FsdtoolError, match="the model has one output, and --task classification needs one of each"):
+        summarized(perceptron(4, 8, 1), x, np.zeros(50, dtype=np.int64))
 
 
 @pytest.mark.parametrize("broken", [None, [1, 2], [-1, 0, 0, 0], [0.5, 1, 2, 3]])

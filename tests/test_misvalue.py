@@ -304,8 +304,9 @@ def test_what_has_a_meaning_for_labels_alone_is_refused_in_one_line(
     capsys.readouterr()
     assert main(["find-mislabeled", str(wrong[0].path), *more, "-q"]) == 2
     out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert message in err
+    errors = [line for line in err.splitlines() if not line.startswith("warning: ")]  # the network is not trained
+    assert (out, len(errors)) == ("", 1)
+    assert message in errors[0]
     assert not (tmp_path / "n.csv").exists()
 
 
