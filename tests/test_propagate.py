@@ -35,7 +35,7 @@ def covariances(n: int, seed: int) -> torch.Tensor:
 
 def network_of(model: nn.Module, shape: tuple[int, ...]) -> tuple[Graph, dict[str, torch.Tensor]]:
     """Graph and random float64 parameters, batch norm statistics included."""
-    network = trace(model.eval(), torch.zeros(2, *shape))
+    network = trace(model.eval(), torch.zeros(2, *shape), task="regression")
     parameters = {}
     for seed, (name, value) in enumerate(network.parameters.items()):
         draw = normal(*value.shape, seed=seed)
