@@ -52,6 +52,15 @@ class DistanceCalibration:
     correction: Mapping[str, float]
     error: Mapping[str, float]
 
+    def __str__(self) -> str:
+        """For people: what distances in the default form rest on, and how far they are off."""
+        kept = "kept examples" if self.form == "examples" else "simulated examples"
+        if not self.changes:
+            return f"over {kept}, exact for them"
+        metric = next(iter(self.error))
+        error = f"{self.error[metric]:.0%}" if self.error[metric] < UNKNOWN else "an unknown factor"
+        return f"over {kept}, {metric} off by about {error} (of {self.changes} changes of the weights)"
+
     def model_error(self, metric: str, distance: float, standard_error: float | None) -> float:
         """Relative error to expect of a distance, its sampling included."""
         sampling = (standard_error or 0.0) / distance if distance > 0 else 0.0
@@ -66,13 +75,14 @@ def calibration_examples(examples: int) -> int:
 def calibrate_anchors(
     graph: Graph,
     reference: Parameters,
-    statistics: Statistics,
-    sample: Anchors,
     signal: Tensor,
     targets: Tensor,
     likely: Tensor | None,
     task: str,
     seed: int,
+    *,
+    statistics: Statistics,
+    sample: Anchors,
 ) -> DistanceCalibration:
     """The error of distances on anchors: `sample` holds those of the examples `signal` (m, n) with `targets`.
 
@@ -105,6 +115,7 @@ def calibrate_simulation(
     likely: Tensor | None,
     task: str,
     seed: int,
+    *,
     estimate: Callable[[Sequence[Parameters], Sequence[str]], dict[str, list[float]]],
 ) -> DistanceCalibration:
     """The error of distances on pseudo-samples; estimate(others, metrics) gives the summary's own, by metric."""

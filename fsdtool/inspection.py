@@ -78,6 +78,8 @@ def _header(summary: Summary, stored: dict[str, int]) -> list[tuple[str, str]]:
     still = [name for name in identity.graph.parameter_names() if name in identity.graph.frozen]
     if still:
         lines.append(("frozen", f"{len(still)} parameters: {', '.join(still[:3])}{', ...' if len(still) > 3 else ''}"))
+    if summary.distance_calibration is not None:
+        lines.append(("distance", str(summary.distance_calibration)))
     if summary.influence is not None:
         factor = f"multiplied by {summary.influence.scale:.3g}, themselves by {summary.influence.self_scale:.3g}"
         lines.append(("influence", f"values from records: {summary.influence}; {factor}"))

@@ -17,21 +17,13 @@ import torch
 from torch import nn
 
 from fsdtool import __version__
-from fsdtool.agreement import combination, weighted
 from fsdtool.anchors import ANCHORS_SHARE, anchor_count
 from fsdtool.budget import plan_statistics
 from fsdtool.catalogue import InfluenceCalibration
 from fsdtool.checkpoints import Checkpoint, apply_checkpoint, tensors_of, tied_names, with_plain_weights
-from fsdtool.components import Assignment
 from fsdtool.computed import computed_weights
 from fsdtool.curvature import MEASURED, SIMULATED, BlockCurvature
-from fsdtool.distance_calibration import (
-    DistanceCalibration,
-    calibrate_anchors,
-    calibrate_simulation,
-    calibration_examples,
-)
-from fsdtool.distance_forms import default_samples, on_pseudo_samples
+from fsdtool.distance_calibration import DistanceCalibration
 from fsdtool.errors import FsdtoolError
 from fsdtool.evidence import LabelEvidence, evidence
 from fsdtool.evidencefile import write_judges
@@ -40,7 +32,6 @@ from fsdtool.fit import described, doubt, training_fit
 from fsdtool.fitting import fit_layout
 from fsdtool.frozen import check_trained, frozen_names
 from fsdtool.gradients import left_out
-from fsdtool.graph import Parameters
 from fsdtool.headonly import digests
 from fsdtool.logits import answer_with, say_link
 from fsdtool.losses import UNITS
@@ -50,16 +41,16 @@ from fsdtool.record_curvature import fix_curvature
 from fsdtool.records import bytes_per_example, self_influence
 from fsdtool.repeatability import check_data, check_outputs, spread_inputs
 from fsdtool.residuals import TargetEvidence, target_evidence
+from fsdtool.run_calibration import calibrate_distance, likely_labels
 from fsdtool.sources import DataSource
 from fsdtool.summary import Identity
-from fsdtool.sweep import Pass, Sample, Seen, auto_batch
+from fsdtool.sweep import Pass, Seen, auto_batch
 from fsdtool.trace import FULL, Network, trace
 from fsdtool.trajectory import check_distinct, earlier_networks, parameters_before
 from fsdtool.writer import Writer, encode_ids
 
 log = logging.getLogger("fsdtool")
 
-CALIBRATING, CALIBRATING_EACH = 2048, 64  # pseudo-samples of a calibration, in all and at least of each component
 MEGABYTE = 10**6
 BIG_FILE = 20 * MEGABYTE  # from which on the weights' part is said
 
@@ -77,6 +68,7 @@ class Report:
     curvature: str
     record_bytes: int
     influence: InfluenceCalibration | None
+    distance: DistanceCalibration
     file_bytes: int
     seconds: float
     fit: str
@@ -93,6 +85,7 @@ class Report:
             ("curvature", self.curvature),
             ("gradient records", f"{self.record_bytes:,} bytes per example" if self.record_bytes else "none"),
             *([] if self.influence is None else [("influence", f"values from records: {self.influence}")]),
+            ("distance", str(self.distance)),
             ("file", f"{self.file_bytes:,} bytes"),
             ("seconds", f"{self.seconds:.1f}"),
         ]
@@ -225,11 +218,10 @@ def summarize(
                     found_evidence = target_evidence(store, seen.targets, seed)
             _write_outputs(writer, data, seen, found_evidence, [other.name for other in trajectory])
             _write_self_influence(writer, found, len(data), data.task, calibrated)
-            likely = _likely_labels(found_evidence)
+            likely = likely_labels(found_evidence)
         with track("calibration", None):
-            few = run.few_of(sample, calibration_examples(len(data))) if records else sample
-            calibration = _calibrate_distance(run, few, seen, assignment, basis, likely)
-        writer.write_distance_calibration(calibration)
+            distance = calibrate_distance(run, sample, seen, assignment, basis, likely)
+        writer.write_distance_calibration(distance)
         size = writer.commit()
     if keep_weights:
         _say_weights(network, size)
@@ -243,6 +235,7 @@ def summarize(
         curvature=curvature if found else "none",
         record_bytes=bytes_per_example(found) if records else 0,
         influence=calibrated,
+        distance=distance,
         file_bytes=size,
         seconds=time.perf_counter() - started,
         fit=described(fit),
@@ -253,41 +246,6 @@ def _anchor_count(network: Network, examples: int, basis: torch.Tensor | None, b
     graph = network.graph
     numbers = (graph.steps[0].units if basis is None else basis.shape[1]) + graph.outputs
     return anchor_count(graph, examples, numbers, budget)
-
-
-def _likely_labels(judged: LabelEvidence | TargetEvidence) -> torch.Tensor | None:
-    """(N,) int64: the label for which the layers together speak most; None for a regression."""
-    if not isinstance(judged, LabelEvidence) or judged.candidates.shape[1] < 2:
-        return None
-    values = judged.evidence.numpy()
-    best = torch.from_numpy(weighted(values, combination(values)[0])).argmax(1, keepdim=True)
-    return judged.candidates.gather(1, best)[:, 0].long()
-
-
-def _calibrate_distance(
-    run: Pass,
-    few: Sample,
-    seen: Seen,
-    assignment: Assignment,
-    basis: torch.Tensor | None,
-    likely: torch.Tensor | None,
-) -> DistanceCalibration:
-    """Of the form of distance that `fsd` takes by default, on `few` examples."""
-    graph, reference, statistics = run.graph, run.parameters, seen.statistics
-    common = {"task": run.data.task, "seed": run.seed}
-    labels = None if likely is None else likely[few.rows].to(run.device)
-    if seen.anchors is not None:
-        kept = run.anchors_of(few, assignment, basis, seen.present)
-        return calibrate_anchors(graph, reference, statistics, kept, few.signal, few.targets, labels, **common)
-
-    samples = min(default_samples(graph), max(CALIBRATING, CALIBRATING_EACH * len(statistics.names)))
-    options = {"samples": samples, "seed": run.seed, "device": run.device}
-
-    def estimate(others: Sequence[Parameters], metrics: Sequence[str]) -> dict[str, list[float]]:
-        found = on_pseudo_samples(graph, reference, others, statistics, metrics, **options)
-        return {metric: [one.distance for one in each] for metric, each in found.items()}
-
-    return calibrate_simulation(graph, reference, few.signal, few.targets, labels, **common, estimate=estimate)
 
 
 def _write_outputs(
