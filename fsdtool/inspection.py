@@ -17,6 +17,7 @@ PARTS = {
     "identity": "what was summarized, by which command",
     "model/graph": "steps of the network",
     "model/shapes": "names and shapes of the state_dict",
+    "model/names": "frozen, tied and computed parameters",
     "model/parameters": "weights of the reference checkpoint",
     "data": "class names",
     "statistics/input": "mean and covariance of the inputs, per component",
