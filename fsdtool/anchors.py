@@ -1,10 +1,14 @@
-"""Anchors: an even sample of training examples, each kept by its projection and its outputs, to measure distances on.
+"""Anchors: a sample of training examples, each kept by its projection and its outputs, to measure distances on.
 
 With B the basis (n, r) of the input covariance, c = B^T x the projection of an example x and f' its outputs under the
 reference theta0, what is left of the example is
     x~ = B c + (1 - B B^T) m_k                  the rest of x is the mean of its component
 and a distance is the mean over anchors of rho(f', f' + f(x~; theta1) - f(x~; theta0)).  Both networks run as they are.
 Inputs of few dimensions have no basis: they are kept whole, and then only the choice of the sample is an estimate.
+
+Of more examples than can be kept, most anchors are evenly spaced, and an eighth are those that lie farthest out, by
+the sum of squares of their standardized coefficients: in heavy-tailed data a few examples make up most of a distance.
+Those stand for themselves alone, the others for all the rest.
 
 A classifier that has memorised examples knows them by what the projection leaves out.  So its x~ are moved, before
 anything is measured, within the variance D of what was left out, until the margins of the recorded outputs are met:
@@ -26,6 +30,7 @@ from fsdtool.memory import BatchSize
 from fsdtool.moments import InputStatistics, Statistics
 
 FEWEST_KEPT, MOST_KEPT = 512, 8192
+ALONE = 8  # one in so many anchors is there because it lies far out
 ANCHORS_SHARE = 4  # one part in so many of the budget of statistics is the most that anchors take
 KEPT_UNITS = 2**30  # scalars of all steps for all anchors together, which bounds the time of a distance
 BATCH_UNITS = 2**25  # scalars of all steps held per batch
@@ -35,27 +40,31 @@ FEWEST = 5  # anchors of a component to speak for it, unless they are all of its
 
 @dataclass(frozen=True)
 class Anchors:
-    """inputs (R, r) projections, or (R, n) whole; outputs (R, O) of the reference; component (R,) int64."""
+    """inputs (R, r) projections, or (R, n) whole; outputs (R, O) of the reference; component (R,) int64.
+
+    alone: (R,) bool, which stand for themselves alone.
+    """
 
     inputs: Tensor
     outputs: Tensor
     component: Tensor
+    alone: Tensor
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def to(self, device: torch.device) -> Anchors:
         """The same on a device, in float32."""
-        return Anchors(
-            self.inputs.to(device, torch.float32), self.outputs.to(device, torch.float32), self.component.to(device)
-        )
+        numbers = (part.to(device, torch.float32) for part in (self.inputs, self.outputs))
+        return Anchors(*numbers, self.component.to(device), self.alone.to(device))
 
     def evenly(self, count: int) -> Anchors:
-        """At most `count` of them, evenly spaced."""
-        if len(self) <= count:
+        """At most `count` of those that stand for others too, evenly spaced, and all that stand alone."""
+        shared = (~self.alone).nonzero()[:, 0]
+        if len(shared) <= count:
             return self
-        rows = even_rows(len(self), count).to(self.component.device)
-        return Anchors(self.inputs[rows], self.outputs[rows], self.component[rows])
+        rows = torch.cat([shared[even_rows(len(shared), count)], self.alone.nonzero()[:, 0]])
+        return Anchors(self.inputs[rows], self.outputs[rows], self.component[rows], self.alone[rows])
 
 
 def even_rows(total: int, count: int) -> Tensor:
@@ -72,27 +81,53 @@ def anchor_count(graph: Graph, examples: int, numbers_each: int, budget: int) ->
 class AnchorRows:
     """Fills anchors as the examples of a pass come by."""
 
-    def __init__(self, examples: int, count: int, basis: Tensor | None, dimensions: int, outputs: int):
-        self.rows = even_rows(examples, count)
+    def __init__(self, examples: int, count: int, basis: Tensor | None, sample: Tensor, outputs: int):
+        """`count` of so many examples; sample (m, n): some inputs, which say how far out others lie."""
+        self.most_alone = count // ALONE if count < examples else 0
+        self.rows = even_rows(examples, count - self.most_alone)
         self.basis = basis
-        self.inputs = torch.zeros(len(self.rows), dimensions if basis is None else basis.shape[1])
+        coefficients = project(sample, basis).float()
+        self.centre = coefficients.mean(0)
+        spread = coefficients.std(0, unbiased=False)
+        self.precision = torch.where(spread > 0, 1 / spread.clamp(min=1e-30), 0)
+        self.inputs = torch.zeros(len(self.rows), coefficients.shape[1])
         self.outputs = torch.zeros(len(self.rows), outputs)
         self.component = torch.zeros(len(self.rows), dtype=torch.int64)
+        # Those farthest out so far: distance, row, inputs, outputs, component.
+        self._far = [torch.empty(0), torch.empty(0).long(), self.inputs[:0], self.outputs[:0], self.component[:0]]
 
     def update(self, rows: slice, x: Tensor, logits: Tensor, component: Tensor) -> None:
         """Take the anchors among the examples `rows`: inputs x (batch, n), logits (batch, O), component (batch,)."""
+        coefficients = project(x, self.basis).float()
         first, last = np.searchsorted(self.rows.numpy(), (rows.start, rows.stop))
-        if first == last:
-            return
         chosen = (self.rows[first:last] - rows.start).to(x.device)
-        self.inputs[first:last] = project(x[chosen], self.basis).float().cpu()
+        self.inputs[first:last] = coefficients[chosen].cpu()
         self.outputs[first:last] = logits[chosen].detach().float().cpu()
         self.component[first:last] = component[chosen].cpu()
+        if self.most_alone:
+            self._keep_far(rows, coefficients, logits.detach().float(), component)
+
+    def _keep_far(self, rows: slice, coefficients: Tensor, logits: Tensor, component: Tensor) -> None:
+        distance = ((coefficients - self.centre.to(coefficients)) * self.precision.to(coefficients)).square().sum(1)
+        far = distance.topk(min(self.most_alone, len(distance))).indices
+        row = torch.arange(rows.start, rows.stop, device=far.device)
+        batch = [part[far].cpu() for part in (distance, row, coefficients, logits, component)]
+        again = ~torch.isin(self._far[1], batch[1])  # a batch may come twice, when memory ran out
+        joined = [torch.cat([held[again], new]) for held, new in zip(self._far, batch, strict=True)]
+        best = joined[0].argsort(descending=True, stable=True)[: self.most_alone]
+        self._far = [part[best] for part in joined]
 
     def finalize(self, present: Tensor) -> Anchors:
         """The anchors, their components numbered among those `present` (K,) bool."""
         number = present.cpu().long().cumsum(0) - 1
-        return Anchors(self.inputs, self.outputs, number[self.component])
+        _, far, *parts = self._far
+        shared = ~torch.isin(self.rows, far)
+        inputs, outputs, component = (
+            torch.cat([even[shared], alone])
+            for even, alone in zip((self.inputs, self.outputs, self.component), parts, strict=True)
+        )
+        alone = torch.cat([torch.zeros(int(shared.sum()), dtype=torch.bool), torch.ones(len(far), dtype=torch.bool)])
+        return Anchors(inputs, outputs, number[component], alone)
 
 
 def project(x: Tensor, basis: Tensor | None) -> Tensor:

@@ -71,25 +71,30 @@ def on_anchors(
             for i, other in enumerate(others):
                 rho[i, rows] = measure(metric, recorded, outputs.other(other, x, simulated, recorded)).cpu()
             advance(len(x))
-    return [_stratified(values, anchors.component.cpu(), statistics.count.double()) for values in rho]
+    count = statistics.count.double().cpu()
+    return [_stratified(values, anchors.component.cpu(), anchors.alone.cpu(), count) for values in rho]
 
 
-def _stratified(rho: Tensor, component: Tensor, count: Tensor) -> Estimate:
-    """The mean of rho (R,) of examples of components (R,) that have `count` (K,) examples each."""
+def _stratified(rho: Tensor, component: Tensor, alone: Tensor, count: Tensor) -> Estimate:
+    """The mean of rho (R,) of examples of components (R,) that have `count` (K,) examples each.
+
+    Strata are the components' shared examples, and those that stand for themselves alone (R,).
+    """
     size = len(count)
-    n = torch.bincount(component, minlength=size).double()
-    present = n > 0
-    mean = torch.zeros(size).double().index_add_(0, component, rho) / n.clamp(min=1)
-    squares = torch.zeros(size).double().index_add_(0, component, (rho - mean[component]).square())
-    pooled = squares.sum() / (n - 1).clamp(min=0).sum().clamp(min=1)
+    stratum = component + size * alone.long()
+    n = torch.bincount(stratum, minlength=2 * size).double()
+    population = torch.cat([(count - n[size:]).clamp(min=0), n[size:]])
+    mean = torch.zeros(2 * size).double().index_add_(0, stratum, rho) / n.clamp(min=1)
+    squares = torch.zeros(2 * size).double().index_add_(0, stratum, (rho - mean[stratum]).square())
+    pooled = squares[:size].sum() / (n[:size] - 1).clamp(min=0).sum().clamp(min=1)
     variance = torch.where(n > 1, squares / (n - 1).clamp(min=1), pooled)
-    weight = torch.where(present, count, 0) / count[present].sum()
-    sampling = variance / n.clamp(min=1) * (1 - n / count).clamp(min=0)
-    known = (n >= FEWEST) | (n >= count)
+    seen = torch.where(n > 0, population, 0)
+    weight = seen / seen.sum()
+    sampling = variance / n.clamp(min=1) * (1 - n / population.clamp(min=1)).clamp(min=0)
+    known = (n[:size] >= FEWEST) | (n[:size] >= population[:size])
+    of_component = (seen * mean).reshape(2, size).sum(0) / seen.reshape(2, size).sum(0).clamp(min=1)
     return Estimate(
-        float(weight @ mean),
-        float((weight.square() @ sampling).sqrt()),
-        torch.where(known, mean, torch.nan),
+        float(weight @ mean), float((weight.square() @ sampling).sqrt()), torch.where(known, of_component, torch.nan)
     )
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from fsdtool import __version__
-from fsdtool.anchors import ANCHORS_SHARE, anchor_count
+from fsdtool.anchors import ANCHORS_SHARE, AnchorRows, anchor_count
 from fsdtool.budget import plan_statistics
 from fsdtool.catalogue import InfluenceCalibration
 from fsdtool.checkpoints import Checkpoint, apply_checkpoint, tensors_of, tied_names, with_plain_weights
@@ -44,7 +44,7 @@ from fsdtool.residuals import TargetEvidence, target_evidence
 from fsdtool.run_calibration import calibrate_distance, likely_labels
 from fsdtool.sources import DataSource
 from fsdtool.summary import Identity
-from fsdtool.sweep import Pass, Seen, auto_batch
+from fsdtool.sweep import Pass, Sample, Seen, auto_batch
 from fsdtool.trace import FULL, Network, trace
 from fsdtool.trajectory import check_distinct, earlier_networks, parameters_before
 from fsdtool.writer import Writer, encode_ids
@@ -162,7 +162,7 @@ def summarize(
             run, sample, run.sums(assignment, basis, plan), curvature, records, record_bytes
         )
     with Writer(output) as writer, FeatureStore(len(data), seed) as store:
-        anchors = _anchor_count(network, len(data), basis, statistics_budget) if records else 0
+        anchors = _anchor_rows(network, sample, len(data), basis, statistics_budget) if records else None
         seen = run.whole(sums, store, writer, found if records else [], measured, trajectory, anchors)
         if measured:
             found = [sums.finalize(MEASURED) for sums in measured]
@@ -242,10 +242,12 @@ def summarize(
     )
 
 
-def _anchor_count(network: Network, examples: int, basis: torch.Tensor | None, budget: int) -> int:
-    graph = network.graph
-    numbers = (graph.steps[0].units if basis is None else basis.shape[1]) + graph.outputs
-    return anchor_count(graph, examples, numbers, budget)
+def _anchor_rows(
+    network: Network, sample: Sample, examples: int, basis: torch.Tensor | None, budget: int
+) -> AnchorRows:
+    graph, dimensions = network.graph, sample.signal.shape[1] if basis is None else basis.shape[1]
+    count = anchor_count(graph, examples, dimensions + graph.outputs, budget)
+    return AnchorRows(examples, count, basis, sample.signal, graph.outputs)
 
 
 def _write_outputs(

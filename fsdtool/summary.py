@@ -219,7 +219,8 @@ def _read_anchors(file: h5py.File, statistics: Statistics, outputs: int) -> Anch
     component = tensor(group, "component", (len(inputs),), torch.int64)
     if not len(inputs) or component.min() < 0 or component.max() >= components:
         raise hdf5.unusable(group, f"the examples kept are not of the {components} components")
-    return Anchors(inputs, tensor(group, "outputs", (len(inputs), outputs)), component)
+    alone = tensor(group, "alone", (len(inputs),)) > 0
+    return Anchors(inputs, tensor(group, "outputs", (len(inputs), outputs)), component, alone)
 
 
 def _read_distance_calibration(file: h5py.File, task: str) -> DistanceCalibration | None:

@@ -172,7 +172,7 @@ class Pass:
 
     def anchors_of(self, sample: Sample, assignment: Assignment, basis: Tensor | None, present: Tensor) -> Anchors:
         """What the file would keep of these examples as anchors; `present` (K,): the components that have examples."""
-        found = AnchorRows(len(sample.rows), len(sample.rows), basis, sample.signal.shape[1], self.outputs)
+        found = AnchorRows(len(sample.rows), len(sample.rows), basis, sample.signal, self.outputs)
         done = 0
         for signal, logits, component in self._parts(sample, partial(self._component_of, assignment)):
             found.update(slice(done, done + len(signal)), signal.flatten(1), logits, component)
@@ -213,15 +213,13 @@ class Pass:
         curvatures: list[BlockCurvature],
         measured: list[EigenvalueSums] | None = None,
         earlier: Sequence[Earlier] = (),
-        anchors: int = 0,
+        anchors: AnchorRows | None = None,
     ) -> Seen:
         """The pass: statistics, evidence features, outputs and losses, and the gradient records in `curvatures`.
 
         measured: sums of eigenvalues to be taken from these examples.  earlier: checkpoints that give evidence too.
-        anchors: how many to keep.
+        anchors: to be filled.
         """
-        dimensions = self.graph.steps[0].units
-        kept = AnchorRows(len(self.data), anchors, sums.basis, dimensions, self.outputs) if anchors else None
         gradient_records = _GradientRecords(self, writer, curvatures)
         watched = self._watched_layers()
         of_earlier = self._watched_layers(layers_each(len(earlier)))
@@ -246,8 +244,8 @@ class Pass:
                 for other in earlier:
                     other.see(x, of_earlier, keep)
                 sums.finish(signal.flatten(1), found)
-                if kept is not None:
-                    kept.update(rows, signal.flatten(1), found, sums.component)
+                if anchors is not None:
+                    anchors.update(rows, signal.flatten(1), found, sums.component)
                 logits[rows], losses[rows] = found.cpu(), loss(self.data.task, found, y).cpu()
             return batch, uses
 
@@ -257,7 +255,7 @@ class Pass:
             fingerprint.update(batch)
             targets.append(batch.y)
         present = (sums.inputs.count > 0).cpu()
-        anchored = None if kept is None else kept.finalize(present)
+        anchored = None if anchors is None else anchors.finalize(present)
         return Seen(sums.finalize(), present, anchored, torch.cat(targets), logits, losses, fingerprint.hexdigest())
 
     def _observer(self, sums: StatisticsSums, watched: dict[str, bool], keep: Keep) -> Observer:

@@ -186,10 +186,11 @@ class Writer:
             scale = inputs.std(0, unbiased=False).clamp(min=1e-30)
             inputs = (inputs / scale).clamp(-65504, 65504).half()
             self.put("anchors/scale", scale, "what each coefficient is divided by (r,)", "input units")
-        kept = "projections B^T x of an even sample of examples (R, r), or x where there is no basis"
+        kept = "projections B^T x of a sample of examples (R, r), or x where there is no basis"
         self.put("anchors/inputs", inputs, kept, "input units")
         self.put("anchors/outputs", anchors.outputs, "outputs of the reference on them (R, O)")
         self.put("anchors/component", anchors.component.int(), "component of each (R,)")
+        self.put("anchors/alone", anchors.alone.byte(), "1: stands for itself alone, 0: for others too (R,)")
 
     def write_distance_calibration(self, found: DistanceCalibration) -> None:
         """`/calibration/distance`: of the form that `fsd` takes by default."""

@@ -120,11 +120,25 @@ def test_the_standard_error_of_a_stratified_mean():
     for _ in range(500):
         drawn = [rng.choice(part, size=n, replace=False) for part, n in zip(population, (20, 40), strict=True)]
         component = torch.tensor([0] * 20 + [1] * 40)
-        found = _stratified(torch.from_numpy(np.concatenate(drawn)), component, count)
+        found = _stratified(torch.from_numpy(np.concatenate(drawn)), component, component > 1, count)
         means.append(found.distance)
         errors.append(found.standard_error)
     assert np.mean(means) == pytest.approx(np.concatenate(population).mean(), rel=0.02)
     assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(means), rel=0.15)
+
+
+def test_a_heavy_tail_that_is_kept_whole_adds_no_sampling_error():
+    rng = np.random.default_rng(0)
+    tail, rest = 1000 * rng.exponential(size=10), rng.exponential(size=990)
+    count = torch.tensor([1000.0], dtype=torch.float64)
+    means = []
+    for _ in range(200):
+        drawn = torch.from_numpy(np.concatenate([tail, rng.choice(rest, size=100, replace=False)]))
+        found = _stratified(drawn, torch.zeros(110, dtype=torch.int64), torch.arange(110) < 10, count)
+        means.append(found.distance)
+    assert np.mean(means) == pytest.approx((tail.sum() + rest.sum()) / 1000, rel=0.005)
+    assert found.standard_error == pytest.approx(np.std(means), rel=0.4)
+    assert found.standard_error < 0.02 * found.distance
 
 
 def test_the_standard_error_of_simulated_distances_is_their_spread_over_seeds(summarized):
@@ -147,12 +161,30 @@ def test_kept_examples_do_not_depend_on_batches(summarized):
 def test_anchors_are_taken_as_their_rows_come_by():
     x = torch.arange(40.0).reshape(20, 2)
     basis = torch.tensor([[1.0], [0.0]])
-    rows = AnchorRows(20, 7, basis, 2, 3)
+    rows = AnchorRows(20, 7, basis, x, 3)
     for part in (slice(0, 9), slice(9, 10), slice(10, 20), slice(10, 20)):
         rows.update(part, x[part], torch.zeros(part.stop - part.start, 3), torch.full((part.stop - part.start,), 2))
     found = rows.finalize(torch.tensor([False, True, True]))
     assert found.inputs[:, 0].tolist() == x[even_rows(20, 7), 0].tolist()
     assert found.component.tolist() == [1] * 7
+    assert not found.alone.any()
+
+
+def test_the_examples_farthest_out_are_kept_and_stand_for_themselves():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 3, generator=generator) * torch.tensor([1.0, 100.0, 0.0])
+    x[[5, 123, 399], 0] = 50
+    rows = AnchorRows(400, 40, None, x[::7], 2)
+    for part in (slice(0, 100), slice(100, 250), slice(100, 250), slice(250, 400)):  # one comes twice
+        size = part.stop - part.start
+        rows.update(part, x[part], x[part, :2], torch.zeros(size, dtype=torch.int64))
+    found = rows.finalize(torch.tensor([True]))
+    assert int(found.alone.sum()) == 5
+    assert (found.inputs[found.alone, 0] == 50).sum() == 3
+    assert len(found.inputs.unique(dim=0)) == len(found)
+    torch.testing.assert_close(found.inputs[:, :2], found.outputs)
+    fewer = found.evenly(10)
+    assert (int((~fewer.alone).sum()), int(fewer.alone.sum())) == (10, 5)
 
 
 def test_what_a_projection_leaves_out_is_the_mean_of_the_component():
