@@ -203,7 +203,7 @@ def met(graph: Graph, parameters: Parameters, x: Tensor, recorded: Tensor, varia
         gram = j @ dj.transpose(1, 2)  # (batch, m, m)
         scale = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
         gap = (wanted - found.detach())[:, :, None]
-        weight = torch.linalg.solve(gram + (RIDGE * scale + 1e-12) * identity, gap)
+        weight = torch.linalg.solve_ex(gram + (RIDGE * scale + 1e-12) * identity, gap).result
         x = x + (dj.transpose(1, 2) @ weight).reshape(x.shape)
     return x.detach()
 

