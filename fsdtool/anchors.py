@@ -1,8 +1,8 @@
 """Anchors: a sample of training examples, each kept by its projection and its outputs, to measure distances on.
 
-With B the basis (n, r) of the input covariance, c = B^T x the projection of an example x and f' its outputs under the
-reference theta0, what is left of the example is
-    x~ = B c + (1 - B B^T) m_k                  the rest of x is the mean of its component
+With B the basis (n, r) of the input covariance, m_k the mean input of its component, c = B^T (x - m_k) the projection
+of an example x and f' its outputs under the reference theta0, what is left of the example is
+    x~ = m_k + B c
 and a distance is the mean over anchors of rho(f', f' + f(x~; theta1) - f(x~; theta0)).  Both networks run as they are.
 Inputs of few dimensions have no basis: they are kept whole, and then only the choice of the sample is an estimate.
 
@@ -30,6 +30,7 @@ from fsdtool.memory import BatchSize
 from fsdtool.moments import InputStatistics, Statistics
 
 FEWEST_KEPT, MOST_KEPT = 512, 8192
+FEWEST_STORED = 64  # whatever the budget
 ALONE = 8  # one in so many anchors is there because it lies far out
 ANCHORS_SHARE = 4  # one part in so many of the budget of statistics is the most that anchors take
 KEPT_UNITS = 2**30  # scalars of all steps for all anchors together, which bounds the time of a distance
@@ -40,7 +41,7 @@ FEWEST = 5  # anchors of a component to speak for it, unless they are all of its
 
 @dataclass(frozen=True)
 class Anchors:
-    """inputs (R, r) projections, or (R, n) whole; outputs (R, O) of the reference; component (R,) int64.
+    """inputs (R, r) projections c, or (R, n) whole; outputs (R, O) of the reference; component (R,) int64.
 
     alone: (R,) bool, which stand for themselves alone.
     """
@@ -75,7 +76,7 @@ def even_rows(total: int, count: int) -> Tensor:
 def anchor_count(graph: Graph, examples: int, numbers_each: int, budget: int) -> int:
     """How many anchors of `numbers_each` float32 fit a quarter of `budget` bytes and the time of a distance."""
     affordable = max(KEPT_UNITS // sum(step.units for step in graph.steps), FEWEST_KEPT)
-    return min(examples, MOST_KEPT, affordable, max(budget // ANCHORS_SHARE // (4 * numbers_each), FEWEST_KEPT))
+    return min(examples, MOST_KEPT, affordable, max(budget // ANCHORS_SHARE // (4 * numbers_each), FEWEST_STORED))
 
 
 class AnchorRows:
@@ -86,10 +87,12 @@ class AnchorRows:
         self.most_alone = count // ALONE if count < examples else 0
         self.rows = even_rows(examples, count - self.most_alone)
         self.basis = basis
-        coefficients = project(sample, basis).float()
-        self.centre = coefficients.mean(0)
+        self.centre = sample.mean(0)
+        coefficients = self._project(sample)
         spread = coefficients.std(0, unbiased=False)
-        self.precision = torch.where(spread > 0, 1 / spread.clamp(min=1e-30), 0)
+        # Below this, what varies is rounding.
+        least = 1e-6 * (self.centre.abs() if basis is None else spread.max())
+        self.precision = torch.where(spread > least, 1 / spread.clamp(min=1e-30), 0)
         self.inputs = torch.zeros(len(self.rows), coefficients.shape[1])
         self.outputs = torch.zeros(len(self.rows), outputs)
         self.component = torch.zeros(len(self.rows), dtype=torch.int64)
@@ -98,7 +101,7 @@ class AnchorRows:
 
     def update(self, rows: slice, x: Tensor, logits: Tensor, component: Tensor) -> None:
         """Take the anchors among the examples `rows`: inputs x (batch, n), logits (batch, O), component (batch,)."""
-        coefficients = project(x, self.basis).float()
+        coefficients = self._project(x)
         first, last = np.searchsorted(self.rows.numpy(), (rows.start, rows.stop))
         chosen = (self.rows[first:last] - rows.start).to(x.device)
         self.inputs[first:last] = coefficients[chosen].cpu()
@@ -108,7 +111,8 @@ class AnchorRows:
             self._keep_far(rows, coefficients, logits.detach().float(), component)
 
     def _keep_far(self, rows: slice, coefficients: Tensor, logits: Tensor, component: Tensor) -> None:
-        distance = ((coefficients - self.centre.to(coefficients)) * self.precision.to(coefficients)).square().sum(1)
+        deviation = coefficients if self.basis is not None else coefficients - self.centre.to(coefficients)
+        distance = (deviation * self.precision.to(coefficients)).square().sum(1)
         far = distance.topk(min(self.most_alone, len(distance))).indices
         row = torch.arange(rows.start, rows.stop, device=far.device)
         batch = [part[far].cpu() for part in (distance, row, coefficients, logits, component)]
@@ -117,8 +121,12 @@ class AnchorRows:
         best = joined[0].argsort(descending=True, stable=True)[: self.most_alone]
         self._far = [part[best] for part in joined]
 
-    def finalize(self, present: Tensor) -> Anchors:
-        """The anchors, their components numbered among those `present` (K,) bool."""
+    def _project(self, x: Tensor) -> Tensor:
+        """Coefficients (batch, r) of x (batch, n) less the centre; x itself without a basis."""
+        return x.float() if self.basis is None else ((x - self.centre.to(x)) @ self.basis.to(x)).float()
+
+    def finalize(self, present: Tensor, statistics: InputStatistics) -> Anchors:
+        """The anchors, their components numbered among those `present` (K,) bool, which `statistics` describe."""
         number = present.cpu().long().cumsum(0) - 1
         _, far, *parts = self._far
         shared = ~torch.isin(self.rows, far)
@@ -127,12 +135,17 @@ class AnchorRows:
             for even, alone in zip((self.inputs, self.outputs, self.component), parts, strict=True)
         )
         alone = torch.cat([torch.zeros(int(shared.sum()), dtype=torch.bool), torch.ones(len(far), dtype=torch.bool)])
-        return Anchors(inputs, outputs, number[component], alone)
+        component = number[component]
+        if self.basis is not None:
+            away = (self.centre.double().cpu() - statistics.mean.double().cpu()) @ self.basis.double().cpu()  # (K, r)
+            inputs = (inputs.double() + away[component]).float()
+        return Anchors(inputs, outputs, component, alone)
 
 
-def project(x: Tensor, basis: Tensor | None) -> Tensor:
-    """Coefficients (batch, r) of x (batch, n); x itself without a basis."""
-    return x if basis is None else x @ basis.to(x)
+def stored(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Projections (R, r) as float16 and the scale (r,) float32 of each, as a file has them."""
+    scale = inputs.square().mean(0).sqrt().clamp(min=1e-30)
+    return (inputs / scale).clamp(-65504, 65504).half(), scale
 
 
 class AnchoredOutputs:
@@ -181,11 +194,7 @@ class AnchoredOutputs:
 
 def expand(inputs: InputStatistics, coefficients: Tensor, component: Tensor) -> Tensor:
     """x~ (batch, n) of coefficients (batch, r) and components (batch,)."""
-    basis = inputs.basis
-    if basis is None:
-        return coefficients
-    rest = inputs.mean - (inputs.mean @ basis) @ basis.T  # (K, n)
-    return coefficients @ basis.T + rest[component]
+    return coefficients if inputs.basis is None else inputs.mean[component] + coefficients @ inputs.basis.T
 
 
 def met(graph: Graph, parameters: Parameters, x: Tensor, recorded: Tensor, variance: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def fsd_command(
     ] = None,
     seed: Seed = 0,
     max_distance: Annotated[
-        float | None, typer.Option(metavar="D", help="Exit with 1 if a distance is over D.")
+        float | None, typer.Option(metavar="D", help="Exit with 1 if a distance (with --data the exact one) is over D.")
     ] = None,
     by_component: Annotated[
         bool, typer.Option("--by-component", help="One row per checkpoint and component (class, by default).")
@@ -174,8 +174,8 @@ def fsd_command(
 
 
 def _told(row: Mapping[str, Any]) -> float:
-    """The distance as estimated, or the exact one where there is no estimate."""
-    return row["exact"] if row["distance"] is None else row["distance"]
+    """The exact distance where data were given, else the estimated one."""
+    return row["distance"] if row.get("exact") is None else row["exact"]
 
 
 def _distance_checks(limit: float | None) -> Checks:

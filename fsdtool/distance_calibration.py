@@ -22,6 +22,7 @@ from torch import Tensor
 from fsdtool.anchors import AnchoredOutputs, Anchors
 from fsdtool.graph import Graph, Parameters
 from fsdtool.losses import loss
+from fsdtool.memory import BatchSize
 from fsdtool.metrics import measure, metrics_of
 from fsdtool.moments import Statistics
 
@@ -80,6 +81,7 @@ def calibrate_anchors(
     likely: Tensor | None,
     task: str,
     seed: int,
+    batch_size: BatchSize,
     *,
     statistics: Statistics,
     sample: Anchors,
@@ -104,7 +106,7 @@ def calibrate_anchors(
                 found[name].append(float(measure(name, outputs.anchors.outputs, moved).mean()))
         return found
 
-    return _calibrate("examples", graph, reference, x, targets, likely, task, seed, estimate)
+    return _calibrate("examples", graph, reference, x, targets, likely, task, seed, batch_size, estimate)
 
 
 def calibrate_simulation(
@@ -115,13 +117,14 @@ def calibrate_simulation(
     likely: Tensor | None,
     task: str,
     seed: int,
+    batch_size: BatchSize,
     *,
     estimate: Callable[[Sequence[Parameters], Sequence[str]], dict[str, list[float]]],
 ) -> DistanceCalibration:
     """The error of distances on pseudo-samples; estimate(others, metrics) gives the summary's own, by metric."""
     x = signal.reshape(-1, *graph.input_shape)
     by_metric = partial(estimate, metrics=metrics_of(task))
-    return _calibrate("sampled", graph, reference, x, targets, likely, task, seed, by_metric)
+    return _calibrate("sampled", graph, reference, x, targets, likely, task, seed, batch_size, by_metric)
 
 
 def _calibrate(
@@ -133,15 +136,16 @@ def _calibrate(
     likely: Tensor | None,
     task: str,
     seed: int,
+    batch_size: BatchSize,
     estimate: Callable[[Sequence[Parameters]], dict[str, list[float]]],
 ) -> DistanceCalibration:
     """estimate(others) gives by metric what the summary says of each."""
-    others = list(changes(graph, reference, x, targets, likely, task, seed))
+    others = list(changes(graph, reference, x, targets, likely, task, seed, batch_size))
     exact: dict[str, list[float]] = {name: [] for name in metrics_of(task)}
     with torch.no_grad():
-        before = _run(graph, reference, x)
+        before = _run(graph, reference, x, batch_size)
         for other in others:
-            after = _run(graph, other, x)
+            after = _run(graph, other, x, batch_size)
             for name, values in exact.items():
                 values.append(float(measure(name, before, after).mean()))
     found = estimate(others)
@@ -150,14 +154,15 @@ def _calibrate(
     return DistanceCalibration(form, len(others), len(x), correction, error)
 
 
-def _run(graph: Graph, parameters: Parameters, x: Tensor) -> Tensor:
-    return torch.cat([graph.run(parameters, part) for part in x.split(256)])
+def _run(graph: Graph, parameters: Parameters, x: Tensor, batch_size: BatchSize) -> Tensor:
+    return torch.cat(list(batch_size.parts(len(x), lambda rows: graph.run(parameters, x[rows]))))
 
 
 def _fit(exact: np.ndarray, estimate: np.ndarray) -> tuple[float, float]:
     """Correction and relative error of estimates (changes,)."""
-    usable = np.isfinite(exact) & np.isfinite(estimate) & (exact > 0) & (estimate > 0)
-    if usable.sum() < FEWEST_CHANGES:
+    usable = np.isfinite(exact) & (exact > 0)
+    failed = usable & ~(np.isfinite(estimate) & (estimate > 0))
+    if usable.sum() < FEWEST_CHANGES or failed.any():
         return 1.0, UNKNOWN
     z = np.log(exact[usable] / estimate[usable])
     mean, spread = float(z.mean()), float(z.std(ddof=1))
@@ -170,7 +175,14 @@ def _fit(exact: np.ndarray, estimate: np.ndarray) -> tuple[float, float]:
 
 
 def changes(
-    graph: Graph, reference: Parameters, x: Tensor, targets: Tensor, likely: Tensor | None, task: str, seed: int
+    graph: Graph,
+    reference: Parameters,
+    x: Tensor,
+    targets: Tensor,
+    likely: Tensor | None,
+    task: str,
+    seed: int,
+    batch_size: BatchSize,
 ) -> Iterator[dict[str, Tensor]]:
     """Weights of networks that might come after the reference: damaged, or trained on."""
     generator = torch.Generator().manual_seed(seed)
@@ -185,12 +197,13 @@ def changes(
         yield changed(lambda w, bits=bits: _rounded(w, bits))
     for share in (0.3, 0.6):
         yield changed(lambda w, share=share: _pruned(w, share))
-    part = len(x) // 2
-    yield from _descent(graph, reference, weights, x[:part], targets[:part], task, steps=(1, STEPS))
+    part = (len(x) + 1) // 2
+    descent = partial(_descent, graph, reference, weights, task=task, batch_size=batch_size, steps=(1, STEPS))
+    yield from descent(x[:part], targets[:part])
     order = torch.randperm(part, generator=generator).to(targets.device)
-    yield from _descent(graph, reference, weights, x[:part], targets[:part][order], task, steps=(1, STEPS))
+    yield from descent(x[:part], targets[:part][order])
     if likely is not None:
-        yield from _descent(graph, reference, weights, x, likely, task, steps=(1, STEPS))
+        yield from descent(x, likely)
 
 
 def _descent(
@@ -200,6 +213,7 @@ def _descent(
     x: Tensor,
     targets: Tensor,
     task: str,
+    batch_size: BatchSize,
     steps: Sequence[int],
 ) -> Iterator[dict[str, Tensor]]:
     """Weights after so many steps of gradient descent, each of which moves a weight by a share of its norm."""
@@ -207,10 +221,12 @@ def _descent(
     for step in range(1, max(steps) + 1):
         for name in weights:
             current[name].requires_grad_(True)
-        total = sum(
-            loss(task, graph.run(current, a), b).sum() for a, b in zip(x.split(256), targets.split(256), strict=True)
-        )
-        slopes = torch.autograd.grad(total, [current[name] for name in weights])
+
+        def slopes_of(rows: slice, current: dict[str, Tensor] = current) -> tuple[Tensor, ...]:
+            total = loss(task, graph.run(current, x[rows]), targets[rows]).sum()
+            return torch.autograd.grad(total, [current[name] for name in weights])
+
+        slopes = [sum(parts) for parts in zip(*batch_size.parts(len(x), slopes_of), strict=True)]
         for name, slope in zip(weights, slopes, strict=True):
             w = current[name].detach()
             current[name] = w - STEP * w.norm() * slope / slope.norm().clamp(min=1e-30)

@@ -24,6 +24,7 @@ from fsdtool.simulate import MOVING, Simulation
 SIMULATED_UNITS = 2**28  # scalars of all steps simulated, by default, in all samples together
 FEWEST_SAMPLES, MOST_SAMPLES = 4096, 65536
 GROUPS = 4, 16  # independent parts of the pseudo-samples, whose spread is the standard error
+FEW, FEW_PAIRS = 2, 10  # degrees of freedom within components, below which all examples together give the variance
 GROUP_SAMPLES = 256  # pseudo-samples of each component in a part, where there are enough for more than the fewest parts
 
 
@@ -86,8 +87,11 @@ def _stratified(rho: Tensor, component: Tensor, alone: Tensor, count: Tensor) ->
     population = torch.cat([(count - n[size:]).clamp(min=0), n[size:]])
     mean = torch.zeros(2 * size).double().index_add_(0, stratum, rho) / n.clamp(min=1)
     squares = torch.zeros(2 * size).double().index_add_(0, stratum, (rho - mean[stratum]).square())
-    pooled = squares[:size].sum() / (n[:size] - 1).clamp(min=0).sum().clamp(min=1)
-    variance = torch.where(n > 1, squares / (n - 1).clamp(min=1), pooled)
+    freedom = (n[:size] - 1).clamp(min=0).sum()
+    shared = rho[~alone]
+    whole = shared.var() if len(shared) > 1 else shared.new_tensor(float(shared.square().sum()))
+    pooled = squares[:size].sum() / freedom if freedom >= FEW_PAIRS else whole
+    variance = torch.where(n > FEW, squares / (n - 1).clamp(min=1), pooled)
     seen = torch.where(n > 0, population, 0)
     weight = seen / seen.sum()
     sampling = variance / n.clamp(min=1) * (1 - n / population.clamp(min=1)).clamp(min=0)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from fsdtool.checkpoints import Checkpoint, with_plain_weights
 from fsdtool.computed import has_sources, plain_state
-from fsdtool.distance_calibration import DOUBTFUL, DistanceCalibration
+from fsdtool.distance_calibration import DOUBTFUL, UNKNOWN, DistanceCalibration
 from fsdtool.distance_forms import Estimate, default_samples, in_closed_form, on_anchors, on_pseudo_samples
 from fsdtool.errors import FsdtoolError
 from fsdtool.graph import Parameters
@@ -75,8 +75,8 @@ class Distances:
 
     @property
     def distances(self) -> list[float]:
-        """Of each checkpoint: as estimated, or exact where there is no estimate."""
-        return [d.exact if d.distance is None else d.distance for d in self.found]
+        """Of each checkpoint: exact where data were given, else as estimated."""
+        return [d.distance if d.exact is None else d.exact for d in self.found]
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row per checkpoint."""
@@ -190,6 +190,8 @@ def distances(
 def _corrected(
     path: str, found: Estimate, metric: str, form: str, calibration: DistanceCalibration | None, exact: float | None
 ) -> Distance:
+    if calibration is not None and not math.isfinite(found.distance):
+        calibration = None  # its outputs overflow: nothing is known of the error
     factor = 1.0 if calibration is None else calibration.correction[metric]
     distance = factor * found.distance
     error = None if found.standard_error is None else factor * found.standard_error
@@ -213,12 +215,13 @@ def _warn(summary: Summary, found: Sequence[Distance]) -> None:
     doubtful = [d for d in found if d.model_error is not None and d.distance > 0 and not d.model_error <= DOUBTFUL]
     if doubtful:
         worst = max(doubtful, key=lambda d: d.model_error)
-        remedy = "--data gives the exact distance"
-        if summary.anchors is None:
+        off = f"{worst.model_error:.0%} of itself" if worst.model_error < UNKNOWN else "an unknown factor"
+        remedy = "; --data gives the exact distance" if worst.exact is None else ""
+        if remedy and summary.anchors is None:
             remedy += ", and a summary with records (without --no-records) a closer one"
         log.warning(
             f"{len(doubtful)} of {len(found)} distances are in doubt: that of {worst.checkpoint} may be off by "
-            f"{worst.model_error:.0%} of itself (model_error); {remedy}"
+            f"{off} (model_error){remedy}"
         )
     unknown = [i for i, part in enumerate(found[0].components) if math.isnan(part)] if found else []
     if unknown and all(math.isfinite(d.distance) for d in found):

@@ -19,7 +19,7 @@ METRICS = ("kl", "kl2", "squared_error", "probability")
 def measure(metric: str, f0: Tensor, f1: Tensor) -> Tensor:
     """rho(f0, f1) of each example (batch,) float64 for outputs (batch, O).
 
-    In float64, since the terms of a small divergence cancel.
+    In float64, since the terms of a small divergence cancel; what rounding makes negative is 0.
     """
     f0, f1 = f0.double(), f1.double()
     if metric == "squared_error":
@@ -27,11 +27,11 @@ def measure(metric: str, f0: Tensor, f1: Tensor) -> Tensor:
     log0, log1 = torch.log_softmax(f0, 1), torch.log_softmax(f1, 1)
     p0 = log0.exp()
     if metric == "kl":
-        return (p0 * (log0 - log1)).sum(1)
+        return (p0 * (log0 - log1)).sum(1).clamp(min=0)
     if metric == "probability":
         return 0.5 * (log1.exp() - p0).square().sum(1)
     df = f1 - f0
-    return 0.5 * ((p0 * df.square()).sum(1) - (p0 * df).sum(1).square())
+    return 0.5 * ((p0 * df.square()).sum(1) - (p0 * df).sum(1).square()).clamp(min=0)
 
 
 def metrics_of(task: str) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-6  # relative, of float32 outputs: less than this is no spread
+
 
 class OutputCoupling:
     """Simulated outputs f0 (n, O) of a component, moved to the recorded law of the reference's outputs.
@@ -35,8 +37,10 @@ class OutputCoupling:
         self.f0 = torch.empty_like(f0)
         self.f0[margin(f0, label).argsort()] = recorded[margin(recorded, label).argsort()[places]]
         self._simulated, self._shift = f0, (self.f0 - f0).double()
-        d = (f0 - f0.mean(0)).double()
-        least = self.SHIFT * float(self._shift.square().sum()) / outputs
+        wide = f0.double()
+        d = wide - wide.mean(0)
+        rounding = ROUNDING**2 * float(wide.square().sum())
+        least = (self.SHIFT * float(self._shift.square().sum()) + rounding) / outputs
         self._regression = _ridge(d, max(float(d.square().sum()) / outputs * self.RIDGE, least))
 
     def other(self, f1: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def likely_labels(judged: LabelEvidence | TargetEvidence) -> Tensor | None:
 
 
 def calibrate_distance(
-    run: Pass, sample: Sample, seen: Seen, assignment: Assignment, basis: Tensor | None, likely: Tensor | None
+    run: Pass, sample: Sample, seen: Seen, assignment: Assignment, likely: Tensor | None
 ) -> DistanceCalibration:
     """Of distances on anchors, on a few examples of the first sample; without anchors of simulated ones, on all of it.
 
@@ -44,11 +44,9 @@ def calibrate_distance(
     graph, reference, statistics = run.graph, run.parameters, seen.statistics
     few = sample if seen.anchors is None else run.few_of(sample, calibration_examples(len(run.data)))
     labels = None if likely is None else likely[few.rows].to(run.device)
-    of = (graph, reference, few.signal, few.targets, labels, run.data.task, run.seed)
+    of = (graph, reference, few.signal, few.targets, labels, run.data.task, run.seed, run.batch_size)
     if seen.anchors is not None:
-        return calibrate_anchors(
-            *of, statistics=statistics, sample=run.anchors_of(few, assignment, basis, seen.present)
-        )
+        return calibrate_anchors(*of, statistics=statistics, sample=run.anchors_of(few, assignment, seen))
     samples = min(default_samples(graph), max(SIMULATED, SIMULATED_EACH * len(statistics.names)))
     options = {"samples": samples, "seed": run.seed, "device": run.device}
 

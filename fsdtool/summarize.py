@@ -220,7 +220,7 @@ def summarize(
             _write_self_influence(writer, found, len(data), data.task, calibrated)
             likely = likely_labels(found_evidence)
         with track("calibration", None):
-            distance = calibrate_distance(run, sample, seen, assignment, basis, likely)
+            distance = calibrate_distance(run, sample, seen, assignment, likely)
         writer.write_distance_calibration(distance)
         size = writer.commit()
     if keep_weights:

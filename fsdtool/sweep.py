@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fsdtool.anchors import AnchorRows, Anchors, even_rows
+from fsdtool.anchors import AnchorRows, Anchors, even_rows, stored
 from fsdtool.budget import StatisticsPlan
 from fsdtool.components import Assignment, GatePattern, k_means
 from fsdtool.curvature import BlockCurvature, EigenvalueSums, eigenbases
@@ -170,14 +170,19 @@ class Pass:
         chosen = rows.to(sample.signal.device)
         return Sample(sample.rows[rows], sample.signal[chosen], sample.targets[chosen])
 
-    def anchors_of(self, sample: Sample, assignment: Assignment, basis: Tensor | None, present: Tensor) -> Anchors:
-        """What the file would keep of these examples as anchors; `present` (K,): the components that have examples."""
+    def anchors_of(self, sample: Sample, assignment: Assignment, seen: Seen) -> Anchors:
+        """What the file would keep of these examples as anchors, to its rounding."""
+        basis = seen.statistics.input.basis
         found = AnchorRows(len(sample.rows), len(sample.rows), basis, sample.signal, self.outputs)
         done = 0
         for signal, logits, component in self._parts(sample, partial(self._component_of, assignment)):
             found.update(slice(done, done + len(signal)), signal.flatten(1), logits, component)
             done += len(signal)
-        return found.finalize(present)
+        anchors = found.finalize(seen.present, seen.statistics.input)
+        if basis is None:
+            return anchors
+        inputs, scale = stored(anchors.inputs)
+        return replace(anchors, inputs=inputs.float() * scale)
 
     def _component_of(
         self, assignment: Assignment, rows: Tensor, signal: Tensor, targets: Tensor
@@ -246,7 +251,7 @@ class Pass:
                 sums.finish(signal.flatten(1), found)
                 if anchors is not None:
                     anchors.update(rows, signal.flatten(1), found, sums.component)
-                logits[rows], losses[rows] = found.cpu(), loss(self.data.task, found, y).cpu()
+                logits[rows], losses[rows] = found.cpu(), self._loss(found, batch, y).cpu()
             return batch, uses
 
         for batch, uses in self.each("summarizing", see):
@@ -254,9 +259,9 @@ class Pass:
                 block_sums.update(uses)
             fingerprint.update(batch)
             targets.append(batch.y)
-        present = (sums.inputs.count > 0).cpu()
-        anchored = None if anchors is None else anchors.finalize(present)
-        return Seen(sums.finalize(), present, anchored, torch.cat(targets), logits, losses, fingerprint.hexdigest())
+        present, statistics = (sums.inputs.count > 0).cpu(), sums.finalize()
+        anchored = None if anchors is None else anchors.finalize(present, statistics.input)
+        return Seen(statistics, present, anchored, torch.cat(targets), logits, losses, fingerprint.hexdigest())
 
     def _observer(self, sums: StatisticsSums, watched: dict[str, bool], keep: Keep) -> Observer:
         evidence = observe(watched, keep)
@@ -297,6 +302,18 @@ class Pass:
         """The layers that give evidence, at most so many, and (in full mode) whether their channels come last."""
         layers = self.network.evidence_layers()
         return {name: layers[name] for name in choose_layers(list(layers), most)}
+
+    def _loss(self, outputs: Tensor, batch: Batch, y: Tensor) -> Tensor:
+        """Loss (batch,) of each example, known to be finite."""
+        losses = loss(self.data.task, outputs, y)
+        broken = (~torch.isfinite(losses)).nonzero()[:, 0].tolist()
+        if broken:
+            raise FsdtoolError(
+                f"the loss of example {self.data.ids[int(batch.index[broken[0]])]} is not finite ({len(broken)} of "
+                f"{len(losses)} in its batch): its outputs are up to {float(outputs[broken[0]].abs().max()):.3g}; "
+                "check the weights, the preprocessing and the targets"
+            )
+        return losses
 
     def _check_outputs(self, logits: Tensor, rows: Tensor, signal: Tensor) -> None:
         broken = (~torch.isfinite(logits).all(1)).nonzero()[:, 0].tolist()

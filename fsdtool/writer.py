@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 from torch import Tensor
 
-from fsdtool.anchors import Anchors
+from fsdtool.anchors import Anchors, stored
 from fsdtool.catalogue import FORMAT, SCHEMA, InfluenceCalibration
 from fsdtool.curvature import BlockCurvature
 from fsdtool.distance_calibration import DistanceCalibration
@@ -183,10 +183,9 @@ class Writer:
         """`/anchors`: float16 of scaled projections, or float32 of whole inputs where there is no basis."""
         inputs = anchors.inputs
         if statistics.input.basis is not None:
-            scale = inputs.std(0, unbiased=False).clamp(min=1e-30)
-            inputs = (inputs / scale).clamp(-65504, 65504).half()
+            inputs, scale = stored(inputs)
             self.put("anchors/scale", scale, "what each coefficient is divided by (r,)", "input units")
-        kept = "projections B^T x of a sample of examples (R, r), or x where there is no basis"
+        kept = "projections B^T (x - mean of its component) of a sample of examples (R, r), or x without a basis"
         self.put("anchors/inputs", inputs, kept, "input units")
         self.put("anchors/outputs", anchors.outputs, "outputs of the reference on them (R, O)")
         self.put("anchors/component", anchors.component.int(), "component of each (R,)")

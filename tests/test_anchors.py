@@ -13,10 +13,12 @@ from torch import nn
 
 from fsdtool.anchors import AnchorRows, anchor_count, even_rows, expand, met
 from fsdtool.checkpoints import Checkpoint
+from fsdtool.datasets import load_dataset
 from fsdtool.distance_calibration import DistanceCalibration, _fit
 from fsdtool.distance_forms import _stratified
 from fsdtool.errors import FsdtoolError
 from fsdtool.fsd import distances
+from fsdtool.graph import Graph
 from fsdtool.metrics import METRICS, measure
 from fsdtool.moments import InputStatistics
 
@@ -164,8 +166,10 @@ def test_anchors_are_taken_as_their_rows_come_by():
     rows = AnchorRows(20, 7, basis, x, 3)
     for part in (slice(0, 9), slice(9, 10), slice(10, 20), slice(10, 20)):
         rows.update(part, x[part], torch.zeros(part.stop - part.start, 3), torch.full((part.stop - part.start,), 2))
-    found = rows.finalize(torch.tensor([False, True, True]))
-    assert found.inputs[:, 0].tolist() == x[even_rows(20, 7), 0].tolist()
+    mean = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    statistics = InputStatistics(mean, basis, torch.zeros(2, 1, 1), torch.zeros(2, 2))
+    found = rows.finalize(torch.tensor([False, True, True]), statistics)
+    assert found.inputs[:, 0].tolist() == pytest.approx((x[even_rows(20, 7), 0] - 3).tolist())
     assert found.component.tolist() == [1] * 7
     assert not found.alone.any()
 
@@ -178,7 +182,8 @@ def test_the_examples_farthest_out_are_kept_and_stand_for_themselves():
     for part in (slice(0, 100), slice(100, 250), slice(100, 250), slice(250, 400)):  # one comes twice
         size = part.stop - part.start
         rows.update(part, x[part], x[part, :2], torch.zeros(size, dtype=torch.int64))
-    found = rows.finalize(torch.tensor([True]))
+    statistics = InputStatistics(torch.zeros(1, 3), None, torch.zeros(1, 3, 3), torch.zeros(1, 3))
+    found = rows.finalize(torch.tensor([True]), statistics)
     assert int(found.alone.sum()) == 5
     assert (found.inputs[found.alone, 0] == 50).sum() == 3
     assert len(found.inputs.unique(dim=0)) == len(found)
@@ -193,7 +198,7 @@ def test_what_a_projection_leaves_out_is_the_mean_of_the_component():
     mean = torch.randn(2, 6, generator=generator)
     inputs = InputStatistics(mean, basis, torch.zeros(2, 2, 2), torch.zeros(2, 6))
     x, component = torch.randn(5, 6, generator=generator), torch.tensor([0, 1, 1, 0, 1])
-    found = expand(inputs, x @ basis, component)
+    found = expand(inputs, (x - mean[component]) @ basis, component)
     torch.testing.assert_close(found @ basis, x @ basis)
     across = torch.eye(6) - basis @ basis.T
     torch.testing.assert_close(found @ across, mean[component] @ across)
@@ -251,6 +256,69 @@ def test_a_summary_without_records_keeps_no_examples_and_says_how_far_off_it_is(
         distances(summary, [moved(network, 0.2)], form="examples")
 
 
+@pytest.mark.parametrize("offset", [0.0, 1.0, 1e4])
+def test_directions_that_do_not_vary_are_kept(summarized, offset):
+    """Constant columns fill the basis up; what matters is in their offset."""
+    rng = np.random.default_rng(1)
+    x = np.full((500, 300), offset, np.float32)
+    x[:, :30] += rng.normal(size=(500, 30)).astype(np.float32)
+    network = nn.Sequential(nn.BatchNorm1d(300), *perceptron(300, 16, 3))
+    network.train()(torch.from_numpy(x))
+    summary = summarized(network.eval(), x, rng.integers(0, 3, 500))
+    other = moved(network, 0.2)
+    for metric in ("kl", "squared_error"):
+        (found,) = distances(summary, [other], metric=metric).found
+        assert found.distance == pytest.approx(exact(metric, network, other, x), rel=0.02)
+
+
+def test_one_example_is_measured_right_kept_or_simulated(summarized):
+    for columns in (4, 300):
+        network = perceptron(columns, 12, 3)
+        x = np.random.default_rng(0).normal(size=(1, columns)).astype(np.float32)
+        other = moved(network, 0.3)
+        for records in (True, False):
+            summary = summarized(network, x, [1], records=records, name=f"{columns}{records}.h5")
+            (found,) = distances(summary, [other], samples=600).found
+            assert found.distance == pytest.approx(exact("kl", network, other, x), rel=0.02)
+
+
+def test_an_anchor_for_each_component_has_a_standard_error():
+    one_each = torch.tensor([0, 1, 2])
+    found = _stratified(torch.tensor([1.0, 9, 3]).double(), one_each, one_each < 0, torch.full((3,), 100.0).double())
+    assert found.standard_error > 1
+
+
+def test_with_data_the_limit_is_for_the_exact_distance(summarized, tmp_path):
+    network, (x, y) = perceptron(4, 12, 3), gaussian_classes(90, 4, 3)
+    summary = summarized(network, x, y)
+    data = load_dataset(summary.identity.data_spec)
+    result = distances(summary, [moved(network, 0.3)], form="sampled", samples=300, data=data)
+    assert result.distances == [result.found[0].exact]
+
+
+def test_memory_that_runs_out_in_calibration_halves_the_batch(summarized, monkeypatch):
+    network, (x, y) = perceptron(300, 12, 3), gaussian_classes(200, 300, 3)
+    expected = summarized(network, x, y, name="whole.h5").distance_calibration
+    run = Graph.run
+
+    def small(self, parameters, x, **more):
+        if len(x) > 50:
+            raise torch.OutOfMemoryError("out of memory")
+        return run(self, parameters, x, **more)
+
+    monkeypatch.setattr(Graph, "run", small)
+    found = summarized(network, x, y, name="halved.h5").distance_calibration
+    assert found.error == pytest.approx(expected.error, rel=0.05)
+
+
+def test_a_loss_that_overflows_names_the_example(summarized):
+    network = perceptron(4, 8, 1)
+    x, y = np.ones((30, 4), np.float32), np.zeros((30, 1), np.float32)
+    y[11] = 1e30
+    with pytest.raises(FsdtoolError, match="the loss of example 11 is not finite"):
+        summarized(network, x, y, task="regression", records=False)
+
+
 def test_forms_that_were_not_calibrated_have_no_model_error(mlp_summary, sample_data):
     state = {name: value.clone() for name, value in mlp_summary.parameters.items()}
     other = [Checkpoint("same.pt", "0", state, ())]
@@ -269,7 +337,8 @@ def test_ratios_that_agree_are_corrected_and_others_are_not():
     correction, error = _fit(true, true * np.array([0.5, 2.0, 0.7, 1.9]))
     assert correction == 1
     assert error > 0.5
-    assert _fit(true, np.array([np.nan, 0.0, np.inf, 1.0]))[1] > 100
+    for failed in (np.nan, 0.0, np.inf):
+        assert _fit(np.ones(12), np.array([1.0] * 11 + [failed]))[1] > 100
 
 
 def test_the_error_of_model_and_sampling_add_in_squares():
