@@ -1,7 +1,7 @@
 """Anchors: a sample of training examples, each kept by its projection and its outputs, to measure distances on.
 
-With B the basis (n, r) of the input covariance, m_k the mean input of its component, c = B^T (x - m_k) the projection
-of an example x and f' its outputs under the reference theta0, what is left of the example is
+With B a basis (n, r) of leading directions of the inputs, m_k the mean input of its component, c = B^T (x - m_k) the
+projection of an example x and f' its outputs under the reference theta0, what is left of the example is
     x~ = m_k + B c
 and a distance is the mean over anchors of rho(f', f' + f(x~; theta1) - f(x~; theta0)).  Both networks run as they are.
 Inputs of few dimensions have no basis: they are kept whole, and then only the choice of the sample is an estimate.
@@ -43,13 +43,14 @@ FEWEST = 5  # anchors of a component to speak for it, unless they are all of its
 class Anchors:
     """inputs (R, r) projections c, or (R, n) whole; outputs (R, O) of the reference; component (R,) int64.
 
-    alone: (R,) bool, which stand for themselves alone.
+    alone: (R,) bool, which stand for themselves alone.  basis: (n, r), or None where inputs are whole.
     """
 
     inputs: Tensor
     outputs: Tensor
     component: Tensor
     alone: Tensor
+    basis: Tensor | None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -57,7 +58,8 @@ class Anchors:
     def to(self, device: torch.device) -> Anchors:
         """The same on a device, in float32."""
         numbers = (part.to(device, torch.float32) for part in (self.inputs, self.outputs))
-        return Anchors(*numbers, self.component.to(device), self.alone.to(device))
+        basis = None if self.basis is None else self.basis.to(device, torch.float32)
+        return Anchors(*numbers, self.component.to(device), self.alone.to(device), basis)
 
     def evenly(self, count: int) -> Anchors:
         """At most `count` of those that stand for others too, evenly spaced, and all that stand alone."""
@@ -65,7 +67,7 @@ class Anchors:
         if len(shared) <= count:
             return self
         rows = torch.cat([shared[even_rows(len(shared), count)], self.alone.nonzero()[:, 0]])
-        return Anchors(self.inputs[rows], self.outputs[rows], self.component[rows], self.alone[rows])
+        return Anchors(self.inputs[rows], self.outputs[rows], self.component[rows], self.alone[rows], self.basis)
 
 
 def even_rows(total: int, count: int) -> Tensor:
@@ -139,7 +141,7 @@ class AnchorRows:
         if self.basis is not None:
             away = (self.centre.double().cpu() - statistics.mean.double().cpu()) @ self.basis.double().cpu()  # (K, r)
             inputs = (inputs.double() + away[component]).float()
-        return Anchors(inputs, outputs, component, alone)
+        return Anchors(inputs, outputs, component, alone, None if self.basis is None else self.basis.cpu())
 
 
 def stored(inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,7 +166,7 @@ class AnchoredOutputs:
         self.graph, self.reference, self.device = graph, reference, device
         self.anchors = anchors.to(device)
         self.inputs = statistics.to(device, torch.float32).input
-        self.meet = task == "classification" and self.inputs.basis is not None and graph.outputs > 1
+        self.meet = task == "classification" and anchors.basis is not None and graph.outputs > 1
 
     def batches(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """Rows of anchors, with their inputs x~ (batch, ...), outputs f(x~; theta0) and recorded ones (batch, O)."""
@@ -177,7 +179,7 @@ class AnchoredOutputs:
 
     def _batch(self, rows: slice) -> tuple[slice, Tensor, Tensor, Tensor]:
         anchors, shape = self.anchors, (-1, *self.graph.input_shape)
-        x = expand(self.inputs, anchors.inputs[rows], anchors.component[rows]).reshape(shape)
+        x = expand(self.inputs.mean, anchors.basis, anchors.inputs[rows], anchors.component[rows]).reshape(shape)
         recorded = anchors.outputs[rows]
         with torch.no_grad():
             simulated = self.graph.run(self.reference, x)
@@ -192,9 +194,9 @@ class AnchoredOutputs:
         return rows, x, simulated, recorded
 
 
-def expand(inputs: InputStatistics, coefficients: Tensor, component: Tensor) -> Tensor:
-    """x~ (batch, n) of coefficients (batch, r) and components (batch,)."""
-    return coefficients if inputs.basis is None else inputs.mean[component] + coefficients @ inputs.basis.T
+def expand(mean: Tensor, basis: Tensor | None, coefficients: Tensor, component: Tensor) -> Tensor:
+    """x~ (batch, n) of coefficients (batch, r) and components (batch,) with these means (K, n)."""
+    return coefficients if basis is None else mean[component] + coefficients @ basis.T
 
 
 def met(graph: Graph, parameters: Parameters, x: Tensor, recorded: Tensor, variance: Tensor) -> Tensor:

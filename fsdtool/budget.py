@@ -28,7 +28,8 @@ OUTPUT_BYTES, COMPONENT_BYTES = 2, 4  # of a number of the sample, and of what s
 class StatisticsPlan:
     """How statistics are kept: components by `kind` and `count`, bits of a gate probability, directions of the inputs.
 
-    sampled: numbers that the sample of outputs may hold.
+    sampled: numbers that the sample of outputs may hold.  anchor_rank: directions that anchors keep, whatever is left
+    of `rank`.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class StatisticsPlan:
     bits: int
     rank: int
     sampled: int
+    anchor_rank: int
 
     def size(self, graph: Graph, task: str, components: int | None = None) -> int:
         """Bytes of the statistics of so many components (None: `count`)."""
@@ -66,7 +68,7 @@ def plan_statistics(
         kind, wanted = "all", 1
     most = min(rank or _usual_rank(graph), graph.steps[0].units)
     sampled = min(OutputReservoir.NUMBERS, budget // (SAMPLE_SHARE * OUTPUT_BYTES))
-    best = StatisticsPlan(kind, wanted, 16, most, sampled)
+    best = StatisticsPlan(kind, wanted, 16, most, sampled, most)
     tried = [best, replace(best, bits=8)]
     tried += [replace(best, bits=8, rank=max(most // part, 1)) for part in ((2, 4) if rank is None else ())]
     plan = next((plan for plan in tried if plan.size(graph, task) <= budget), None)

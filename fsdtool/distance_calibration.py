@@ -91,7 +91,7 @@ def calibrate_anchors(
     likely: (m,) int64 labels that may be right where the given ones are wrong (None: unknown).
     """
     names = metrics_of(task)
-    if statistics.input.basis is None:
+    if sample.basis is None:
         return DistanceCalibration("examples", 0, 0, dict.fromkeys(names, 1.0), dict.fromkeys(names, 0.0))
     x = signal.reshape(-1, *graph.input_shape)
     outputs = AnchoredOutputs(graph, reference, statistics, sample, task=task, device=signal.device)

@@ -162,7 +162,11 @@ def summarize(
             run, sample, run.sums(assignment, basis, plan), curvature, records, record_bytes
         )
     with Writer(output) as writer, FeatureStore(len(data), seed) as store:
-        anchors = _anchor_rows(network, sample, len(data), basis, statistics_budget) if records else None
+        anchors = None
+        if records:
+            own = plan.rank < plan.anchor_rank
+            of_anchors = run.choose_basis(sample, assignment, plan.anchor_rank) if own else basis
+            anchors = _anchor_rows(network, sample, len(data), of_anchors, statistics_budget)
         seen = run.whole(sums, store, writer, found if records else [], measured, trajectory, anchors)
         if measured:
             found = [sums.finalize(MEASURED) for sums in measured]

@@ -212,15 +212,18 @@ def _read_outputs(group: h5py.Group, components: int, outputs: int) -> OutputSam
 
 
 def _read_anchors(file: h5py.File, statistics: Statistics, outputs: int) -> Anchors:
-    group, basis, components = hdf5.group(file, "anchors"), statistics.input.basis, len(statistics.names)
-    inputs = tensor(group, "inputs", (None, statistics.input.core.shape[1]))
+    group, components, n = hdf5.group(file, "anchors"), *statistics.input.mean.shape
+    basis = None  # without a scale inputs are whole
+    if hdf5.has(group, "scale"):
+        basis = tensor(group, "basis", (n, None)) if hdf5.has(group, "basis") else statistics.input.basis
+    inputs = tensor(group, "inputs", (None, n if basis is None else basis.shape[1]))
     if basis is not None:
         inputs = inputs * tensor(group, "scale", (basis.shape[1],))
     component = tensor(group, "component", (len(inputs),), torch.int64)
     if not len(inputs) or component.min() < 0 or component.max() >= components:
         raise hdf5.unusable(group, f"the examples kept are not of the {components} components")
     alone = tensor(group, "alone", (len(inputs),)) > 0
-    return Anchors(inputs, tensor(group, "outputs", (len(inputs), outputs)), component, alone)
+    return Anchors(inputs, tensor(group, "outputs", (len(inputs), outputs)), component, alone, basis)
 
 
 def _read_distance_calibration(file: h5py.File, task: str) -> DistanceCalibration | None:

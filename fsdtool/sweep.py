@@ -172,7 +172,7 @@ class Pass:
 
     def anchors_of(self, sample: Sample, assignment: Assignment, seen: Seen) -> Anchors:
         """What the file would keep of these examples as anchors, to its rounding."""
-        basis = seen.statistics.input.basis
+        basis = seen.anchors.basis
         found = AnchorRows(len(sample.rows), len(sample.rows), basis, sample.signal, self.outputs)
         done = 0
         for signal, logits, component in self._parts(sample, partial(self._component_of, assignment)):

@@ -182,11 +182,14 @@ class Writer:
     def write_anchors(self, anchors: Anchors, statistics: Statistics) -> None:
         """`/anchors`: float16 of scaled projections, or float32 of whole inputs where there is no basis."""
         inputs = anchors.inputs
-        if statistics.input.basis is not None:
+        if anchors.basis is not None:
             inputs, scale = stored(inputs)
             self.put("anchors/scale", scale, "what each coefficient is divided by (r,)", "input units")
         kept = "projections B^T (x - mean of its component) of a sample of examples (R, r), or x without a basis"
         self.put("anchors/inputs", inputs, kept, "input units")
+        shared = statistics.input.basis
+        if anchors.basis is not None and (shared is None or shared.shape != anchors.basis.shape):
+            self.put("anchors/basis", anchors.basis.half(), "directions of the projections (n, r)")
         self.put("anchors/outputs", anchors.outputs, "outputs of the reference on them (R, O)")
         self.put("anchors/component", anchors.component.int(), "component of each (R,)")
         self.put("anchors/alone", anchors.alone.byte(), "1: stands for itself alone, 0: for others too (R,)")

@@ -196,9 +196,8 @@ def test_what_a_projection_leaves_out_is_the_mean_of_the_component():
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(6, 2, generator=generator)).Q
     mean = torch.randn(2, 6, generator=generator)
-    inputs = InputStatistics(mean, basis, torch.zeros(2, 2, 2), torch.zeros(2, 6))
     x, component = torch.randn(5, 6, generator=generator), torch.tensor([0, 1, 1, 0, 1])
-    found = expand(inputs, (x - mean[component]) @ basis, component)
+    found = expand(mean, basis, (x - mean[component]) @ basis, component)
     torch.testing.assert_close(found @ basis, x @ basis)
     across = torch.eye(6) - basis @ basis.T
     torch.testing.assert_close(found @ across, mean[component] @ across)
@@ -269,6 +268,18 @@ def test_directions_that_do_not_vary_are_kept(summarized, offset):
     for metric in ("kl", "squared_error"):
         (found,) = distances(summary, [other], metric=metric).found
         assert found.distance == pytest.approx(exact(metric, network, other, x), rel=0.02)
+
+
+def test_kept_examples_keep_their_directions_where_the_budget_leaves_the_covariance_fewer(summarized):
+    for columns, kept in ((100, 100), (400, 64)):
+        network, (x, y) = perceptron(columns, 12, 3), gaussian_classes(300, columns, 3)
+        summary = summarized(network, x, y, components=8, statistics_budget=200_000, name=f"{columns}.h5")
+        assert summary.statistics.input.core.shape[1] < kept
+        assert summary.anchors.inputs.shape[1] == kept
+        other = moved(network, 0.3)
+        (found,) = distances(summary, [other]).found
+        true = exact("kl", network, other, x)
+        assert abs(found.distance - true) <= 2 * found.model_error * found.distance
 
 
 def test_one_example_is_measured_right_kept_or_simulated(summarized):

@@ -66,6 +66,7 @@ def files(tmp_path_factory, sample_paths) -> list[Path]:
     convolutional = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     cases = {
         "large": (convolutional, "classification", {"x": images, "y": np.arange(60) % 3, "class_names": [*"abc"]}),
+        "tight": (perceptron(300, 8, 3), "classification", {"x": images.reshape(60, 300), "y": np.arange(60) % 3}),
         "values": (perceptron(4, 8, 2), "regression", {"x": x, "y": np.stack([x.sum(1), x[:, 0]], 1)}),
     }
     for name, (network, task, arrays) in cases.items():
@@ -76,6 +77,7 @@ def files(tmp_path_factory, sample_paths) -> list[Path]:
             checkpoint=read_checkpoint(folder / f"{name}.pt"),
             data=load_dataset(str(folder / f"{name}.npz"), task=task),
             output=folder / f"{name}.h5",
+            **({"statistics_budget": 50_000} if name == "tight" else {}),
         )
     return [sample_paths["mlp"], *(folder / f"{name}.h5" for name in cases)]
 
