@@ -31,8 +31,8 @@ FEWEST_EXAMPLES = 128
 UNKNOWN = 1e6  # relative error where nothing could be compared
 FEWEST_CHANGES = 3  # that could be compared
 LEAST_CORRECTION = 0.1  # mean log ratio from which on distances are corrected
-# Changes of other kinds than those measured are off by more: nine of ten of another CIFAR-10N case (rows 4,000 on, labels
-# `random1`) lay within twice the error with 1.7, eight with 1.25.
+# Changes of other kinds than those measured are off by more.  Of the checkpoints of another CIFAR-10N case (rows 4,000
+# on, labels `random1`) eight of ten lay within twice the error with 1.25; nine of ten need 1.7.
 UNSEEN = 1.7
 FLOOR = 0.01  # least relative error that is stated: rounding of what is kept
 DOUBTFUL = 0.25  # relative error from which on a distance is doubtful
