@@ -37,6 +37,8 @@ KEPT_UNITS = 2**30  # scalars of all steps for all anchors together, which bound
 BATCH_UNITS = 2**25  # scalars of all steps held per batch
 MET_OUTPUTS, STEPS, RIDGE = 2, 2, 1e-3  # of the Gauss-Newton steps
 FEWEST = 5  # anchors of a component to speak for it, unless they are all of its examples
+# Of projected ones: of 64 clusters of 1,500 images of CIFAR-10N those of fewer were off by up to 2.9 times (KL).
+FEWEST_PROJECTED = 24
 
 
 @dataclass(frozen=True)

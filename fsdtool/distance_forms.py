@@ -7,12 +7,12 @@ their mean by the components' weights pi, and the standard error of that mean.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from fsdtool.anchors import FEWEST, AnchoredOutputs, Anchors
+from fsdtool.anchors import FEWEST, FEWEST_PROJECTED, AnchoredOutputs, Anchors
 from fsdtool.graph import Graph, Parameters
 from fsdtool.metrics import measure
 from fsdtool.moments import Statistics
@@ -73,7 +73,11 @@ def on_anchors(
                 rho[i, rows] = measure(metric, recorded, outputs.other(other, x, simulated, recorded)).cpu()
             advance(len(x))
     count = statistics.count.double().cpu()
-    return [_stratified(values, anchors.component.cpu(), anchors.alone.cpu(), count) for values in rho]
+    found = [_stratified(values, anchors.component.cpu(), anchors.alone.cpu(), count) for values in rho]
+    if anchors.basis is None:
+        return found
+    few = torch.bincount(anchors.component.cpu(), minlength=len(count)) < FEWEST_PROJECTED
+    return [replace(one, components=torch.where(few, torch.nan, one.components)) for one in found]
 
 
 def _stratified(rho: Tensor, component: Tensor, alone: Tensor, count: Tensor) -> Estimate:

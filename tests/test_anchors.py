@@ -282,6 +282,15 @@ def test_kept_examples_keep_their_directions_where_the_budget_leaves_the_covaria
         assert abs(found.distance - true) <= 2 * found.model_error * found.distance
 
 
+def test_a_component_of_few_projected_examples_is_left_open(summarized):
+    network, (x, y) = perceptron(400, 12, 3), gaussian_classes(100, 400, 3)
+    y[:] = 0
+    y[:30], y[30:40] = 1, 2
+    (found,) = distances(summarized(network, x, y), [moved(network, 0.3)]).found
+    assert np.isnan(found.components).tolist() == [False, False, True]
+    assert np.isfinite(found.distance)
+
+
 def test_one_example_is_measured_right_kept_or_simulated(summarized):
     for columns in (4, 300):
         network = perceptron(columns, 12, 3)
