@@ -400,6 +400,16 @@ def test_a_first_line_of_data_is_told(tmp_path):
     assert len(load_dataset(str(path))) == 3
 
 
+@pytest.mark.parametrize("word", ["#N/A", "#na", "<NA>", "NaT", "-nan", "-NaN", r"\N"])
+def test_words_for_a_missing_label_are_no_class(tmp_path, word):
+    path = tmp_path / "d.csv"
+    path.write_text(f"a,label\n1,cat\n2,dog\n3,{word}\n4,cat\n")
+    source = load_dataset(str(path), skip_bad=True)
+    assert source.class_names == ["cat", "dog"]
+    assert source.ids.tolist() == [0, 1, 3]
+    assert f"'{word}' for 'label', which says that it is missing" in refusal(path)
+
+
 def test_lists_of_images_say_what_is_missing_and_where_it_lies(tmp_path):
     for i in range(3):
         picture(tmp_path / f"train/{i}.png")
