@@ -500,3 +500,13 @@ def test_a_hidden_class_of_ones_own_data_set_is_warned_of(tmp_path, caplog):
     picture(tmp_path / "images/.cache/0.png")
     load_dataset(f"torchvision:ImageFolder?root={tmp_path}/images")
     assert "hold .cache, a hidden folder, which shifts the numbers" in caplog.text
+
+
+def test_text_of_hugging_face_is_no_input(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = {"text": ["one", "two"], "label": [0, 1]}
+    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "d"))
+    line = refusal(tmp_path / "d", x_key="text")
+    assert "column 'text' of" in line
+    assert "holds text, and inputs must be numbers or images; give another --x-key" in line
+    assert "--skip-bad" not in line
