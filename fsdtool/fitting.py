@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,10 @@ from fsdtool.sources import DataSource
 log = logging.getLogger("fsdtool")
 COMPARED = 256  # examples on which layouts are compared
 ERRORS = 3.0  # standard errors that another layout must be better by
+FITS = 0.9  # of the loss of a constant answer: a network that knows the data stays below it
+HALVED = 0.5  # of the first layout's loss
+MORE_RIGHT = 5  # examples that only another layout gets right, on balance
+LEAD = 0.1  # of accuracy
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -60,28 +65,53 @@ def fit_layout(source: DataSource, model: nn.Module, *, workers: int = 0) -> Dat
     )
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """Losses (n,) of the model and of the best constant answer, in words what they come to, and which are right."""
+
+    losses: Tensor
+    constant: Tensor
+    words: str
+    right: Tensor | None
+
+
 def _best_layout(taken: dict[str, DataSource], model: nn.Module, workers: int) -> tuple[str, str]:
     """The layout in which the model knows the data best, and how the others compare, where they do.
 
-    Its loss must be lower than the first layout's by three standard errors of the paired difference.
+    To replace the first it must fit itself, and be better by more than chance among few examples (`_overrules`).
     """
     first = next(iter(taken))
     fits = {layout: _fit(source, model, workers) for layout, source in taken.items()} if len(taken) > 1 else {}
     if not fits or any(fit is None for fit in fits.values()):
         return first, ""
-    losses = {layout: fit[0] for layout, fit in fits.items()}
-    best = min(losses, key=lambda layout: float(losses[layout].mean()))
-    others = {layout: fits[layout][1] for layout in fits if not torch.equal(losses[layout], losses[best])}
+    best = min(fits, key=lambda layout: float(fits[layout].losses.mean()))
+    others = {layout: fit for layout, fit in fits.items() if not torch.equal(fit.losses, fits[best].losses)}
     if not others:  # the model flattens its inputs itself
         return first, ""
-    if best != first and not _clearly_lower(losses[best], losses[first]):
+    if best != first and not _overrules(fits[best], fits[first]):
         log.warning(
             f"the model takes several layouts of the inputs and knows the data in none clearly best: {first} "
-            f"({fits[first][1]}) is used, not {best} ({fits[best][1]}); --layout chooses"
+            f"({fits[first].words}) is used, not {best} ({fits[best].words}); --layout chooses"
         )
         return first, ""
-    compared = ", ".join(f"{layout} would give {found}" for layout, found in others.items())
-    return best, f", {fits[best][1]}; {compared}"
+    compared = ", ".join(f"{layout} would give {fit.words}" for layout, fit in others.items())
+    return best, f", {fits[best].words}; {compared}"
+
+
+def _overrules(best: _Fit, first: _Fit) -> bool:
+    """Whether a layout fits the data, and so much better than the first that this is no chance.
+
+    Losses differ by three standard errors; of classes some more are right, a tenth of all unless the loss is halved;
+    a loss of regression is halved.
+    """
+    fits = _clearly_lower(best.losses, best.constant) and best.losses.mean() < FITS * best.constant.mean()
+    if not fits or not _clearly_lower(best.losses, first.losses):
+        return False
+    halved = bool(best.losses.mean() < HALVED * first.losses.mean())
+    if best.right is None:
+        return halved
+    more = int(best.right.sum() - first.right.sum())
+    return more >= MORE_RIGHT and (halved or more >= LEAD * len(best.right))
 
 
 def _clearly_lower(losses: Tensor, others: Tensor) -> bool:
@@ -89,8 +119,8 @@ def _clearly_lower(losses: Tensor, others: Tensor) -> bool:
     return float(apart.mean() + ERRORS * apart.std(correction=0) / max(len(apart) - 1, 1) ** 0.5) < 0
 
 
-def _fit(source: DataSource, model: nn.Module, workers: int) -> tuple[Tensor, str] | None:
-    """Losses (n,) of a few hundred examples, and in words what they come to; None for targets that do not fit."""
+def _fit(source: DataSource, model: nn.Module, workers: int) -> _Fit | None:
+    """How the model answers a few hundred examples; None for targets that do not fit."""
     rows = spread(len(source), COMPARED)
     batches = list(source.batches(64, indices=rows, workers=workers))
     y = torch.cat([batch.y for batch in batches])
@@ -99,11 +129,15 @@ def _fit(source: DataSource, model: nn.Module, workers: int) -> tuple[Tensor, st
     if source.task == "classification":
         if int(y.max()) >= outputs.shape[1]:
             return None
-        return loss(source.task, outputs, y), f"accuracy {float((outputs.argmax(1) == y).double().mean()):.3f}"
+        right = outputs.argmax(1) == y
+        constant = -(torch.bincount(y).double() / len(y)).log()[y]
+        words = f"accuracy {float(right.double().mean()):.3f}"
+        return _Fit(loss(source.task, outputs, y), constant, words, right)
     if outputs.shape != y.shape:
         return None
-    losses = loss(source.task, outputs, y.double())
-    return losses, f"mean loss {float(losses.mean()):.3g}"
+    y = y.double()
+    losses = loss(source.task, outputs, y)
+    return _Fit(losses, loss(source.task, y.mean(0).expand_as(y), y), f"mean loss {float(losses.mean()):.3g}", None)
 
 
 def _complaint(model: nn.Module, x: Tensor) -> str | None:

@@ -87,6 +87,12 @@ def _open(dataset: Any, split: str, path: Path, request: Request) -> Found:
     if id_key not in (None, ROW_NUMBERS, *dataset.column_names) or unknown:
         wrong = unknown[0] if unknown else id_key
         raise FsdtoolError(f"'{path}' has no column '{wrong}'; it has {some(dataset.column_names, 12)}")
+    text = [key for key in inputs if _number_type(dataset.features[key]) in ("string", "large_string")]
+    if text:
+        raise FsdtoolError(
+            f"column '{text[0]}' of '{path}' holds text, and inputs must be numbers or images; give another --x-key "
+            "(of a text, store the numbers that the network takes, as its embedding)"
+        )
     id_key = id_key if id_key in dataset.column_names else None
     ids = np.arange(len(dataset)) if id_key is None else text_ids([str(name) for name in dataset[id_key]])
     names = getattr(dataset.features[y_key], "names", None)

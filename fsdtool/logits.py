@@ -47,6 +47,8 @@ class Answer:
     def __call__(self, module: nn.Module, inputs: Any, outputs: Any) -> Tensor:
         self.chosen, tensor = choose(outputs, self.name, lambda value: isinstance(value, Tensor))
         self.kind = type(outputs).__name__
+        if self.chosen and not self.name:
+            _refuse_measure(self.chosen, tensor, outputs, inputs)
         return tensor.reshape(-1, 1) if tensor.dim() < 2 else tensor
 
     def say(self) -> None:
@@ -96,6 +98,20 @@ def choose(outputs: Any, name: str, is_tensor: Callable[[Any], bool]) -> tuple[s
     logits = (key for key in found if key.rpartition(".")[2] == "logits")
     key = name or next(logits, next(iter(found)))
     return key, found[key]
+
+
+def _refuse_measure(key: str, tensor: Tensor, outputs: Any, inputs: Any) -> None:
+    """Raise FsdtoolError for a first output that has no row per example, as a loss, beside others that may have."""
+    examples = len(inputs[0]) if inputs and isinstance(inputs[0], Tensor) and inputs[0].dim() else None
+    if tensor.dim() and (examples is None or len(tensor) == examples):
+        return
+    found = dict(_tensors(outputs, lambda value: isinstance(value, Tensor)))
+    rows = [name for name, value in found.items() if value.dim() and len(value) == examples]
+    if rows:
+        raise FsdtoolError(
+            f"the model's output '{key}', the first of {some(list(found), 8)}, has shape {tuple(tensor.shape)}, not "
+            f"one row per example; give --output-name {rows[0]} or another of them"
+        )
 
 
 def _tensors(outputs: Any, is_tensor: Callable[[Any], bool], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -111,7 +111,7 @@ Missing = Annotated[
     str | None,
     typer.Option(
         metavar="WORD,...",
-        help="Labels in text that mean a missing one; '' for none. [default: NA, N/A, nan, null, none, ?]",
+        help="Labels in text that mean a missing one; '' for none. [default: NA, N/A, #N/A, NaN, NaT, null, none, ?]",
     ),
 ]
 Transform = Annotated[

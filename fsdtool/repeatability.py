@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ OF_FILES = 3
 NUMBERS = 2**24  # inputs compared
 COMPARISONS = 64  # at least; few examples are read several times
 MOST_READINGS = 8
+MOST_AGAIN = 2000  # examples, as many of them as are read twice within SECONDS
+SECONDS = 0.2
 ROUNDING = 1e-5  # of an example's largest value; several threads may add up in another order
 TOGETHER = 32  # examples in one batch of the network
 FEWEST = 8
@@ -44,13 +47,18 @@ def check_data(source: DataSource, *, workers: int = 0) -> Batch:
     """
     most = min(READ_AGAIN if source.runs_code else TOGETHER, max(NUMBERS // math.prod(source.input_shape), OF_FILES))
     rows = spread(len(source), most)
+    started = time.perf_counter()
     first = _read(source, rows, workers)
+    each = (time.perf_counter() - started) / len(rows)
     if not source.runs_code:
         rows = rows[np.linspace(0, len(rows) - 1, OF_FILES).astype(int)]
         _compare(source, rows, _read(source, rows, workers), _rows_of(first, rows))
         return first
     for _ in range(min(max(-(-COMPARISONS // len(rows)), 1), MOST_READINGS)):
         _compare(source, rows, first, _rows_of(_read(source, rows[::-1].copy(), workers), rows))
+    more = spread(len(source), min(MOST_AGAIN, NUMBERS // math.prod(source.input_shape), int(SECONDS / 2 / each)))
+    if len(more) > len(rows):
+        _compare(source, more, _read(source, more, workers), _rows_of(_read(source, more[::-1].copy(), workers), more))
     return first
 
 

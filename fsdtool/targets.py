@@ -23,7 +23,8 @@ if TYPE_CHECKING:  # torch comes with it, and commands that read labels back sta
 log = logging.getLogger("fsdtool")
 TASKS = ("classification", "regression")
 LEAVE_OUT = "give --skip-bad to leave such examples out"
-MISSING = ("", "na", "n/a", "<na>", "nan", "null", "none", "?")  # of labels in text, in any case
+# Labels in text, in any case, that say there is none: as spreadsheets, pandas and databases write them.
+MISSING = ("", "na", "n/a", "<na>", "#na", "#n/a", "nan", "-nan", "nat", "null", "\\n", "none", "?")
 MANY = 0.1  # the share of improper labels above which they are likelier a class than missing
 LABEL_COLUMNS = ("label", "suggested_label", "suggested_target")  # of corrections; find-mislabeled writes the others
 

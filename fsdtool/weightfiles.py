@@ -77,7 +77,8 @@ def _neighbours(path: Path) -> str:
 
 
 def _is_weights(path: Path) -> bool:
-    return path.name.endswith((*SUFFIXES, INDEX)) and path.is_file()
+    """Whether it is named like a checkpoint; hidden files, as macOS leaves beside others (._model.pt), are none."""
+    return path.name.endswith((*SUFFIXES, INDEX)) and not path.name.startswith(".") and path.is_file()
 
 
 def _in_folder(folder: Path) -> Path:
@@ -87,7 +88,7 @@ def _in_folder(folder: Path) -> Path:
             f"the checkpoint '{folder}' is a distributed one (.distcp files); convert it with "
             f"'python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pt'"
         )
-    found = [p for pattern in ("*", "*/*") for p in sorted(folder.glob(pattern)) if _is_weights(p)]
+    found = [p for pattern in ("[!.]*", "[!.]*/*") for p in sorted(folder.glob(pattern)) if _is_weights(p)]
     found = [p for p in found if p.parent == found[0].parent or found[0].parent != folder]
     usual = [p for name in USUAL for p in found if p.name in (name, name + INDEX)]
     if len({p.parent for p in usual}) == 1:

@@ -82,6 +82,53 @@ def test_the_first_layout_stays_where_none_is_better_and_that_is_said(arrays, ca
     assert fitted.preprocessing.layout == "channels first"
 
 
+@pytest.mark.parametrize("regression", [False, True])
+def test_networks_without_training_leave_the_first_layout_whichever_they_seem_to_know_better(
+    arrays, caplog, regression
+):
+    x, y = pictures(SHAPES["channels last"], examples=25, regression=regression)
+    source = load_dataset(str(arrays(x, y)), task="regression" if regression else "classification")
+    deceptive = 0
+    for seed in range(40):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(75, 1 if regression else 3)).eval()
+        losses = []
+        for inputs in (x, x.transpose(0, 3, 1, 2)):
+            with torch.no_grad():
+                f, wanted = net(torch.from_numpy(inputs.copy())), torch.from_numpy(y)
+            of_each = (f - wanted).square().sum(1) / 2 if regression else -f.log_softmax(1)[range(25), wanted]
+            losses.append(of_each.numpy())
+        apart = losses[0] - losses[1]
+        deceptive += apart.mean() < -3 * apart.std() / np.sqrt(25 - 1)
+        assert fit_layout(source, net).preprocessing.layout == "channels first"
+    assert deceptive
+    assert "in none clearly best: channels first (" in caplog.text
+
+
+def test_a_lead_of_few_examples_leaves_the_first_layout(arrays, caplog):
+    x = np.zeros((100, 5, 5, 3), np.float32)
+    y = np.arange(100) % 2
+    x[:, 0, 0, 0] = np.where(y, 1, -1)  # stands first in both layouts
+    x[:, 0, 0, 1] = np.where(y, 1, -1)  # stands second in one alone, which makes its answers surer
+    x[:4, 0, 0, 0] *= -1
+    x[:4, 0, 0, 1] *= 3
+    net = nn.Sequential(nn.Flatten(), nn.Linear(75, 2))
+    with torch.no_grad():
+        net[1].weight.zero_()[1, :2] = torch.tensor([1.0, 0.5])
+        net[1].bias.zero_()
+    assert fit_layout(load_dataset(str(arrays(x, y))), net.eval()).preprocessing.layout == "channels first"
+    assert "channels first (accuracy 0.960) is used, not as is (accuracy 1.000)" in caplog.text
+
+
+@pytest.mark.parametrize("regression", [False, True])
+def test_a_layout_of_training_that_a_few_wrong_labels_blur_is_taken(arrays, regression):
+    x, y = pictures(SHAPES["channels last"], regression=regression)
+    net = trained(x, y)
+    y[:4] = y[4:8]
+    source = load_dataset(str(arrays(x, y)), task="regression" if regression else "classification")
+    assert fit_layout(source, net).preprocessing.layout == "as is"
+
+
 def test_labels_that_the_network_does_not_know_leave_the_first_layout(arrays):
     x, y = pictures(SHAPES["channels last"])
     net = trained(x, y)

@@ -14,6 +14,7 @@ from conftest import gaussian_classes
 from torch import nn
 
 from fsdtool.errors import FsdtoolError
+from fsdtool.logits import answer_with
 from fsdtool.trace import FULL, LAST_LAYER, trace
 
 
@@ -83,6 +84,15 @@ def test_the_logits_of_a_structure_are_found(summarized, caplog, structure, norm
     assert summary.identity.mode == (LAST_LAYER if normed else FULL)
     np.testing.assert_allclose(summary.records.read("loss"), loss(net.logits(X)), rtol=1e-4, atol=1e-5)
     assert "is used (--output-name)" in caplog.text
+
+
+@pytest.mark.parametrize("measure", [lambda h: h.mean(), lambda h: h.mean().reshape(1, 1)])
+def test_a_loss_before_the_outputs_is_told_from_them(measure):
+    answer = answer_with(net := Net(lambda z, h: {"loss": measure(h), "scores": z}))
+    with pytest.raises(FsdtoolError, match=r"'loss', the first of loss, scores, has shape .*give --output-name scores"):
+        net(torch.zeros(2, 5))
+    answer.name = "scores"
+    assert net(torch.zeros(2, 5)).shape == (2, 3)
 
 
 def test_another_output_is_chosen_by_name(summarized):

@@ -400,6 +400,16 @@ def test_a_first_line_of_data_is_told(tmp_path):
     assert len(load_dataset(str(path))) == 3
 
 
+@pytest.mark.parametrize("word", ["#N/A", "#na", "<NA>", "NaT", "-nan", "-NaN", r"\N"])
+def test_words_for_a_missing_label_are_no_class(tmp_path, word):
+    path = tmp_path / "d.csv"
+    path.write_text(f"a,label\n1,cat\n2,dog\n3,{word}\n4,cat\n")
+    source = load_dataset(str(path), skip_bad=True)
+    assert source.class_names == ["cat", "dog"]
+    assert source.ids.tolist() == [0, 1, 3]
+    assert f"'{word}' for 'label', which says that it is missing" in refusal(path)
+
+
 def test_lists_of_images_say_what_is_missing_and_where_it_lies(tmp_path):
     for i in range(3):
         picture(tmp_path / f"train/{i}.png")
@@ -490,3 +500,13 @@ def test_a_hidden_class_of_ones_own_data_set_is_warned_of(tmp_path, caplog):
     picture(tmp_path / "images/.cache/0.png")
     load_dataset(f"torchvision:ImageFolder?root={tmp_path}/images")
     assert "hold .cache, a hidden folder, which shifts the numbers" in caplog.text
+
+
+def test_text_of_hugging_face_is_no_input(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = {"text": ["one", "two"], "label": [0, 1]}
+    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "d"))
+    line = refusal(tmp_path / "d", x_key="text")
+    assert "column 'text' of" in line
+    assert "holds text, and inputs must be numbers or images; give another --x-key" in line
+    assert "--skip-bad" not in line

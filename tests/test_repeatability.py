@@ -37,6 +37,9 @@ class Rarely(Plain):
 class LastOnly(Plain):
     def __getitem__(self, i): return (base[i] + torch.rand(()) if i == len(base) - 1 else base[i]), i % 2
 
+class FourOnly(Plain):
+    def __getitem__(self, i): return (base[i] + torch.rand(()) if i == 4 else base[i]), i % 2
+
 class Labels(Plain):
     def __getitem__(self, i): return base[i], int(torch.randint(0, 2, ()))
 
@@ -251,3 +254,9 @@ def test_deep_and_badly_scaled_networks_are_accepted():
         (convolutions, torch.randn(9, 3, 16, 16)),
     ):
         check_outputs(net.eval(), x)
+
+
+def test_one_random_example_among_hundreds_is_found_where_reading_is_cheap(written):
+    assert 4 not in spread(200, 128)
+    with pytest.raises(FsdtoolError, match="gives other inputs of example 4 when read again"):
+        check_data(load_dataset(written()("FourOnly")))

@@ -29,6 +29,7 @@ from torch.optim.swa_utils import AveragedModel
 from fsdtool import cli, report
 from fsdtool.checkpoints import read_checkpoint
 from fsdtool.computed import make_plain
+from fsdtool.errors import FsdtoolError
 from fsdtool.summary import load
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -484,6 +485,18 @@ def test_archives_of_other_programs(refuse):
     with zipfile.ZipFile("a.pt2", "w") as archive:
         archive.writestr("a/archive_format", "pt2")
     assert "'a.pt2' is a program of torch.export" in refuse("--checkpoint", "a.pt2")
+
+
+def test_hidden_files_of_a_folder_are_no_checkpoints(tmp_path):
+    weight = torch.randn(2, 3)
+    for place in ("model.pt", ".cache/old.pt"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        torch.save({"weight": weight}, tmp_path / place)
+    (tmp_path / "._model.pt").write_bytes(b"Mac OS X")
+    assert torch.equal(read_checkpoint(tmp_path).state["weight"], weight)
+    (tmp_path / "model.pt").unlink()
+    with pytest.raises(FsdtoolError, match="is a folder with no"):
+        read_checkpoint(tmp_path)
 
 
 def test_missing_files_and_folders_name_what_is_there(refuse):
