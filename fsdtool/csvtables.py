@@ -122,7 +122,7 @@ def _number(cell: str, column: str, where: str, request: Request) -> float:
     except ValueError:
         value = math.nan
     if math.isnan(value):
-        raise refuse_text(cell, column, where)
+        raise refuse_text(cell, column, where, request.x_key)
     return value
 
 

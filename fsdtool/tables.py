@@ -142,13 +142,18 @@ def text_ids(cells: list[str]) -> np.ndarray:
     return np.array(cells, dtype=str)
 
 
-def refuse_text(value: str, column: str, where: str) -> FsdtoolError:
-    """The error for a feature that is no number."""
+def refuse_text(value: str, column: str, where: str, x_key: str | None = None) -> FsdtoolError:
+    """The error for a feature that is no number; `x_key` names the columns asked for."""
     remedy = (
         "features must be numbers: encode or fill it in, name the columns to use by --x-key, "
         f"or give --id-key {column} if it names the examples"
     )
-    if value.strip().lower().endswith(EXTENSIONS):
+    if x_key is not None and column in x_key.split(","):
+        remedy = (
+            "a column of --x-key must hold numbers, or paths of images with their endings such as 'img/a.jpg': "
+            "leave it out of --x-key, or write the paths into a column 'path'"
+        )
+    elif value.strip().lower().endswith(EXTENSIONS):
         remedy = f"give --x-key {column} to read these images, relative to the folder of the table"
     elif value.lstrip().startswith(("[", "(")):
         remedy = "write each number of such a list into a column of its own, or all as arrays in a .npz file"

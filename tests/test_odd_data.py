@@ -510,3 +510,11 @@ def test_text_of_hugging_face_is_no_input(tmp_path):
     assert "column 'text' of" in line
     assert "holds text, and inputs must be numbers or images; give another --x-key" in line
     assert "--skip-bad" not in line
+
+
+def test_text_in_a_column_that_was_asked_for_is_refused_with_what_would_do(tmp_path):
+    (tmp_path / "list.csv").write_text("id,breed\n000bec,pug\n00a1f3,boxer\n")
+    with pytest.raises(FsdtoolError, match=r"column 'id'; a column of --x-key must hold numbers, or paths of images"):
+        load_dataset(str(tmp_path / "list.csv"), x_key="id", y_key="breed")
+    (tmp_path / "list.csv").write_text("id,breed,size\n000bec,pug,1\n00a1f3,boxer,2\n")
+    assert len(load_dataset(str(tmp_path / "list.csv"), x_key="size", y_key="breed")) == 2
