@@ -165,7 +165,7 @@ class AnchoredOutputs:
         task: str,
         device: torch.device,
     ):
-        self.graph, self.reference, self.device = graph, reference, device
+        self.graph, self.reference = graph, reference
         self.anchors = anchors.to(device)
         self.inputs = statistics.to(device, torch.float32).input
         self.meet = task == "classification" and anchors.basis is not None and graph.outputs > 1

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fsdtool.anchors import even_rows
 from fsdtool.catalogue import InfluenceCalibration
 from fsdtool.curvature import BlockCurvature
 from fsdtool.gradients import Block, Use, blocks, capture, gradient, has_rank_one, project, vectors
@@ -101,7 +102,7 @@ def _choose(
     batch_size: BatchSize,
 ) -> Tensor:
     """Rows of at most so many examples: half evenly spaced, half those with the largest losses among more such."""
-    candidates = _even(len(inputs), CANDIDATES * most).to(inputs.device)
+    candidates = even_rows(len(inputs), CANDIDATES * most).to(inputs.device)
 
     def losses(rows: slice) -> Tensor:
         part = candidates[rows]
@@ -109,14 +110,10 @@ def _choose(
             return loss(task, graph.run(parameters, inputs[part]), targets[part])
 
     found = torch.cat(list(batch_size.parts(len(candidates), losses)))
-    even = candidates[_even(len(candidates), most - most // 2).to(candidates.device)]
+    even = candidates[even_rows(len(candidates), most - most // 2).to(candidates.device)]
     largest = candidates[found.argsort(descending=True, stable=True)]
     largest = largest[~torch.isin(largest, even)]
     return torch.cat([even, largest[: most // 2]])
-
-
-def _even(count: int, most: int) -> Tensor:
-    return torch.linspace(0, count - 1, min(most, count)).round().long()
 
 
 def _sides(block: Block, kept: BlockCurvature, exact: BlockCurvature, uses: dict[int, Use]) -> _Sides:

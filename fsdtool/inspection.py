@@ -23,7 +23,7 @@ PARTS = {
     "statistics/input": "mean and covariance of the inputs, per component",
     "statistics/gates": "gate statistics, per component",
     "statistics": "the rest of the statistics: counts, output Hessians, a sample of outputs",
-    "anchors": "projections and outputs of an even sample of examples, for distances",
+    "anchors": "projections and outputs of a sample of examples, for distances",
     "calibration": "what was measured of the summary's own error",
     "curvature": "eigenbases and eigenvalues, per weight",
     "evidence": "class Gaussians, which judge new labels",
