@@ -217,9 +217,9 @@ def find_mislabeled_command(
     write(found.rows(), columns, format, ids_only, _mislabeled_checks(threshold, columns, kind))
     log.info(f"{found.flagged} of {found.judged} {kind}s are flagged (score above {threshold:g})")
     if found.noise_rate is not None:
-        doubted = getattr(found, "contradicted", None)
-        between = f" ({doubted[0]:.1%} to {doubted[1]:.1%} by layer)" if doubted else ""
-        log.info(f"estimated share of wrong {kind}s: {found.noise_rate:.1%}{between}")
+        between = getattr(found, "between", None)
+        by_one = f" ({between[0]:.1%} to {between[1]:.1%} by one layer alone)" if between else ""
+        log.info(f"estimated share of wrong {kind}s: {found.noise_rate:.1%}{by_one}")
     if by_layer:
         weights = zip(found.layers, found.weights.tolist(), strict=True)
         log.info("weights of the layers: " + ", ".join(f"{layer} {weight:.3f}" for layer, weight in weights))

@@ -1,9 +1,10 @@
 """New labels judged by an old summary: evidence on examples that are not in the summarized data.
 
 The examples are streamed through the summary's network, observed at the layers that gave evidence in the pass.  Each
-layer's discriminant says how well every class explains them, the network's outputs add their log p, and the layers
-are added up with the factors found on the summarized data.  A new example thus gets the score that it would have had
-in the data, itself left out.  Only what a record would keep of an example is held.
+layer's discriminant says how well every class explains them, and the network's outputs add their log p.  No layer has
+memorised the new labels, the outputs neither, so the layers are weighed by how well they foretell them
+(fsdtool.stacking).  Of too few labels to tell, the outputs have half of the weight, and the other layers what they had
+on the summarized data.  Only what a record would keep of an example is held.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from fsdtool.gaussians import bounded
 from fsdtool.mislabel import FEW_EXAMPLES, THRESHOLD, Judged, Mislabeled, check_judges, ranked
 from fsdtool.progress import Track, silent
 from fsdtool.sources import Batch, DataSource
+from fsdtool.stacking import stacked
 from fsdtool.summary import Summary
 from fsdtool.trace import FULL, Network
+from fsdtool.verdict import Plain, verdict_by
 
 log = logging.getLogger("fsdtool")
 
@@ -72,18 +75,33 @@ def judge(
         candidates=candidates.numpy(),
         evidence=evidence.numpy(),
         layers=judges.layers,
-        weights=judges.weights,
-        factors=judges.factors,
         parameters=summary.records.parameters()[places],
     )
-    like = None
+    like, many, classes = None, judged, summary.outputs
     if len(examples) < FEW_EXAMPLES:
         log.info(
             f"too few examples ({len(examples)}) to estimate how many labels are wrong: "
             "they are judged as those of the summarized data"
         )
-        like = _summarized(summary, judges, places)
-    return ranked(summary, judged, top=top, everything=everything, threshold=threshold, among=among, like=like)
+        like = many = _summarized(summary, judges, places)
+        factors, weights = _half_outputs(judges)
+    else:
+        factors, weights = stacked(judged.evidence, classes)
+    said = verdict_by(Plain(factors), weights, many.evidence, many.candidates, classes, many.parameters)
+    return ranked(summary, judged, said, top=top, everything=everything, threshold=threshold, among=among, like=like)
+
+
+def _half_outputs(judges: Judges) -> tuple[np.ndarray, np.ndarray]:
+    """Factors and weights (L,) of the summarized data, but that the outputs, last, have half of the weight."""
+    spread = judges.weights / np.maximum(judges.factors, 1e-12)  # of the margins
+    weights = judges.weights.copy()
+    others = float(weights[:-1].sum())
+    if weights[-1] < others:
+        weights[-1] = others
+        known = judges.factors[-1] > 0
+        spread[-1] = spread[-1] if known else spread[:-1].max()
+    weights = weights / weights.sum()
+    return (weights / np.maximum(spread, 1e-12)).astype(np.float32), weights
 
 
 def _summarized(summary: Summary, judges: Judges, places: list[int]) -> Judged:
@@ -95,8 +113,6 @@ def _summarized(summary: Summary, judges: Judges, places: list[int]) -> Judged:
         candidates=records.read("candidates"),
         evidence=records.read("evidence")[:, places],
         layers=judges.layers,
-        weights=judges.weights,
-        factors=judges.factors,
         parameters=records.parameters()[places],
     )
 

@@ -1,15 +1,15 @@
 """Which labels are probably wrong, from the evidence in the records, without any clean label.
 
-The layers' evidence is added up as fsdtool.agreement says, fsdtool.noise tells how many labels are wrong and as what,
-and from both fsdtool.posterior has for each example
+From how the layers see the classes fsdtool.verdict adds their evidence up and tells how many labels are wrong and as
+what, and from both fsdtool.posterior has for each example
     score       = the probability that its label is wrong
     confidence  = the probability of the suggested label among all classes other than the given one
 By default a label is flagged when its score is above one half.
 
-The estimate of how many are wrong may itself be wrong: layers that cannot have memorised labels may take two classes
-for one another that later layers tell apart.  The scores follow it, so that the labels counted as wrong are then those
-that the combined evidence, weighted by how the layers agree, is for.  Where it is for the given label of half of them,
-counted by their scores, the estimate is contradicted: a warning gives the range of what each layer alone says.
+The estimate of how many are wrong may itself be wrong: early layers may take two classes for one another, late ones
+have memorised wrong labels, and labels that are wrong where classes meet look right to all.  So it stands with the
+range of what each layer alone says.  Where the combined evidence is for the given label of half of those counted as
+wrong, by their scores, the estimate is contradicted, and a warning says so.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from fsdtool.agreement import combination, margins_of, weighted
+from fsdtool.agreement import margins_of
 from fsdtool.catalogue import Catalogue
 from fsdtool.errors import FsdtoolError
-from fsdtool.noise import Noise, estimate, shares
+from fsdtool.noise import Noise, shares
 from fsdtool.posterior import posterior
+from fsdtool.verdict import Verdict, verdict
 
 log = logging.getLogger("fsdtool")
 
@@ -44,8 +45,9 @@ class Mislabeled:
     ids: (N,), and `spec` where the examples are from.  margins (N, L): each layer's evidence for the strongest other
     class minus that for the given label, in nats.  order (M,) holds the rows that were asked for, most suspicious
     first; flagged is how many of the judged examples (all, or those named) have a score above `threshold`; layers and
-    weights (L,) say how much each layer counted.  noise: None where there are too few examples to tell.  contradicted:
-    where the layers contradict it, the lowest and highest share of wrong labels by one layer alone.
+    weights (L,) say how much each layer counted.  noise: None where there are too few examples to tell.  between: the
+    lowest and highest share of wrong labels by one layer alone, where known; contradicted: whether the layers together
+    contradict the estimate.
     """
 
     summary: Catalogue
@@ -63,7 +65,8 @@ class Mislabeled:
     margins: np.ndarray
     threshold: float
     noise: Noise | None
-    contradicted: tuple[float, float] | None = None
+    between: tuple[float, float] | None = None
+    contradicted: bool = False
 
     @property
     def noise_rate(self) -> float | None:
@@ -100,8 +103,7 @@ class Judged:
     """The evidence on the labels of the examples `ids` (N,) of the data `spec`.
 
     candidates (N, T) int: classes, the given label first.  evidence (N, L, T) float16: by layer, in nats relative to
-    the given label.  layers, weights and factors: (L,), of fsdtool.agreement.  parameters: (L,) of the network before
-    each layer, for each summarized example.
+    the given label.  layers: (L,).  parameters: (L,) of the network before each layer, for each summarized example.
     """
 
     spec: str
@@ -109,8 +111,6 @@ class Judged:
     candidates: np.ndarray
     evidence: np.ndarray
     layers: tuple[str, ...]
-    weights: np.ndarray
-    factors: np.ndarray
     parameters: np.ndarray
 
 
@@ -134,20 +134,16 @@ def find_mislabeled(
         log.warning(
             f"{len(records)} examples are too few to weigh the layers well; trust the order more than the scores"
         )
-    layers = records.layers("evidence")
-    evidence = records.read("evidence")
-    factors, weights = combination(evidence)
     judged = Judged(
         spec=summary.data_spec,
         ids=records.ids,
         candidates=records.read("candidates"),
-        evidence=evidence,
-        layers=layers,
-        weights=weights,
-        factors=factors,
+        evidence=records.read("evidence"),
+        layers=records.layers("evidence"),
         parameters=records.parameters(),
     )
-    return ranked(summary, judged, top=top, everything=everything, threshold=threshold, among=among)
+    said = verdict(judged.evidence, judged.candidates, summary.outputs, judged.parameters)
+    return ranked(summary, judged, said, top=top, everything=everything, threshold=threshold, among=among)
 
 
 def check_judges(summary: Catalogue) -> None:
@@ -169,6 +165,7 @@ def check_judges(summary: Catalogue) -> None:
 def ranked(
     summary: Catalogue,
     judged: Judged,
+    said: Verdict,
     *,
     top: int | None,
     everything: bool,
@@ -176,19 +173,21 @@ def ranked(
     among: np.ndarray | None,
     like: Judged | None = None,
 ) -> Mislabeled:
-    """Scores and ranking from the evidence; the options are those of `find_mislabeled`.
+    """Scores and ranking from the evidence and the verdict on it; the options are those of `find_mislabeled`.
 
-    like: other examples that these are judged as, where they are too few to estimate how many labels are wrong.
+    like: other examples, of whom the verdict is, where these are too few to estimate how many labels are wrong.
     """
-    many = judged if like is None else like
-    noise = estimate(many.evidence, many.candidates, len(many.layers) - 1, summary.outputs, many.parameters)
-    if not noise.layers:
-        log.warning("no layer tells the classes apart; do not trust the estimated share of wrong labels")
-    combined = weighted(many.evidence, many.factors)
+    many, noise = judged if like is None else like, said.noise
+    combined = said.weighing.combined(many.evidence, many.candidates)
     found = posterior(combined, many.candidates, noise)
-    contradicted = _contradicted(many, noise, found.score, combined, summary.outputs)
+    between = None if said.rates is None else (float(said.rates.min()), float(said.rates.max()))
+    contradicted = _contradicted(found.score, combined)
+    if contradicted:
+        between = between or _by_layer(many, summary.outputs)
+        _warn(noise, between, found.score, combined)
     if like is not None:
-        found = posterior(weighted(judged.evidence, judged.factors), judged.candidates, noise, found)
+        combined = said.weighing.combined(judged.evidence, judged.candidates)
+        found = posterior(combined, judged.candidates, noise, found)
     order = np.argsort(-found.score, kind="stable")
     if among is not None:
         order = order[among[order]]
@@ -205,32 +204,35 @@ def ranked(
         flagged=flagged,
         judged=len(order),
         layers=judged.layers,
-        weights=judged.weights,
+        weights=said.weights,
         margins=margins_of(judged.evidence),
         threshold=threshold,
         noise=noise if like is None else None,
+        between=between,
         contradicted=contradicted,
     )
 
 
-def _contradicted(
-    judged: Judged, noise: Noise, score: np.ndarray, combined: np.ndarray, classes: int
-) -> tuple[float, float] | None:
-    """The range of the layers' shares of wrong labels, with a warning, where the combined evidence contradicts them.
+def _contradicted(score: np.ndarray, combined: np.ndarray) -> bool:
+    """Whether the combined evidence (N, T) is for most of the labels that the scores (N,) count as wrong."""
+    return float(score.sum()) >= FEW_WRONG and _supported(score, combined) < SUPPORTED
 
-    combined (N, T): evidence relative to the given label in column 0.  score (N,).
-    """
-    against = combined[:, 1:].max(1) > 0
-    counted = float(score.sum())
-    supported = float(score[against].sum()) / max(counted, 1e-12)
-    if counted < FEW_WRONG or supported >= SUPPORTED or len(judged.layers) < 2:
-        return None
-    by_layer = shares(judged.evidence, judged.candidates, len(judged.layers) - 1, classes)
-    low, high = float(by_layer.min()), float(by_layer.max())
+
+def _supported(score: np.ndarray, combined: np.ndarray) -> float:
+    """The share of what the scores count as wrong that the combined evidence is against."""
+    return float(score[combined[:, 1:].max(1) > 0].sum()) / max(float(score.sum()), 1e-12)
+
+
+def _by_layer(judged: Judged, classes: int) -> tuple[float, float]:
+    found = shares(judged.evidence, judged.candidates, max(len(judged.layers) - 1, 1), classes)
+    return float(found.min()), float(found.max())
+
+
+def _warn(noise: Noise, between: tuple[float, float], score: np.ndarray, combined: np.ndarray) -> None:
+    low, high = between
     log.warning(
-        f"the estimated share of wrong labels ({noise.rate:.1%}) is contradicted by the layers that see best: "
-        f"their evidence is for the given label of {1 - supported:.0%} of the labels counted as wrong, and by one "
-        f"layer alone the share is {low:.1%} to {high:.1%}; do not trust the flags, and see --by-layer: "
-        "labels with positive margins in most layers are the likelier ones"
+        f"the estimated share of wrong labels ({noise.rate:.1%}) is contradicted by the layers together: "
+        f"their evidence is for the given label of {1 - _supported(score, combined):.0%} of the labels counted as "
+        f"wrong, and by one layer alone the share is {low:.1%} to {high:.1%}; do not trust the flags, and see "
+        "--by-layer: labels with positive margins in most layers are the likelier ones"
     )
-    return low, high

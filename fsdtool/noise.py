@@ -34,6 +34,7 @@ LARGEST_STEP = 0.3  # of the unit, relative
 BITS = 2.0  # that a parameter can hold
 BY_HEART = 0.1  # of what the labels say, that a layer may hold and still count as one that has not memorised
 FIRST_RATE = 0.1
+LEAST_RATE = 1e-3  # of even noise
 LEAST_INFORMATION = 0.1  # that a layer has on the labels, of their entropy
 NUMBERS = 2**19  # examples x candidates that are fitted
 OF_UNIT = 8192  # examples from which the unit is fitted
@@ -50,7 +51,7 @@ class Noise:
 
     key: (M,) int64, true class x classes + given label.  count: (M,) float64, examples.  concentration: of the
     Dirichlet prior of each class's wrong labels; infinite where they are even.  layers: those it was estimated from,
-    none where all were taken together.
+    none where all were taken together.  believed: how far the cells are, in M; the rest of M is even noise.
     """
 
     classes: int
@@ -58,6 +59,7 @@ class Noise:
     count: np.ndarray
     concentration: float
     layers: tuple[int, ...]
+    believed: float = 1.0
 
     @property
     def rate(self) -> float:
@@ -74,11 +76,17 @@ class Noise:
     def log_confusion(self, candidates: np.ndarray) -> np.ndarray:
         """log M[t, y] (N, T) float32 for candidates t (N, T), the given label y in column 0."""
         true = candidates.astype(np.int64)
+        right = true == true[:, :1]
         wanted = true * self.classes + true[:, :1]
         place = np.searchsorted(self.key, wanted).clip(max=len(self.key) - 1)
         count = np.where(self.key[place] == wanted, self.count[place], 0.0)
         totals = Cells(self.key, self.classes).totals(self.count)
-        return np.log(_confusion(*totals, self.concentration, true, true == true[:, :1], count)).astype(np.float32)
+        values = _confusion(*totals, self.concentration, true, right, count)
+        if self.believed < 1:
+            rate = max(self.rate, LEAST_RATE)
+            even = np.where(right, 1 - rate, rate / max(self.classes - 1, 1))
+            values = self.believed * values + (1 - self.believed) * even
+        return np.log(values).astype(np.float32)
 
 
 def estimate(

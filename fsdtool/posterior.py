@@ -3,9 +3,10 @@
 With the combined evidence E_t of all layers (fsdtool.agreement) and the confusion M (fsdtool.noise), the true class
 is t with probability in proportion to exp(u E_t) M[t, y].  The unit u is that under which the labels are
 likeliest, sum_t softmax(u E)_t M[t, y].  The margin is the log-odds of the strongest other class against y, and
-    score = 1 / (1 + exp(-(margin - offset)))
-Layers that have memorised labels take sides with them; the offset makes up for it: the scores add up to the number
-of labels that the noise says are wrong.
+    score = 1 / (1 + exp(-(0.8 margin - offset)))
+The evidence of several layers is not independent, and counts less than it says.  Layers that have memorised labels
+take sides with them; the offset makes up for it: the scores add up to the number of labels that the noise says are
+wrong.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from fsdtool.noise import Noise, label_likelihood, softmax
 
 SAMPLE = 16384  # examples on which the unit is fitted
+SLOPE = 0.8  # of the log-odds; those that fitted best were .53 to 1.7 on ten sets of digits, waves and photographs
 COARSE = np.logspace(-2, 3, 26)
 FINE = np.logspace(-0.2, 0.2, 9)
 HALVINGS = 60
@@ -50,7 +52,7 @@ def posterior(combined: np.ndarray, candidates: np.ndarray, noise: Noise, like: 
         unit = like.unit
     joint = combined * np.float32(unit) + prior
     best = joint[:, 1:].argmax(1)
-    margin = (joint[:, 1:].max(1) - joint[:, 0]).astype(np.float64)
+    margin = SLOPE * (joint[:, 1:].max(1) - joint[:, 0]).astype(np.float64)
     offset = _offset(margin, noise.rate) if like is None else like.offset
     return Posterior(
         score=_logistic(margin - offset),
@@ -79,4 +81,5 @@ def _offset(margin: np.ndarray, rate: float) -> float:
 
 
 def _logistic(x: np.ndarray) -> np.ndarray:
-    return 0.5 * (1 + np.tanh(0.5 * x))
+    small = np.exp(-np.abs(x))  # so that scores near 0 still differ
+    return np.where(x < 0, small, 1.0) / (1 + small)

@@ -57,6 +57,10 @@ READING = (
         "Look before correcting: rare but correct examples are suspicious too, and some have two right labels.",
     ),
 )
+CONTRADICTED = (
+    "The estimated share of wrong labels is contradicted by the layers together: their evidence is for the given label "
+    "of most of those counted as wrong. Do not trust the flags."
+)
 TARGET_READING = (
     (
         "Score",
@@ -90,7 +94,8 @@ def review(found: Mislabeled | Misvalued, pictures: Sequence[Picture | None] = (
         said = f"The {len(rows):,} most suspicious of the {asked:,} rows asked for; csv, json and jsonl have them all."
     wrong = f"Of {examples:,} {kind}s "
     if found.noise_rate is not None:
-        wrong += f"about {count(found.noise_rate * examples)} ({found.noise_rate:.1%}) are estimated to be wrong. "
+        share = f"{found.noise_rate:.1%}{_between(found)}"
+        wrong += f"about {count(found.noise_rate * examples)} ({share}) are estimated to be wrong. "
     matrix = found.noise_matrix
     return Page(
         title=f"Suspicious {kind}s in {_last(found.spec)}",
@@ -98,7 +103,7 @@ def review(found: Mislabeled | Misvalued, pictures: Sequence[Picture | None] = (
         facts=_facts(found),
         rows=rows,
         pictures=[*pictures, *[None] * (len(rows) - len(pictures))] if pictures else (),
-        remarks=[said, *remarks],
+        remarks=[said, *([CONTRADICTED] if getattr(found, "contradicted", False) else []), *remarks],
         histogram=histogram(found.score, found.threshold),
         cut=found.threshold,
         matrix=matrix,
@@ -207,3 +212,9 @@ def _facts(found: Mislabeled) -> list[tuple[str, str]]:
 
 def _last(spec: str) -> str:
     return spec.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _between(found: Mislabeled | Misvalued) -> str:
+    """The range of the estimated share, where there is one."""
+    between = getattr(found, "between", None)
+    return f"; {between[0]:.1%} to {between[1]:.1%} by one layer alone" if between else ""

@@ -83,11 +83,13 @@ def train(
     warmup: float = 0.0,
     adam: bool = False,
     seed: int = 0,
+    watch: Callable[[int, nn.Module, Tensor, Tensor], None] | None = None,
 ) -> State:
     """The state of `model` after SGD with momentum 0.9; the rate rises for a fraction `warmup`, then falls to zero.
 
     x (n, ...), y (n,) int64 for cross-entropy or (n, O) for half the squared error.  The rate rises along a line
-    and falls along a cosine.  With `adam` it is Adam without decay at a constant rate.
+    and falls along a cosine.  With `adam` it is Adam without decay at a constant rate.  watch: called after each batch
+    with the epoch, the model, the rows and what it made of them before the step (n, O).
     """
     generator = torch.Generator().manual_seed(seed)
     steps = epochs * -(-len(x) // batch)
@@ -104,7 +106,7 @@ def train(
         optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     model.train()
-    for _ in range(epochs):
+    for epoch in range(epochs):
         for rows in torch.randperm(len(x), generator=generator).split(batch):
             f = model(_fast(x[rows]))
             target = y[rows]
@@ -114,7 +116,14 @@ def train(
             loss.backward()
             optimizer.step()
             schedule.step()
+            if watch is not None:
+                watch(epoch, model, rows, f.detach())
     model.eval()
+    return state_of(model)
+
+
+def state_of(model: nn.Module) -> State:
+    """A copy of its state_dict."""
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 

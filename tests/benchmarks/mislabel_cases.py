@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import State, cached, mlp, standardized, train
+from common import State, cached, mlp, standardized, state_of, train
 from torch import Tensor, nn
 
 SEED = 0
@@ -28,10 +28,11 @@ class Recipe:
     batch: int
     adam: bool
     decay: float = 0.0
+    midway: tuple[int, ...] = ()  # epochs of the first stage after which a state is kept as well
 
 
 MLP = Recipe(((5, 1e-3, 0.0), (10, 1e-3, 0.0), (45, 1e-3, 0.0)), batch=64, adam=True)
-CNN = Recipe(((20, 0.05, 0.3), (30, 0.005, 0.0)), batch=128, adam=False, decay=5e-4)
+CNN = Recipe(((20, 0.05, 0.3), (30, 0.005, 0.0)), batch=128, adam=False, decay=5e-4, midway=(7, 14))
 REGRESSION = Recipe(((100, 0.02, 0.0),), batch=64, adam=False, decay=1e-4)
 
 
@@ -64,6 +65,18 @@ class Case:
 
     def trajectory(self, stages: int) -> list[State]:
         """The states after each of the first stages."""
+        return [trained.state for trained in self._all(stages)]
+
+    def along(self, stages: int) -> list[State]:
+        """The states of `trajectory` and those kept midway through the first stage."""
+        first, *later = self._all(stages)
+        return [*first.midway, first.state, *(trained.state for trained in later)]
+
+    def margins(self, stages: int) -> Tensor:
+        """Logit of the given label less the strongest other (n, epochs), as training saw each example."""
+        return torch.cat([trained.margins for trained in self._all(stages)], 1)
+
+    def _all(self, stages: int) -> list[Trained]:
         return self._train("all", torch.arange(len(self.inputs)), stages)
 
     def out_of_sample(self, stages: int) -> Tensor:
@@ -72,7 +85,7 @@ class Case:
         outputs: Tensor | None = None
         for k in range(FOLDS):
             rest, own = (torch.from_numpy(np.flatnonzero(part)) for part in (fold != k, fold == k))
-            found = self.outputs(self._train(f"without fold {k}", rest, stages)[-1], own)
+            found = self.outputs(self._train(f"without fold {k}", rest, stages)[-1].state, own)
             outputs = found.new_empty(len(self.inputs), found.shape[1]) if outputs is None else outputs
             outputs[own] = found
         return outputs
@@ -88,27 +101,57 @@ class Case:
         model.load_state_dict(state)
         return model.eval()
 
-    def _train(self, what: str, rows: Tensor, stages: int) -> list[State]:
+    def _train(self, what: str, rows: Tensor, stages: int) -> list[Trained]:
         x, y = self.inputs[rows], self.given[rows]
         recipe: dict[str, object] = {"case": self.name, "what": what, "model": str(self.build()), "seed": SEED}
         recipe |= {
             "sums": [float(x.double().sum()), float((y * (rows + 1).view(-1, *[1] * (y.dim() - 1))).double().sum())]
         }
         settings = {"batch": self.recipe.batch, "adam": self.recipe.adam, "decay": self.recipe.decay}
-        recipe |= settings
-        states: list[State] = []
+        recipe |= settings | {"keeps": "state, margins and midway"}
+        found: list[Trained] = []
         for stage, (epochs, rate, warmup) in enumerate(self.recipe.stages[:stages]):
 
             def make(stage: int = stage, epochs: int = epochs, rate: float = rate, warmup: float = warmup) -> State:
                 torch.manual_seed(SEED)
                 model = self.build()
-                if states:
-                    model.load_state_dict(states[-1])
+                if found:
+                    model.load_state_dict(found[-1].state)
+                log = _Log(y, epochs, self.recipe.midway if stage == 0 else ())
                 schedule = {"epochs": epochs, "rate": rate, "warmup": warmup, "seed": SEED + stage}
-                return train(model, x, y, **schedule, **settings)
+                state = train(model, x, y, **schedule, **settings, watch=log)
+                return {"state": state, "margins": log.margins, "midway": log.midway}
 
-            states.append(cached(self.cache, recipe | {"stages": self.recipe.stages[: stage + 1]}, make))
-        return states
+            kept = cached(self.cache, recipe | {"stages": self.recipe.stages[: stage + 1]}, make)
+            found.append(Trained(**kept))
+        return found
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a stage of training leaves: its state, the margins (n, epochs) of the labels, the states kept midway."""
+
+    state: State
+    margins: Tensor
+    midway: list[State]
+
+
+class _Log:
+    """Watches a training of labels (n,): their margins in each epoch, and the states after some of the epochs."""
+
+    def __init__(self, given: Tensor, epochs: int, midway: tuple[int, ...]):
+        self.given, self.margins = given, torch.zeros(len(given), epochs)
+        self.midway: list[State] = []
+        self._wanted, self._seen = midway, 0
+
+    def __call__(self, epoch: int, model: nn.Module, rows: Tensor, f: Tensor) -> None:
+        if not self.given.is_floating_point():
+            own = self.given[rows, None]
+            others = f.scatter(1, own, -torch.inf).amax(1)
+            self.margins[rows, epoch] = f.gather(1, own)[:, 0] - others
+        self._seen += len(rows)
+        if epoch + 1 in self._wanted and self._seen == (epoch + 1) * len(self.given):
+            self.midway.append(state_of(model))
 
 
 # Networks
@@ -129,26 +172,49 @@ def convnet() -> nn.Module:
 # Data
 
 
-def mnist_images(data: Path, count: int) -> tuple[Tensor, Tensor]:
-    """The first images of MNIST (count, 784) in [0, 1] and their labels (count,)."""
+def mnist_images(data: Path, count: int, first: int = 0) -> tuple[Tensor, Tensor]:
+    """Images of MNIST (count, 784) in [0, 1] from the row `first` on, and their labels (count,)."""
     with np.load(data / "mnist_train.npz") as file:
-        x = torch.from_numpy(file["x"][:count]).float().flatten(1) / 255
-        return x, torch.from_numpy(file["y"][:count]).long()
+        x = torch.from_numpy(file["x"][first : first + count]).float().flatten(1) / 255
+        return x, torch.from_numpy(file["y"][first : first + count]).long()
 
 
-def uniform(truth: Tensor, rate: float) -> Tensor:
+def uniform(truth: Tensor, rate: float, seed: int = UNIFORM_SEED) -> Tensor:
     """Labels of which a fraction is replaced by any other class."""
-    generator = torch.Generator().manual_seed(UNIFORM_SEED)
+    generator = torch.Generator().manual_seed(seed)
     flip = torch.rand(len(truth), generator=generator) < rate
     return torch.where(flip, (truth + torch.randint(1, 10, truth.shape, generator=generator)) % 10, truth)
 
 
-def pairs(truth: Tensor, rate: float) -> Tensor:
-    """Labels of which a fraction is confused: 4 becomes 9, 3 becomes 5, 7 becomes 1."""
-    flip = torch.rand(len(truth), generator=torch.Generator().manual_seed(UNIFORM_SEED)) < rate
+CONFUSABLE = {4: 9, 3: 5, 7: 1}
+ASYMMETRIC = {7: 1, 2: 7, 5: 6, 6: 5, 3: 8}  # of MNIST, after Patrini et al. 2017
+NEXT = {c: (c + 1) % 10 for c in range(10)}  # every class is confused with one other
+
+
+def renamed(truth: Tensor, rate: float, names: dict[int, int], seed: int = UNIFORM_SEED) -> Tensor:
+    """Labels of which a fraction of some classes is replaced by another class each."""
+    flip = torch.rand(len(truth), generator=torch.Generator().manual_seed(seed)) < rate
     given = truth.clone()
-    for before, after in ((4, 9), (3, 5), (7, 1)):
+    for before, after in names.items():
         given[(truth == before) & flip] = after
+    return given
+
+
+def nearest(x: Tensor, truth: Tensor, rate: float, seed: int = UNIFORM_SEED) -> Tensor:
+    """Labels of which the fraction nearest a boundary is replaced by the class beyond it.
+
+    The boundaries are those of a small network that was trained on the true labels for two epochs.
+    """
+    torch.manual_seed(seed)
+    probe = mlp(x.shape[1], 64, 10)
+    train(probe, x, truth, epochs=2, rate=1e-3, adam=True, seed=seed)
+    with torch.no_grad():
+        own = truth[:, None]
+        f = torch.log_softmax(probe(x), 1)
+        beyond = f.scatter(1, own, -torch.inf).max(1)
+    closest = (f.gather(1, own)[:, 0] - beyond.values).argsort()[: int(rate * len(truth))]
+    given = truth.clone()
+    given[closest] = beyond.indices[closest]
     return given
 
 

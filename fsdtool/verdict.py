@@ -1,0 +1,195 @@
+"""What the layers say of labels together, how far each is trusted, and how many labels are wrong, without clean ones.
+
+Evidence of each layer is unmixed (fsdtool.unmixing): first by itself, which gives each layer's share of wrong labels,
+then with the confusion of classes that all layers together have.  A layer counts with the weight by which it agrees
+with the others (fsdtool.agreement), less where it sees a smaller share of wrong labels than all together do: it has
+memorised some of them.  What is added up are the log-likelihoods under the clouds, each in units of the spread of
+its margins.
+
+The confusion is that of the evidence of all layers unmixed once more, memorised or not; so it lies between what early
+layers say, which take unusual examples of one class for another's, and late ones, which have learned wrong labels by
+heart.  It is a prior of the scores in so far as it explains the labels that the evidence is against: those that it
+leaves unexplained are taken for even noise, the more so the less it explains.  Under noise that follows examples and
+not classes little is explained, and the prior is even.
+
+Of more classes, or too few examples, the layers are added up as they are and the noise is that of fsdtool.noise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from fsdtool.agreement import combination, layer_weights, margins_of, weighted
+from fsdtool.noise import Noise, estimate
+from fsdtool.unmixing import Clouds, Unmixed, drawn, unmixed, unmixed_as
+
+MOST_CLASSES = 32  # whose evidence is unmixed: of each example the records have that of ten
+LEAST_EXAMPLES = 20  # of each class, in the mean
+SAMPLE = 16384  # examples that are fitted
+FEW = 4096  # of them, on which each layer is unmixed by itself
+BLOCK = 65536
+LEAST_RATE = 1e-3  # share of wrong labels that is not told from none
+EACH = 100.0  # examples of each class that are added, wrong as often as all are, to unmix by
+PRIOR = 10.0  # even wrong labels added to those of each class in the prior
+WEAKEST = -1e4
+
+
+class Weighing(Protocol):
+    """How the evidence of the layers is added up."""
+
+    def combined(self, evidence: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """(N, T) float32 for evidence (N, L, T) on candidates (N, T), relative to the given label in column 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Evidence of each layer times its factor (L,)."""
+
+    factors: np.ndarray
+
+    def combined(self, evidence: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        return weighted(evidence, self.factors)
+
+
+@dataclass(frozen=True)
+class Recast:
+    """Log-likelihoods under the clouds of each layer (None where it says nothing), times its factor (L,)."""
+
+    clouds: tuple[Clouds | None, ...]
+    factors: np.ndarray
+    classes: int
+
+    def combined(self, evidence: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        total = np.zeros(candidates.shape, np.float32)
+        for layer, (clouds, factor) in enumerate(zip(self.clouds, self.factors, strict=True)):
+            for start in range(0, len(total) if factor and clouds is not None else 0, BLOCK):
+                rows = slice(start, start + BLOCK)
+                dense = of_all_classes(evidence[rows, layer], candidates[rows], self.classes)
+                total[rows] += np.float32(factor) * _relative(clouds.log_likelihood(dense), candidates[rows])
+        return total
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """weighing of the layers, and their weights (L,) in sum 1; the noise in labels, by all layers.
+
+    rates (L,): the share of wrong labels by each layer alone; None where the layers are not unmixed.
+    """
+
+    weighing: Weighing
+    weights: np.ndarray
+    noise: Noise
+    rates: np.ndarray | None = None
+
+
+def verdict(evidence: np.ndarray, candidates: np.ndarray, classes: int, parameters: np.ndarray) -> Verdict:
+    """What evidence (N, L, T) in nats, relative to the given label, says on candidates (N, T), the given label first.
+
+    parameters: (L,) of the network before each layer, for each label that it learned (fsdtool.noise).
+    """
+    rows = slice(None, None, -(-len(candidates) // SAMPLE))
+    choices = candidates[rows].astype(np.int64)
+    given = choices[:, 0]
+    if not _many(candidates[:, 0], classes):
+        factors, weights = combination(evidence)
+        noise = estimate(evidence, candidates, evidence.shape[1] - 1, classes, parameters)
+        return Verdict(Plain(factors), weights, noise)
+    layers = [
+        of_all_classes(values, choices, classes) if values.any() else None for values in evidence[rows].swapaxes(0, 1)
+    ]
+    few = slice(None, None, -(-len(given) // FEW))
+    alone = [None if x is None else unmixed(x[few], given[few], classes) for x in layers]
+    rates = np.array([0.0 if found is None else found.rate for found in alone])
+    evenly = np.ones(len(rates))
+    together = _Sample(_under_clouds(alone, layers, choices), choices, evenly).unmixed(classes)
+    confusion = drawn(together.count, EACH, EACH)
+    again = [None if x is None else unmixed_as(x, given, confusion) for x in layers]
+    honest = np.minimum((rates + LEAST_RATE) / (together.rate + LEAST_RATE), 1)
+    last = _Sample(_under_clouds(again, layers, choices), choices, honest)
+    against = float((last.combined[:, 1:].max(1) > 0).mean())
+    rate = math.sqrt(together.rate * last.weighed(evenly).unmixed(classes).rate)
+    noise = _noise(together, rate, against, candidates[:, 0], classes)
+    clouds = tuple(None if found is None else found.clouds for found in again)
+    return Verdict(Recast(clouds, last.factors, classes), last.weights, noise, rates)
+
+
+class _Sample:
+    """Layers of a sample by their clouds, weighed by how they agree (L,), times how far each is to be believed (L,)."""
+
+    def __init__(self, evidence: np.ndarray, candidates: np.ndarray, believed: np.ndarray):
+        self.evidence, self.candidates = evidence, candidates
+        margins = margins_of(evidence)
+        agreed = layer_weights(margins)
+        weights = agreed * believed
+        self.weights = (weights / weights.sum() if weights.any() else agreed).astype(np.float32)
+        self.factors = (self.weights / np.maximum(margins.std(0), 1e-12)).astype(np.float32)
+        self.combined = weighted(evidence, self.factors)
+
+    def weighed(self, believed: np.ndarray) -> _Sample:
+        return _Sample(self.evidence, self.candidates, believed)
+
+    def unmixed(self, classes: int) -> Unmixed:
+        """Clouds and confusion in the evidence of all layers."""
+        dense = of_all_classes(self.combined, self.candidates, classes)
+        return unmixed(dense, self.candidates[:, 0], classes)
+
+
+def _under_clouds(found: list[Unmixed | None], dense: list[np.ndarray | None], candidates: np.ndarray) -> np.ndarray:
+    """Evidence (n, L, T) float32 under the clouds of each layer, from that for all classes."""
+    evidence = np.zeros((len(candidates), len(found), candidates.shape[1]), np.float32)
+    for layer, (one, x) in enumerate(zip(found, dense, strict=True)):
+        if one is not None:
+            evidence[:, layer] = _relative(one.clouds.log_likelihood(x), candidates)
+    return evidence
+
+
+def _noise(found: Unmixed, rate: float, against: float, given: np.ndarray, classes: int) -> Noise:
+    """The noise in all labels `given` (N,) at this rate, in cells as in a sample; the evidence is against a share."""
+    members = np.bincount(given, minlength=classes)
+    right = np.diag(found.count.diagonal())
+    count = right * (1 - rate) / max(1 - found.rate, 1e-12) + (found.count - right) * rate / max(found.rate, 1e-12)
+    count = count * (members / np.maximum(count.sum(0), 1e-12))
+    explained = min(max(found.rate, LEAST_RATE) / max(against, LEAST_RATE), 1.0)
+    believed = explained**3 / (explained**3 + 1 - explained)
+    return Noise(classes, np.arange(classes * classes), count.ravel(), PRIOR, (), believed)
+
+
+def verdict_by(
+    weighing: Weighing,
+    weights: np.ndarray,
+    evidence: np.ndarray,
+    candidates: np.ndarray,
+    classes: int,
+    parameters: np.ndarray,
+) -> Verdict:
+    """The same where it is known how the layers are to be weighed: the noise is that in their evidence together."""
+    if not _many(candidates[:, 0], classes):
+        return Verdict(weighing, weights, estimate(evidence, candidates, evidence.shape[1] - 1, classes, parameters))
+    rows = slice(None, None, -(-len(candidates) // SAMPLE))
+    combined, choices = weighing.combined(evidence[rows], candidates[rows]), candidates[rows].astype(np.int64)
+    found = unmixed(of_all_classes(combined, choices, classes), choices[:, 0], classes)
+    against = float((combined[:, 1:].max(1) > 0).mean())
+    return Verdict(weighing, weights, _noise(found, found.rate, against, candidates[:, 0], classes))
+
+
+def _many(given: np.ndarray, classes: int) -> bool:
+    """Whether labels (N,) are enough, of few enough classes, that their evidence can be unmixed."""
+    return classes <= MOST_CLASSES and len(given) >= LEAST_EXAMPLES * classes and len(np.unique(given)) > 1
+
+
+def of_all_classes(evidence: np.ndarray, candidates: np.ndarray, classes: int) -> np.ndarray:
+    """Evidence (n, classes) of one layer from that of candidates (n, T); other classes have that of the weakest."""
+    dense = np.repeat(evidence.min(1, keepdims=True).astype(np.float32), classes, 1)
+    np.put_along_axis(dense, candidates.astype(np.int64), evidence.astype(np.float32), 1)
+    return dense
+
+
+def _relative(found: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Log-likelihoods (n, T) float32 of candidates from those of all classes (n, classes), less the given label's."""
+    of = np.take_along_axis(found, candidates.astype(np.int64), 1)
+    return np.maximum(of - of[:, :1], WEAKEST)
