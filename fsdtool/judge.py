@@ -4,7 +4,8 @@ The examples are streamed through the summary's network, observed at the layers 
 layer's discriminant says how well every class explains them, and the network's outputs add their log p.  No layer has
 memorised the new labels, the outputs neither, so the layers are weighed by how well they foretell them
 (fsdtool.stacking).  Of too few labels to tell, the outputs have half of the weight, and the other layers what they had
-on the summarized data.  Only what a record would keep of an example is held.
+on the summarized data.  So too where many of the examples are in the summarized data after all, which their outputs
+tell: then the weights are those found there.  Only what a record would keep of an example is held.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ from fsdtool.gaussians import bounded
 from fsdtool.mislabel import FEW_EXAMPLES, THRESHOLD, Judged, Mislabeled, check_judges, ranked
 from fsdtool.progress import Track, silent
 from fsdtool.sources import Batch, DataSource
+from fsdtool.stacking import judged as judged_new
 from fsdtool.stacking import stacked
 from fsdtool.summary import Summary
 from fsdtool.trace import FULL, Network
-from fsdtool.verdict import Plain, verdict_by
+from fsdtool.verdict import Plain, Verdict, verdict_by
 
 log = logging.getLogger("fsdtool")
+
+KNOWN = 0.1  # share of examples that are in the summarized data, above which the outputs are not believed
 
 
 def judge(
@@ -62,11 +66,13 @@ def judge(
     kept = min(summary.identity.graph.outputs, MOST_CANDIDATES)
     candidates = torch.empty(len(examples), kept, dtype=torch.int64)
     evidence = torch.empty(len(examples), len(judges.layers), kept, dtype=torch.float16)
+    logits = torch.empty(len(examples), summary.outputs, dtype=torch.float16)
     fit = NewFit(summary, "new")
     with track("judging", len(examples)) as advance:
         for batch, outputs, found, values in examples.parts(batch_size, None, witness.of):
             fit.update(batch, outputs)
             candidates[batch.index], evidence[batch.index] = found.long(), values
+            logits[batch.index] = outputs.half().clamp(-65504, 65504)
             advance(len(batch.index))
     fit.say()
     judged = Judged(
@@ -77,7 +83,7 @@ def judge(
         layers=judges.layers,
         parameters=summary.records.parameters()[places],
     )
-    like, many, classes = None, judged, summary.outputs
+    like, many, classes, scores = None, judged, summary.outputs, None
     if len(examples) < FEW_EXAMPLES:
         log.info(
             f"too few examples ({len(examples)}) to estimate how many labels are wrong: "
@@ -85,10 +91,33 @@ def judge(
         )
         like = many = _summarized(summary, judges, places)
         factors, weights = _half_outputs(judges)
+    elif (known := _known(summary, logits.numpy())) > KNOWN:
+        log.warning(
+            f"{known:.0%} of the examples are in the summarized data, whose labels the network has learned: the layers "
+            "are weighed as there; judge new examples by themselves, and those of the data without --data"
+        )
+        factors, weights = judges.factors, judges.weights
+    elif "logits" not in summary.records:  # whether the examples are new cannot be told
+        factors, weights = _half_outputs(judges)
     else:
         factors, weights = stacked(judged.evidence, classes)
+        weighing = Plain(factors)
+        combined = weighing.combined(judged.evidence, judged.candidates)
+        scores, noise = judged_new(combined, judged.candidates, classes)
+    choice = {"top": top, "everything": everything, "threshold": threshold, "among": among}
+    if scores is not None:
+        return ranked(summary, judged, Verdict(weighing, weights, noise), **choice, found=scores)
     said = verdict_by(Plain(factors), weights, many.evidence, many.candidates, classes, many.parameters)
-    return ranked(summary, judged, said, top=top, everything=everything, threshold=threshold, among=among, like=like)
+    return ranked(summary, judged, said, **choice, like=like)
+
+
+def _known(summary: Summary, logits: np.ndarray) -> float:
+    """The share of examples with outputs (n, O) float16 that are those of a summarized example."""
+    if "logits" not in summary.records:
+        return 0.0
+    row = np.dtype((np.void, logits.dtype.itemsize * logits.shape[1]))
+    recorded = np.ascontiguousarray(summary.records.read("logits")).view(row)[:, 0]
+    return float(np.isin(np.ascontiguousarray(logits).view(row)[:, 0], recorded).mean())
 
 
 def _half_outputs(judges: Judges) -> tuple[np.ndarray, np.ndarray]:

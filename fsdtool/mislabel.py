@@ -25,7 +25,7 @@ from fsdtool.agreement import margins_of
 from fsdtool.catalogue import Catalogue
 from fsdtool.errors import FsdtoolError
 from fsdtool.noise import Noise, shares
-from fsdtool.posterior import posterior
+from fsdtool.posterior import Posterior, posterior
 from fsdtool.verdict import Verdict, verdict
 
 log = logging.getLogger("fsdtool")
@@ -35,6 +35,7 @@ FEW_EXAMPLES = 100
 # Of the labels counted as wrong, by their scores, that the combined evidence must be against: it was .74 to 1.0 on
 # eighteen sets whose share was about right, and at most .28 on eight where it was made up; .60 on two in between.
 SUPPORTED = 0.5
+RENAMED = 0.5  # of the labels of a class that look wrong, above which it is said
 FEW_WRONG = 10.0  # labels counted as wrong below which nothing is said
 
 
@@ -172,14 +173,18 @@ def ranked(
     threshold: float,
     among: np.ndarray | None,
     like: Judged | None = None,
+    found: Posterior | None = None,
 ) -> Mislabeled:
     """Scores and ranking from the evidence and the verdict on it; the options are those of `find_mislabeled`.
 
     like: other examples, of whom the verdict is, where these are too few to estimate how many labels are wrong.
+    found: the scores, where they are known.
     """
     many, noise = judged if like is None else like, said.noise
+    if not noise.layers:
+        log.warning("no layer tells the classes apart; do not trust the estimated share of wrong labels")
     combined = said.weighing.combined(many.evidence, many.candidates)
-    found = posterior(combined, many.candidates, noise)
+    found = posterior(combined, many.candidates, noise) if found is None else found
     between = None if said.rates is None else (float(said.rates.min()), float(said.rates.max()))
     contradicted = _contradicted(found.score, combined)
     if contradicted:
@@ -188,6 +193,7 @@ def ranked(
     if like is not None:
         combined = said.weighing.combined(judged.evidence, judged.candidates)
         found = posterior(combined, judged.candidates, noise, found)
+    _announce(summary, judged.candidates[:, 0], found, threshold)
     order = np.argsort(-found.score, kind="stable")
     if among is not None:
         order = order[among[order]]
@@ -211,6 +217,28 @@ def ranked(
         between=between,
         contradicted=contradicted,
     )
+
+
+def _announce(summary: Catalogue, given: np.ndarray, found: Posterior, threshold: float) -> None:
+    """Warn of classes of which most labels (N,) look wrong, or that no label names: a class may have been renamed."""
+    members = np.bincount(given, minlength=summary.outputs)
+    flagged = found.score > threshold
+    wrong = np.bincount(given[flagged], minlength=summary.outputs)
+    for label in np.flatnonzero((wrong > RENAMED * members) & (members >= FEW_WRONG)).tolist():
+        looks = np.bincount(found.suggested[flagged & (given == label)], minlength=summary.outputs)
+        other = int(looks.argmax())
+        log.warning(
+            f"{wrong[label]:,} of the {members[label]:,} examples labelled '{summary.label_name(label)}' look like "
+            f"other classes, {looks[other]:,} like '{summary.label_name(other)}': was a class renamed or were two "
+            "swapped? If all labels of a class were, nothing can tell"
+        )
+    absent = [str(summary.label_name(label)) for label in np.flatnonzero(members == 0).tolist()]
+    if absent and members.sum() >= FEW_EXAMPLES:
+        names = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+        log.warning(
+            f"no example is labelled {names} ({len(absent)} of {summary.outputs} classes): if there should be some, "
+            "they carry another label, which nothing can tell"
+        )
 
 
 def _contradicted(score: np.ndarray, combined: np.ndarray) -> bool:

@@ -89,9 +89,31 @@ class Noise:
         return np.log(values).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """noise; whether its fits settled; likelihood: of the labels under them, in nats, a mean over the layers used."""
+
+    noise: Noise
+    settled: bool
+    likelihood: float
+
+
 def estimate(
     evidence: np.ndarray, candidates: np.ndarray, layers: int, classes: int, parameters: np.ndarray | None = None
 ) -> Noise:
+    """The noise that `forward` finds, with a warning where it had not settled."""
+    found = forward(evidence, candidates, layers, classes, parameters)
+    if not found.settled:
+        log.warning(
+            f"the share of wrong labels had not settled after {STEPS} steps, since the layers that it is estimated "
+            "from tell the classes badly apart; take it as rough"
+        )
+    return found.noise
+
+
+def forward(
+    evidence: np.ndarray, candidates: np.ndarray, layers: int, classes: int, parameters: np.ndarray | None = None
+) -> Estimate:
     """The noise in labels, from those of the first `layers` layers that have not memorised them, or all together.
 
     evidence: (N, L, T), nats, relative to the given label in column 0.  candidates: (N, T) classes, the given label
@@ -113,14 +135,10 @@ def estimate(
         together = sum((fit.evidence for fit in fits), np.zeros(sample.shape, np.float32))
         used, say = [_Fit(together, sample, cells, cell)], None
     settled = [fit.run() for fit in used]
-    if not all(settled):
-        log.warning(
-            f"the share of wrong labels had not settled after {STEPS} steps, since the layers that it is estimated "
-            "from tell the classes badly apart; take it as rough"
-        )
     count = np.average([fit.count for fit in used], 0, say)
     share = np.bincount(candidates[:, 0], minlength=classes) / np.maximum(np.bincount(given, minlength=classes), 1)
-    return Noise(classes, cells.key, count * share[cells.key % classes], cells.concentration(count), chosen)
+    noise = Noise(classes, cells.key, count * share[cells.key % classes], cells.concentration(count), chosen)
+    return Estimate(noise, all(settled), float(np.average([fit.reached() for fit in used], 0, say)))
 
 
 def shares(evidence: np.ndarray, candidates: np.ndarray, layers: int, classes: int) -> np.ndarray:
@@ -211,6 +229,11 @@ class _Fit:
                     settled += 1
                     break
         return settled == 2
+
+    def reached(self) -> float:
+        """Mean log-likelihood of the labels under what was fitted."""
+        expected = softmax(np.float32(self.unit) * self.evidence + self.bias[self.candidates])
+        return float(np.log(np.einsum("nt,nt->n", expected, self.confusion[self.cell]) + 1e-30).mean(dtype=np.float64))
 
     def _step(self, drawn: bool) -> None:
         cells = self.cells

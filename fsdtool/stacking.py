@@ -4,10 +4,17 @@ On the summarized data the outputs may have memorised the labels, and layers are
 (fsdtool.verdict).  New labels no layer has seen, so that they are themselves the measure: the units u_l >= 0 and the
 share rho of wrong labels, which fall evenly on the other classes, are those under which the labels are likeliest,
 
-    sum_i log sum_t softmax_t(sum_l u_l E_l(t)) M[t, y_i],      M = 1 - rho for t = y_i, else rho / (classes - 1).
+    sum_i log sum_t softmax_t(sum_l u_l E_l(t)) M[t, y_i],   M = 1 - rho if t = y_i, else rho / (classes - 1).
 
-So the outputs count by their worth out of sample; a layer that adds nothing to them has no weight (stacking, Wolpert
-1992).
+So the outputs count by their worth out of sample (stacking, Wolpert 1992).  They have two fifths of the weight at least:
+the labels that are hardest to judge, near a boundary, are few, and the outputs know that boundary best.
+
+Among new labels few are wrong, and of those some fall evenly, others on the class that the example looks like next.
+With p = softmax of the layers together the label y of an example has the likelihood
+
+    (1 - r1 - r2) p_y + r1 (1 - p_y) / (classes - 1) + r2 sum_{t != y} p_t p_y / (1 - p_t),
+
+whose shares r1 and r2 are fitted by expectation maximization; the score is the part of the last two terms in it.
 """
 
 from __future__ import annotations
@@ -17,12 +24,17 @@ import torch
 from torch import Tensor
 
 from fsdtool.agreement import margins_of
+from fsdtool.noise import Noise, softmax
+from fsdtool.posterior import Posterior
 
 SAMPLE = 16384
 STEPS = 100
 FIRST = 0.1  # unit of a layer at the start, in spreads of its margins; that of the outputs is 1
 FIRST_RATE = 0.05
 LEAST_WEIGHT = 1e-3
+LEAST_OUTPUTS = 0.4  # weight of the outputs
+ROUNDS = 300  # of expectation maximization
+LEAST_NEAR = 3e-3  # share of labels near others, in the scores
 
 
 def stacked(evidence: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -49,6 +61,10 @@ def stacked(evidence: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]
         optimizer.step(closure)
     units = logs[:-1].detach().exp().numpy()
     units[units < LEAST_WEIGHT * units.sum()] = 0.0
+    total = units.sum()
+    if units[-1] < LEAST_OUTPUTS * total:
+        units[:-1] *= (1 - LEAST_OUTPUTS) * total / (total - units[-1])
+        units[-1] = LEAST_OUTPUTS * total
     return (units / spread).astype(np.float32), (units / units.sum()).astype(np.float32)
 
 
@@ -56,3 +72,36 @@ def _likelihood(evidence: Tensor, units: Tensor, rate: Tensor, classes: int) -> 
     """Mean log-likelihood of the labels in column 0 of evidence (n, L, T)."""
     p = torch.softmax(torch.einsum("nlt,l->nt", evidence, units), 1)[:, 0]
     return torch.log(p * (1 - rate) + (1 - p) * rate / max(classes - 1, 1)).mean()
+
+
+def judged(combined: np.ndarray, candidates: np.ndarray, classes: int) -> tuple[Posterior, Noise]:
+    """Scores of new labels from the combined evidence (N, T) on candidates (N, T), in nats, and how many are wrong."""
+    p = softmax(combined.astype(np.float64)).clip(1e-12, 1 - 1e-9)
+    own, others = p[:, :1], p[:, 1:]
+    near = others * own / (1 - others)  # (N, T - 1), of each true class
+    parts = np.concatenate([own, (1 - own) / max(classes - 1, 1), near.sum(1, keepdims=True)], 1)
+    shares = np.array([1 - FIRST_RATE, FIRST_RATE / 2, FIRST_RATE / 2])
+    sample = parts[:: -(-len(parts) // SAMPLE)]
+    for _ in range(ROUNDS):
+        belongs = sample * shares
+        shares = (belongs / belongs.sum(1, keepdims=True)).mean(0)
+    wrong = shares[1] * others / max(classes - 1, 1) + max(shares[2], LEAST_NEAR) * near
+    total = wrong.sum(1)
+    best = wrong.argmax(1)
+    found = Posterior(
+        score=total / (total + shares[0] * own[:, 0]),
+        suggested=np.take_along_axis(candidates, best[:, None] + 1, 1)[:, 0].astype(np.int64),
+        confidence=wrong.max(1) / np.maximum(total, 1e-300),
+        unit=1.0,
+        offset=0.0,
+    )
+    return found, _noise(wrong / np.maximum(total, 1e-300)[:, None], candidates, 1 - float(shares[0]), total, classes)
+
+
+def _noise(shares: np.ndarray, candidates: np.ndarray, rate: float, weight: np.ndarray, classes: int) -> Noise:
+    """Labels by true class, of which a share `rate` is wrong: by weight (N,) those whose true classes are `shares`."""
+    true = candidates.astype(np.int64)
+    wrong = rate * len(true) * weight / max(float(weight.sum()), 1e-300)
+    count = np.concatenate([1 - wrong[:, None].clip(max=1), wrong[:, None] * shares], 1)
+    key, place = np.unique(true * classes + true[:, :1], return_inverse=True)
+    return Noise(classes, key, np.bincount(place.ravel(), count.ravel(), len(key)), np.inf, (0,))

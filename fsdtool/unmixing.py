@@ -32,7 +32,8 @@ STEPS = 60, 8
 SETTLED = 1e-4  # of all examples, that a step moves between right and wrong
 FIRST_RATE = 0.1
 LOOSE = 10.0  # even wrong labels added to those of each class
-RIDGE = 1e-6  # of the mean variance, added to the shape
+RIDGE = 1e-6  # of the mean variance, that the shape has at least in every direction
+LARGEST = 1e3  # nats of evidence that are told from more
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,15 @@ class Unmixed:
         return 1 - float(np.trace(self.count) / self.count.sum())
 
 
+def likelihood(found: Unmixed, evidence: np.ndarray, given: np.ndarray) -> float:
+    """Mean log-likelihood, in nats, of the labels `given` (n,) under what was found in evidence (n, classes)."""
+    confusion, share = drawn(found.count, LOOSE), found.count.sum(1) / found.count.sum()
+    joint = found.clouds.log_likelihood(evidence) + np.log(share + 1e-12)
+    expected = np.exp(joint - joint.max(1, keepdims=True))
+    expected /= expected.sum(1, keepdims=True)
+    return float(np.log(np.einsum("nt,nt->n", expected, confusion[:, given].T) + 1e-30).mean())
+
+
 def unmixed(evidence: np.ndarray, given: np.ndarray, classes: int) -> Unmixed:
     """Clouds and confusion from evidence (n, classes) for the labels `given` (n,)."""
     return _fit(evidence, given, classes, None)
@@ -82,7 +92,7 @@ def unmixed_as(evidence: np.ndarray, given: np.ndarray, confusion: np.ndarray) -
 
 def coordinates(evidence: np.ndarray, present: np.ndarray) -> np.ndarray:
     """Evidence (n, classes) of the `present` classes (c,) without what is the same for all, (c - 1, n) float32."""
-    return _basis(len(present)).T @ np.asarray(evidence, np.float32).T[present]
+    return _basis(len(present)).T @ np.clip(evidence, -LARGEST, LARGEST).astype(np.float32).T[present]
 
 
 def squares(z: np.ndarray, centres: np.ndarray) -> np.ndarray:
@@ -164,7 +174,6 @@ def _moments(x: np.ndarray, belongs: np.ndarray, trust: np.ndarray) -> tuple[np.
     total = parts.sum(1, dtype=np.float64)
     centres = (parts @ x.T).astype(np.float64) / np.maximum(total, 1e-9)[:, None]
     shape = ((x * trust) @ x.T).astype(np.float64) - (centres.T * total) @ centres
-    shape /= x.shape[1]
-    shape += (RIDGE * np.trace(shape) / len(shape) + 1e-30) * np.eye(len(shape))
-    whiten = np.linalg.inv(np.linalg.cholesky(shape)).T
+    values, vectors = np.linalg.eigh(shape / x.shape[1])
+    whiten = vectors / np.sqrt(np.maximum(values, RIDGE * max(values.mean(), 1e-30)))
     return (centres @ whiten).astype(np.float32), whiten.astype(np.float32)

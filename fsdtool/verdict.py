@@ -24,8 +24,8 @@ from typing import Protocol
 import numpy as np
 
 from fsdtool.agreement import combination, layer_weights, margins_of, weighted
-from fsdtool.noise import Noise, estimate
-from fsdtool.unmixing import Clouds, Unmixed, drawn, unmixed, unmixed_as
+from fsdtool.noise import Estimate, Noise, estimate, forward
+from fsdtool.unmixing import Clouds, Unmixed, drawn, likelihood, unmixed, unmixed_as
 
 MOST_CLASSES = 32  # whose evidence is unmixed: of each example the records have that of ten
 LEAST_EXAMPLES = 20  # of each class, in the mean
@@ -112,10 +112,30 @@ def verdict(evidence: np.ndarray, candidates: np.ndarray, classes: int, paramete
     honest = np.minimum((rates + LEAST_RATE) / (together.rate + LEAST_RATE), 1)
     last = _Sample(_under_clouds(again, layers, choices), choices, honest)
     against = float((last.combined[:, 1:].max(1) > 0).mean())
-    rate = math.sqrt(together.rate * last.weighed(evenly).unmixed(classes).rate)
-    noise = _noise(together, rate, against, candidates[:, 0], classes)
+    once_more = last.weighed(evenly).unmixed(classes)
+    found = forward(evidence[rows][few], choices[few], evidence.shape[1] - 1, classes, parameters)
+    rate = math.sqrt(together.rate * once_more.rate)
+    if _explains(found, evidence[rows][few], choices[few], alone):
+        rate = found.noise.rate
+    noise = _noise(together, rate, against, candidates[:, 0], found.noise.layers)
     clouds = tuple(None if found is None else found.clouds for found in again)
     return Verdict(Recast(clouds, last.factors, classes), last.weights, noise, rates)
+
+
+def _explains(found: Estimate, evidence: np.ndarray, candidates: np.ndarray, alone: list[Unmixed | None]) -> bool:
+    """Whether fsdtool.noise explains the labels, of these examples, better than the clouds of the layers it is from.
+
+    Its model of a layer has fewer parameters, and does not take unusual examples of a class for another's.  But it
+    knows nothing of labels that are wrong in the same way, nor of layers that tell the classes badly apart.
+    """
+    used = [layer for layer in found.noise.layers if alone[layer] is not None]
+    if not found.settled or not used:
+        return False
+    given, classes = candidates[:, 0], found.noise.classes
+    dense = (of_all_classes(evidence[:, layer], candidates, classes) for layer in used)
+    by_clouds = np.mean([likelihood(alone[layer], x, given) for layer, x in zip(used, dense, strict=True)])
+    more = (classes - 1) * (classes - 2) + classes * (classes - 1) / 2  # parameters: centres and shape, less biases
+    return found.likelihood >= by_clouds - more / len(given)
 
 
 class _Sample:
@@ -148,15 +168,19 @@ def _under_clouds(found: list[Unmixed | None], dense: list[np.ndarray | None], c
     return evidence
 
 
-def _noise(found: Unmixed, rate: float, against: float, given: np.ndarray, classes: int) -> Noise:
-    """The noise in all labels `given` (N,) at this rate, in cells as in a sample; the evidence is against a share."""
+def _noise(found: Unmixed, rate: float, against: float, given: np.ndarray, layers: tuple[int, ...]) -> Noise:
+    """The noise in all labels `given` (N,) at this rate, in cells as in a sample; the evidence is against a share.
+
+    layers: that tell the classes apart.
+    """
+    classes = len(found.count)
     members = np.bincount(given, minlength=classes)
     right = np.diag(found.count.diagonal())
     count = right * (1 - rate) / max(1 - found.rate, 1e-12) + (found.count - right) * rate / max(found.rate, 1e-12)
     count = count * (members / np.maximum(count.sum(0), 1e-12))
     explained = min(max(found.rate, LEAST_RATE) / max(against, LEAST_RATE), 1.0)
     believed = explained**3 / (explained**3 + 1 - explained)
-    return Noise(classes, np.arange(classes * classes), count.ravel(), PRIOR, (), believed)
+    return Noise(classes, np.arange(classes * classes), count.ravel(), PRIOR, layers, believed)
 
 
 def verdict_by(
@@ -174,7 +198,8 @@ def verdict_by(
     combined, choices = weighing.combined(evidence[rows], candidates[rows]), candidates[rows].astype(np.int64)
     found = unmixed(of_all_classes(combined, choices, classes), choices[:, 0], classes)
     against = float((combined[:, 1:].max(1) > 0).mean())
-    return Verdict(weighing, weights, _noise(found, found.rate, against, candidates[:, 0], classes))
+    noise = _noise(found, found.rate, against, candidates[:, 0], tuple(np.flatnonzero(weights).tolist()))
+    return Verdict(weighing, weights, noise)
 
 
 def _many(given: np.ndarray, classes: int) -> bool:

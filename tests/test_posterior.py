@@ -44,9 +44,12 @@ def naive(evidence: np.ndarray, candidates: np.ndarray, noise: Noise) -> tuple[n
     unit = max([coarse * fine for fine in module.FINE], key=likelihood)
     margins, suggested, confidence = [], [], []
     for e, m, classes in zip(evidence.astype(np.float64), log_m, candidates, strict=True):
-        joint = unit * e + m
+        p = np.exp(unit * e - max(unit * e))
+        p /= p.sum()
+        near = [0.0, *(module.NEAR * p[0] / max(1 - p[t], 1e-6) for t in range(1, len(e)))]
+        joint = unit * e + np.log(np.exp(m) + near)
         best = int(np.argmax(joint[1:])) + 1
-        margins.append(joint[best] - joint[0])
+        margins.append(module.SLOPE * (joint[best] - joint[0]))
         suggested.append(classes[best])
         confidence.append(np.exp(joint[best]) / np.exp(joint[1:]).sum())
     low, high = -1e3, 1e3
