@@ -4,7 +4,7 @@ On the summarized data the outputs may have memorised the labels, and layers are
 (fsdtool.verdict).  New labels no layer has seen, so that they are themselves the measure: the units u_l >= 0 and the
 share rho of wrong labels, which fall evenly on the other classes, are those under which the labels are likeliest,
 
-    sum_i log sum_t softmax_t(sum_l u_l E_l(t)) M[t, y_i],   M = 1 - rho if t = y_i, else rho / (classes - 1).
+    sum_i log sum_t p_it M[t, y_i],   p_i = softmax(sum_l u_l E_l),   M[t, y] = 1 - rho or rho / (classes - 1).
 
 So the outputs count by their worth out of sample (stacking, Wolpert 1992).  They have two fifths of the weight at least:
 the labels that are hardest to judge, near a boundary, are few, and the outputs know that boundary best.
@@ -101,7 +101,7 @@ def judged(combined: np.ndarray, candidates: np.ndarray, classes: int) -> tuple[
 def _noise(shares: np.ndarray, candidates: np.ndarray, rate: float, weight: np.ndarray, classes: int) -> Noise:
     """Labels by true class, of which a share `rate` is wrong: by weight (N,) those whose true classes are `shares`."""
     true = candidates.astype(np.int64)
-    wrong = rate * len(true) * weight / max(float(weight.sum()), 1e-300)
-    count = np.concatenate([1 - wrong[:, None].clip(max=1), wrong[:, None] * shares], 1)
+    wrong = np.minimum(rate * len(true) * weight / max(float(weight.sum()), 1e-300), 1)[:, None]
+    count = np.concatenate([1 - wrong, wrong * shares], 1)
     key, place = np.unique(true * classes + true[:, :1], return_inverse=True)
     return Noise(classes, key, np.bincount(place.ravel(), count.ravel(), len(key)), np.inf, (0,))

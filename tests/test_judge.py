@@ -263,7 +263,7 @@ def test_new_labels_are_listed_counted_and_pictured_like_old_ones(shell, tmp_pat
 @pytest.mark.parametrize("data", [(), TEST])
 def test_by_layer_adds_a_column_per_layer_in_every_format(shell, data):
     columns = ["margin:(input)", "margin:2", "margin:4", "margin:(outputs)"]
-    options = (*data, "--top", 2, "--by-layer", "--format")
+    options = (*data, "--top", 2, "--threshold", 1e-4, "--by-layer", "--format")
     code, out, err = shell(*options, "json")
     rows = json.loads(out)
     assert code == 0
