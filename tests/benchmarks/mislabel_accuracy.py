@@ -31,6 +31,7 @@ from mislabel_cases import (
     NEXT,
     Case,
     cifar,
+    dropping,
     mnist,
     mnist_images,
     nearest,
@@ -137,6 +138,7 @@ CASES: dict[str, tuple[Callable[[Path, Path, int], Case], ...]] = {
     "pairs45": (_seeded("pairs 45 %", lambda y, seed: renamed(y, 0.45, NEXT, seed)),),
     "asymmetric": (_seeded("asymmetric 30 %", lambda y, seed: renamed(y, 0.3, ASYMMETRIC, seed)),),
     "renamed": (_seeded("one class 70 % renamed", lambda y, seed: renamed(y, 0.7, {3: 8}, seed)),),
+    "dattri": (dropping,),
     "random1": (lambda data, cache, seed: cifar(data, cache, "random1", folds=(1,)),),
     "aggregate": (lambda data, cache, seed: cifar(data, cache, "aggregate"),),
     "worst": (lambda data, cache, seed: cifar(data, cache, "worst"),),
@@ -146,7 +148,7 @@ CASES: dict[str, tuple[Callable[[Path, Path, int], Case], ...]] = {
         lambda data, cache, seed: uci(data, cache, "wine", "uci_wine_quality_red.csv"),
     ),
 }
-SEVERAL_SEEDS = ("nearest", "pairs45", "asymmetric", "renamed")
+SEVERAL_SEEDS = ("nearest", "pairs45", "asymmetric", "renamed", "dattri")
 
 
 def judged(case: Case, verdict: Verdict) -> dict[str, object]:

@@ -235,6 +235,19 @@ def mnist(data: Path, cache: Path, name: str, noise: Callable[[Tensor], Tensor],
     return Case(name, lambda: mlp(784, 256, 128, 10), x, noise(y), y, MLP, cache, stages, folds=stages)
 
 
+def dropping(data: Path, cache: Path, seed: int) -> Case:
+    """The wrong labels of dattri (Deng et al. 2024): 5,000 digits, one in ten wrong, 20 epochs with dropout."""
+    x, y = mnist_images(data, 5000)
+    x = (x - 0.1307) / 0.3081
+
+    def build() -> nn.Module:
+        hidden = [[nn.Linear(a, b), nn.ReLU(), nn.Dropout(0.1)] for a, b in ((784, 128), (128, 64))]
+        return nn.Sequential(*hidden[0], *hidden[1], nn.Linear(64, 10))
+
+    recipe = Recipe(((20, 0.01, 0.0),), batch=64, adam=False)
+    return Case("MNIST as in dattri", build, x, uniform(y, 0.1, seed), y, recipe, cache, stages=(1,), folds=())
+
+
 def unequal(data: Path, cache: Path) -> Case:
     x, y = mnist_images(data, 20000)
     rows = long_tailed(y, 10)
