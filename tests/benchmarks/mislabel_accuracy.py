@@ -209,13 +209,13 @@ def calibration_error(wrong: Tensor, score: Tensor) -> float:
     return float(off.abs().sum() / len(score))
 
 
-def compare(case: Case, methods: list[str]) -> Iterator[dict[str, object]]:
-    """The rows of one case, after each stage of its training."""
+def compare(case: Case, methods: list[str], most: int) -> Iterator[dict[str, object]]:
+    """The rows of one case, after each stage of its training until there are more than so many epochs."""
     other = OF_NUMBERS if case.classification else OF_CLASSES
     epochs = 0
     for stages, (more, *_) in enumerate(case.recipe.stages, 1):
         epochs += more
-        if stages not in case.stages:
+        if stages not in case.stages or epochs > most:
             continue
         case.trajectory(stages)  # trained before the clock starts
         for method in methods:
@@ -243,6 +243,9 @@ def main() -> None:
     parser = options_of(__doc__, CASES)
     parser.add_argument("--methods", default=",".join(METHODS), help=f"likewise: {', '.join(METHODS)}")
     parser.add_argument("--seeds", default="1,2,3", help=f"of the noise of {', '.join(SEVERAL_SEEDS)}")
+    parser.add_argument(
+        "--epochs", type=int, default=1000, help="leave out what is trained for more (default: nothing)"
+    )
     options = parse(parser)
     methods = options.methods.split(",")
     for package in ("sklearn", *(PACKAGES[method] for method in methods if method in PACKAGES)):
@@ -256,8 +259,12 @@ def main() -> None:
             for make in CASES[group]:
                 started = time.perf_counter()
                 several = seeds if group in SEVERAL_SEEDS else seeds[:1]
-                rows += over_seeds([list(compare(make(options.data, cache, seed), methods)) for seed in several])
-                print(f"{rows[-1]['case']}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
+                rows += over_seeds(
+                    [list(compare(make(options.data, cache, seed), methods, options.epochs)) for seed in several]
+                )
+                print(f"{group}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    if not rows:
+        parser.error(f"no case is judged after {options.epochs} epochs or fewer")
     print_table(rows, options.csv)
 
 
