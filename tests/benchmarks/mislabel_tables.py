@@ -47,8 +47,8 @@ def _next(x: np.ndarray, y: np.ndarray, classes: int, rate: float, rng: np.rando
 
 
 def _by_class(x: np.ndarray, y: np.ndarray, classes: int, rate: float, rng: np.random.Generator) -> np.ndarray:
-    """Each class is wrong at a rate of its own, half to one and a half times `rate`."""
-    rates = rate * rng.uniform(0.5, 1.5, classes)
+    """Each class is wrong at a rate of its own, three to five quarters of `rate`."""
+    rates = rate * rng.uniform(0.75, 1.25, classes)
     into = rng.random((classes, classes))
     np.fill_diagonal(into, 0)
     return np.where(rng.random(len(y)) < rates[y], _drawn(into[y], rng), y)
