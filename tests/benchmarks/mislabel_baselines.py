@@ -7,7 +7,7 @@ cut-off of its own flags nothing; one without an idea of the right label suggest
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,8 @@ class Verdict:
     """What one method says of every label.
 
     score (n,), higher is more suspicious; flagged (n,) bool, suggested (n,) int64 and the rate of wrong labels where
-    the method gives them.
+    the method gives them.  between: the lowest and highest rate that it thinks possible.  probable: whether the score
+    is the probability that the label is wrong.  evidence: gives the score (n,) by the same evidence without a prior.
     """
 
     method: str
@@ -32,6 +33,9 @@ class Verdict:
     flagged: Tensor | None = None
     suggested: Tensor | None = None
     rate: float | None = None
+    between: tuple[float, float] | None = None
+    probable: bool = False
+    evidence: Callable[[], Tensor] | None = None
 
 
 def loss(case: Case, stages: int) -> Iterator[Verdict]:
@@ -47,6 +51,12 @@ def margin(case: Case, stages: int) -> Iterator[Verdict]:
     best = f.scatter(1, given, -torch.inf).max(1)
     score = best.values - f.gather(1, given)[:, 0]
     yield Verdict("margin", score, score > 0, best.indices, float((score > 0).double().mean()))
+
+
+def aum(case: Case, stages: int) -> Iterator[Verdict]:
+    """Minus the area under the margin over all epochs, as the training log has it (Pleiss et al. 2020)."""
+    margins = case.margins(stages)
+    yield Verdict(f"AUM, log of {margins.shape[1]} epochs", -margins.mean(1))
 
 
 def residual(case: Case, stages: int) -> Iterator[Verdict]:

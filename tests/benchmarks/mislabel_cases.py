@@ -172,11 +172,16 @@ def convnet() -> nn.Module:
 # Data
 
 
-def mnist_images(data: Path, count: int, first: int = 0) -> tuple[Tensor, Tensor]:
-    """Images of MNIST (count, 784) in [0, 1] from the row `first` on, and their labels (count,)."""
-    with np.load(data / "mnist_train.npz") as file:
+def mnist_images(data: Path, count: int, first: int = 0, part: str = "train") -> tuple[Tensor, Tensor]:
+    """Images of MNIST (count, 784) in [0, 1] from the row `first` on, and their labels.  part: train or test."""
+    with np.load(data / f"mnist_{part}.npz") as file:
         x = torch.from_numpy(file["x"][first : first + count]).float().flatten(1) / 255
         return x, torch.from_numpy(file["y"][first : first + count]).long()
+
+
+def photographs(x: np.ndarray) -> Tensor:
+    """Pictures (n, 3, 32, 32) of CIFAR-10 as the networks take them, from bytes (n, 32, 32, 3)."""
+    return ((torch.from_numpy(x).float().movedim(3, 1) / 255 - 0.473) / 0.251).contiguous()
 
 
 def uniform(truth: Tensor, rate: float, seed: int = UNIFORM_SEED) -> Tensor:
@@ -188,6 +193,7 @@ def uniform(truth: Tensor, rate: float, seed: int = UNIFORM_SEED) -> Tensor:
 
 CONFUSABLE = {4: 9, 3: 5, 7: 1}
 ASYMMETRIC = {7: 1, 2: 7, 5: 6, 6: 5, 3: 8}  # of MNIST, after Patrini et al. 2017
+PHOTOGRAPHS = {3: 5, 9: 1, 4: 7, 2: 0}  # of CIFAR-10, likewise: cat as dog, truck as car, deer as horse, bird as plane
 NEXT = {c: (c + 1) % 10 for c in range(10)}  # every class is confused with one other
 
 
@@ -201,9 +207,9 @@ def renamed(truth: Tensor, rate: float, names: dict[int, int], seed: int = UNIFO
 
 
 def nearest(x: Tensor, truth: Tensor, rate: float, seed: int = UNIFORM_SEED) -> Tensor:
-    """Labels of which the fraction nearest a boundary is replaced by the class beyond it.
+    """Labels of which the fraction nearest a boundary is replaced by the other class there.
 
-    The boundaries are those of a small network that was trained on the true labels for two epochs.
+    The boundaries are those of a small network that was trained on the true labels for two epochs: x (n, d).
     """
     torch.manual_seed(seed)
     probe = mlp(x.shape[1], 64, 10)
@@ -212,7 +218,7 @@ def nearest(x: Tensor, truth: Tensor, rate: float, seed: int = UNIFORM_SEED) -> 
         own = truth[:, None]
         f = torch.log_softmax(probe(x), 1)
         beyond = f.scatter(1, own, -torch.inf).max(1)
-    closest = (f.gather(1, own)[:, 0] - beyond.values).argsort()[: int(rate * len(truth))]
+    closest = (f.gather(1, own)[:, 0] - beyond.values).abs().argsort()[: int(rate * len(truth))]
     given = truth.clone()
     given[closest] = beyond.indices[closest]
     return given
@@ -229,6 +235,19 @@ def mnist(data: Path, cache: Path, name: str, noise: Callable[[Tensor], Tensor],
     return Case(name, lambda: mlp(784, 256, 128, 10), x, noise(y), y, MLP, cache, stages, folds=stages)
 
 
+def dropping(data: Path, cache: Path, seed: int) -> Case:
+    """The wrong labels of dattri (Deng et al. 2024): 5,000 digits, one in ten wrong, 20 epochs with dropout."""
+    x, y = mnist_images(data, 5000)
+    x = (x - 0.1307) / 0.3081
+
+    def build() -> nn.Module:
+        hidden = [[nn.Linear(a, b), nn.ReLU(), nn.Dropout(0.1)] for a, b in ((784, 128), (128, 64))]
+        return nn.Sequential(*hidden[0], *hidden[1], nn.Linear(64, 10))
+
+    recipe = Recipe(((20, 0.01, 0.0),), batch=64, adam=False)
+    return Case("MNIST as in dattri", build, x, uniform(y, 0.1, seed), y, recipe, cache, stages=(1,), folds=())
+
+
 def unequal(data: Path, cache: Path) -> Case:
     x, y = mnist_images(data, 20000)
     rows = long_tailed(y, 10)
@@ -240,9 +259,9 @@ def unequal(data: Path, cache: Path) -> Case:
 def cifar(data: Path, cache: Path, labels: str, folds: tuple[int, ...] = ()) -> Case:
     """10,000 images with human labels: `labels` is random1, aggregate or worst."""
     with np.load(data / "cifar10n_train.npz") as file:
-        x = (torch.from_numpy(file["x"]).float().movedim(3, 1) / 255 - 0.473) / 0.251
+        x = photographs(file["x"])
         given, truth = (torch.from_numpy(file[f"y_{name}"]).long() for name in (labels, "clean"))
-    return Case(f"CIFAR-10N {labels}", convnet, x.contiguous(), given, truth, CNN, cache, (1, 2), folds)
+    return Case(f"CIFAR-10N {labels}", convnet, x, given, truth, CNN, cache, (1, 2), folds)
 
 
 def uci(data: Path, cache: Path, name: str, file: str) -> Case:
