@@ -4,10 +4,10 @@ On the summarized data the outputs may have memorised the labels, and layers are
 (fsdtool.verdict).  New labels no layer has seen, so that they are themselves the measure: the units u_l >= 0 and the
 share rho of wrong labels, which fall evenly on the other classes, are those under which the labels are likeliest,
 
-    sum_i log sum_t p_it M[t, y_i],    p_i = softmax(sum_l u_l E_l),    M[t, y] = rho / (classes - 1) or 1 - rho.
+    sum_i log sum_t p_it M[t, y_i],  p_i = softmax(sum_l u_l E_l),  M[t, y] = rho / (classes - 1) or 1 - rho.
 
-So the outputs count by their worth out of sample (stacking, Wolpert 1992).  They have two fifths of the weight at least:
-the labels that are hardest to judge, near a boundary, are few, and the outputs know that boundary best.
+So the outputs count by their worth out of sample (stacking, Wolpert 1992).  They have two fifths of the weight at
+least: the labels that are hardest to judge, near a boundary, are few, and the outputs know that boundary best.
 
 Among new labels few are wrong, and of those some fall evenly, others on the class that the example looks like next.
 With p = softmax of the layers together the label y of an example has the likelihood
