@@ -219,7 +219,7 @@ def summarize(
                     before = [parameters_before(network, trajectory, layer) for layer in (*store.layers, OUTPUTS)]
                     found_evidence = evidence(store, seen.targets, seen.logits, before)
                 else:
-                    found_evidence = target_evidence(store, seen.targets, seed)
+                    found_evidence = target_evidence(store, seen.targets, seen.logits, seed)
             _write_outputs(writer, data, seen, found_evidence, [other.name for other in trajectory])
             _write_self_influence(writer, found, len(data), data.task, calibrated)
             likely = likely_labels(found_evidence)
@@ -280,7 +280,7 @@ def _write_outputs(
         if values.shape[2] > 1:
             write_judges(writer, judged, values, earlier)
     else:
-        description = "target minus its prediction from the features of all other examples (N, O)"
+        description = "target minus its prediction from all other examples (N, O)"
         shares = {"layers": list(judged.layers), "weights": judged.weights.numpy()}
         writer.put("records/residual", judged.residuals, description, "target units", **shares)
 

@@ -30,11 +30,13 @@ def draw(n: int, d: int, outputs: int = 1, seed: int = 0) -> tuple[np.ndarray, n
     return x, y.astype(np.float32)
 
 
-def collect(layers: dict[str, np.ndarray], y: np.ndarray) -> module.TargetEvidence:
+def collect(layers: dict[str, np.ndarray], y: np.ndarray, outputs: np.ndarray | None = None) -> module.TargetEvidence:
+    """The evidence of these layers and of a network with these outputs, by default one that says zero."""
+    outputs = np.zeros_like(y) if outputs is None else outputs
     with FeatureStore(len(y), seed=0) as store:
         for name, x in layers.items():
             store.put(name, slice(0, len(y)), torch.from_numpy(x.astype(np.float32)))
-        return target_evidence(store, torch.from_numpy(y), seed=0)
+        return target_evidence(store, torch.from_numpy(y), torch.from_numpy(outputs), seed=0)
 
 
 # Residuals
@@ -64,7 +66,7 @@ def test_leaving_an_example_out_in_closed_form_equals_fitting_again_without_it(m
 def test_the_unit_and_the_zero_of_targets_and_features_change_nothing():
     x, y = draw(150, 3)
     expected = collect({"layer": x}, y)
-    moved = collect({"layer": x * np.float32([1e-3, 1.0, 1e4]) + 5}, 1000 * y + 300)
+    moved = collect({"layer": x * np.float32([1e-3, 1.0, 1e4]) + 5}, 1000 * y + 300, np.full_like(y, 300))
     torch.testing.assert_close(moved.residuals / 1000, expected.residuals, rtol=1e-2, atol=1e-2)
 
 
@@ -100,7 +102,7 @@ def test_a_layer_that_predicts_badly_counts_little():
     x, y = draw(200, 3)
     noise = np.random.default_rng(1).normal(size=(200, 3))
     found = collect({"good": x, "noise": noise}, y)
-    assert found.layers == ("good", "noise")
+    assert found.layers == ("good", "noise", "(outputs)")
     assert found.weights[0] > 0.9
     assert float(found.weights.sum()) == pytest.approx(1)
 
@@ -128,6 +130,94 @@ def test_few_examples_and_constant_targets_give_finite_residuals(examples, sprea
     x, y = draw(examples, 3)
     found = collect({"layer": x, "dead": np.ones((examples, 2))}, spreading * y)
     assert torch.isfinite(found.residuals).all()
+
+
+# What the network says itself
+
+
+def corrupt(n: int = 400) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
+    """Layers of which the input tells targets roughly; true and given targets (n, 1), one in 20 wrong, and which."""
+    x, truth = draw(n, 3)
+    given, wrong = truth.copy(), np.zeros(n, bool)
+    wrong[np.random.default_rng(1).permutation(n)[: n // 20]] = True
+    given[wrong] += np.where(given[wrong] > 0, -1.5, 1.5).astype(np.float32)
+    rough = x + 0.4 * np.random.default_rng(2).normal(size=x.shape)
+    return {"(input)": rough, "hidden": x + 0.1 * (rough - x)}, truth, given, wrong
+
+
+def test_a_network_that_knows_more_than_its_layers_and_has_memorised_nothing_decides():
+    layers, truth, given, wrong = corrupt()
+    found = collect(layers, given, truth)
+    assert found.weights[2] > 0.8
+    residuals = found.residuals[:, 0].abs()
+    assert residuals[wrong].min() > residuals[~wrong].max()
+
+
+@pytest.mark.parametrize("learned", [1.0, 0.995])
+def test_a_network_that_has_memorised_its_targets_has_no_say(learned):
+    layers, truth, given, wrong = corrupt()
+    own = (truth + learned * (given - truth)).astype(np.float32) if learned < 1 else given
+    noise = np.random.default_rng(3).normal(size=given.shape).astype(np.float32)
+    found = collect(layers, given, own + np.float32(0.003) * noise)
+    assert found.weights[2] < 0.05
+    assert float(found.residuals[:, 0].abs()[wrong].mean()) > 1
+
+
+def test_features_that_have_memorised_the_targets_have_no_say():
+    layers, _, given, wrong = corrupt()
+    late = np.column_stack(
+        [given, layers["hidden"]]
+    )  # a regression on them leaves nothing over, with or without the example
+    found = collect(layers | {"late": late}, given)
+    assert found.weights[2] < 0.05
+    assert float(found.residuals[:, 0].abs()[wrong].mean()) > 1
+
+
+def test_what_the_network_has_learned_of_a_wrong_value_is_given_back():
+    layers, truth, given, wrong = corrupt()
+    noise = np.random.default_rng(3).normal(size=given.shape).astype(np.float32)
+    half = collect(layers, given, 0.5 * (truth + given) + np.float32(0.05) * noise)
+    assert half.weights[2] > 0.5
+    np.testing.assert_allclose(half.residuals[:, 0].numpy()[wrong], (given - truth)[wrong, 0], rtol=0.25)
+
+
+def test_what_each_residual_shows_of_a_wrong_value_is_recovered():
+    generator = torch.Generator().manual_seed(0)
+    noise, *errors = torch.randn(5, 20_000, 2, generator=generator, dtype=torch.float64)
+    truth = torch.tensor([[1.0, 1.0, 0.6, 0.1], [1.0, 1.0, 0.9, 0.0]], dtype=torch.float64)
+    parts = [0.3 * errors[0], *(0.2 * error for error in errors[1:])]
+    residuals = torch.stack([truth[:, i] * (noise + part) for i, part in enumerate(parts)], 1)
+    torch.testing.assert_close(module.shown(residuals), truth, atol=0.03, rtol=0)
+    residuals[0] = torch.tensor([1e6, -1e6, 1e6, 1e6])[:, None]  # the decimal point has slipped
+    torch.testing.assert_close(module.shown(residuals), truth, atol=0.03, rtol=0)
+
+
+def test_an_input_that_predicts_worse_than_the_hidden_layers_does_not_make_them_look_memorised():
+    generator = torch.Generator().manual_seed(0)
+    noise, error = torch.randn(2, 20_000, 1, generator=generator, dtype=torch.float64)
+    residuals = torch.stack([noise + error, noise, noise, 0.5 * noise], 1)
+    torch.testing.assert_close(module.shown(residuals)[0], torch.tensor([1, 1, 1, 0.5]).double(), atol=0.03, rtol=0)
+
+
+def test_the_sum_of_residuals_has_the_least_variance_of_all_sums_that_show_a_wrong_value_in_full():
+    generator = torch.Generator().manual_seed(1)
+    mixed = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    moments = mixed @ mixed.T
+    found = module.least_variance(moments)
+    steps = np.arange(0, 1.0001, 0.01)
+    grid = [np.array([a, b, 1 - a - b]) for a in steps for b in steps if a + b <= 1]
+    penalized = moments.numpy() + module.ALIKE * np.diag(moments.numpy().diagonal())
+    least = min(w @ penalized @ w for w in grid)
+    assert float(found.sum()) == pytest.approx(1)
+    assert float(found.min()) >= 0
+    assert found.numpy() @ penalized @ found.numpy() <= least + 1e-9
+
+
+def test_examples_outside_the_sample_have_the_network_s_say_too(monkeypatch):
+    layers, truth, given, wrong = corrupt()
+    monkeypatch.setattr(module, "SAMPLE", 300)
+    residuals = collect(layers, given, truth).residuals[:, 0].abs()
+    assert residuals[wrong].min() > residuals[~wrong].max()
 
 
 # Right values and wrong ones
@@ -285,7 +375,7 @@ def test_weights_that_are_none_are_refused_in_one_line(wrong, edited, capsys, we
         file["records/residual"].attrs["weights"] = weights
 
     assert main(["find-mislabeled", str(edited(wrong[0].path, change))]) == 2
-    assert "the attributes of '/records/residual': 'weights' is not a list of 2 numbers" in capsys.readouterr().err
+    assert "the attributes of '/records/residual': 'weights' is not a list of 3 numbers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
