@@ -131,7 +131,7 @@ def told(first: Tensor, residuals: Tensor) -> Tensor:
 
 
 def _usual(residuals: Tensor) -> Tensor:
-    """Weights (n, O) of residuals (n, O) in a moment, by which a wrong value counts and a slip of the point does not."""
+    """Weights (n, O) of residuals (n, O) in a moment: a wrong value counts, a slip of the decimal point does not."""
     units = NORMAL_SPREAD * residuals.abs().median(0).values.clamp(min=1e-30)
     return 1 / (1 + (residuals / (SLIP * units)).square())
 

@@ -176,7 +176,7 @@ def test_features_that_have_memorised_the_targets_have_no_say():
 def test_what_the_network_has_learned_of_a_wrong_value_is_given_back():
     layers, truth, given, wrong = corrupt()
     noise = np.random.default_rng(3).normal(size=given.shape).astype(np.float32)
-    half = collect(layers, given, 0.5 * (truth + given) + np.float32(0.05) * noise)
+    half = collect(layers, given, 0.5 * (truth + given) + np.float32(0.02) * noise)
     assert half.weights[2] > 0.5
     np.testing.assert_allclose(half.residuals[:, 0].numpy()[wrong], (given - truth)[wrong, 0], rtol=0.25)
 
