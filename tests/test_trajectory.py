@@ -135,7 +135,7 @@ def test_a_regression_takes_earlier_checkpoints_too(here):
     assert summarize("a.pt", "final.pt", more=("--task", "regression")) == 0
     of_one = ["0_activation", "2_activation"]
     names = list(load("s.h5").records.layers("residual"))
-    assert names == ["(input)", *of_one, *(f"{layer}@a.pt" for layer in of_one), "(outputs)@a.pt"]
+    assert names == ["(input)", *of_one, *(f"{layer}@a.pt" for layer in of_one), "(outputs)@a.pt", "(outputs)"]
     assert main(["find-mislabeled", "s.h5", "-q"]) == 0
 
 
