@@ -32,7 +32,7 @@ from fsdtool.stacking import judged as judged_new
 from fsdtool.stacking import stacked
 from fsdtool.summary import Summary
 from fsdtool.trace import FULL, Network
-from fsdtool.verdict import Plain, Verdict, verdict_by
+from fsdtool.verdict import Plain, verdict_by
 
 log = logging.getLogger("fsdtool")
 
@@ -83,7 +83,7 @@ def judge(
         layers=judges.layers,
         parameters=summary.records.parameters()[places],
     )
-    like, many, classes, scores = None, judged, summary.outputs, None
+    like, many, classes, new = None, judged, summary.outputs, False
     if len(examples) < FEW_EXAMPLES:
         log.info(
             f"too few examples ({len(examples)}) to estimate how many labels are wrong: "
@@ -101,14 +101,16 @@ def judge(
         factors, weights = _half_outputs(judges)
     else:
         factors, weights = stacked(judged.evidence, classes)
-        weighing = Plain(factors)
-        combined = weighing.combined(judged.evidence, judged.candidates)
-        scores, noise = judged_new(combined, judged.candidates, classes)
+        new = True
+    weighing = Plain(factors)
+    said = verdict_by(weighing, weights, many.evidence, many.candidates, classes, many.parameters)
     choice = {"top": top, "everything": everything, "threshold": threshold, "among": among}
-    if scores is not None:
-        return ranked(summary, judged, Verdict(weighing, weights, noise), **choice, found=scores)
-    said = verdict_by(Plain(factors), weights, many.evidence, many.candidates, classes, many.parameters)
-    return ranked(summary, judged, said, **choice, like=like)
+    if not new:
+        return ranked(summary, judged, said, **choice, like=like)
+    combined = weighing.combined(judged.evidence, judged.candidates)
+    scores, noise = judged_new(combined, judged.candidates, said.noise)
+    said = replace(said, noise=noise, rates=np.array([noise.rate, said.noise.rate]))
+    return ranked(summary, judged, said, **choice, found=scores)
 
 
 def _known(summary: Summary, logits: np.ndarray) -> float:

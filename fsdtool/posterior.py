@@ -5,8 +5,8 @@ is t with probability in proportion to exp(u E_t) M[t, y].  The unit u is that u
 likeliest, sum_t softmax(u E)_t M[t, y].  The margin is the log-odds of the strongest other class against y, and
     score = 1 / (1 + exp(-(0.8 margin - offset)))
 Some labels are wrong because their example looks like another class, whatever classes are confused in general.  So
-with p = softmax(u E) a hundredth of the examples of t is taken to be labelled by what else they look like: M[t, y]
-stands with 0.01 p_y / (1 - p_t) more.  The evidence of several layers is not independent, and counts less than it
+with p = softmax(u E) three in a thousand examples of t are taken to be labelled by what else they look like: M[t, y]
+stands with 0.003 p_y / (1 - p_t) more.  The evidence of several layers is not independent, and counts less than it
 says.  Layers that have memorised labels take sides with them; the offset makes up for it: the scores add up to the
 number of labels that the noise says are wrong.
 """
@@ -20,7 +20,7 @@ import numpy as np
 from fsdtool.noise import Noise, label_likelihood, softmax
 
 SAMPLE = 16384  # examples on which the unit is fitted
-NEAR = 0.01
+NEAR = 0.003
 LEAST_ELSEWHERE = 1e-6
 SLOPE = 0.8  # of the log-odds; those that fitted best were .53 to 1.7 on ten sets of digits, waves and photographs
 COARSE = np.logspace(-2, 3, 26)

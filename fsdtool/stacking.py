@@ -6,15 +6,16 @@ share rho of wrong labels, which fall evenly on the other classes, are those und
 
     sum_i log sum_t p_it M[t, y_i],  p_i = softmax(sum_l u_l E_l),  M[t, y] = rho / (classes - 1) or 1 - rho.
 
-So the outputs count by their worth out of sample (stacking, Wolpert 1992).  They have two fifths of the weight at
-least: the labels that are hardest to judge, near a boundary, are few, and the outputs know that boundary best.
+So the outputs count by their worth out of sample (stacking, Wolpert 1992).  They have a third of the weight at least:
+the labels that are hardest to judge, near a boundary, are few, and the outputs know that boundary best.
 
-Among new labels few are wrong, and of those some fall evenly, others on the class that the example looks like next.
-With p = softmax of the layers together the label y of an example has the likelihood
+Among new labels few are wrong, and of those some are confused as classes are (M, with rate rho, by fsdtool.verdict),
+others are of examples that look like that class next.  With p = softmax of the layers together the label y of an
+example has the likelihood
 
-    (1 - r1 - r2) p_y + r1 (1 - p_y) / (classes - 1) + r2 sum_{t != y} p_t p_y / (1 - p_t),
+    (1 - r1 - r2) p_y + sum_{t != y} p_t (r1 M[t, y] / rho + r2 p_y / (1 - p_t)),
 
-whose shares r1 and r2 are fitted by expectation maximization; the score is the part of the last two terms in it.
+whose shares r1 and r2 are fitted by expectation maximization; the score is the part of the sum in it.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ SAMPLE = 16384
 STEPS = 100
 FIRST = 0.1  # unit of a layer at the start, in spreads of its margins; that of the outputs is 1
 FIRST_RATE = 0.05
+LEAST_RATE = 1e-4
 LEAST_WEIGHT = 1e-3
-LEAST_OUTPUTS = 0.4  # weight of the outputs
+LEAST_OUTPUTS = 1 / 3  # weight of the outputs
 ROUNDS = 300  # of expectation maximization
 LEAST_NEAR = 3e-3  # share of labels near others, in the scores
 
@@ -74,18 +76,22 @@ def _likelihood(evidence: Tensor, units: Tensor, rate: Tensor, classes: int) -> 
     return torch.log(p * (1 - rate) + (1 - p) * rate / max(classes - 1, 1)).mean()
 
 
-def judged(combined: np.ndarray, candidates: np.ndarray, classes: int) -> tuple[Posterior, Noise]:
-    """Scores of new labels from the combined evidence (N, T) on candidates (N, T), in nats, and how many are wrong."""
+def judged(combined: np.ndarray, candidates: np.ndarray, noise: Noise) -> tuple[Posterior, Noise]:
+    """Scores of new labels from the combined evidence (N, T) on candidates (N, T), in nats, and how many are wrong.
+
+    noise: the confusion of classes.
+    """
     p = softmax(combined.astype(np.float64)).clip(1e-12, 1 - 1e-9)
     own, others = p[:, :1], p[:, 1:]
-    near = others * own / (1 - others)  # (N, T - 1), of each true class
-    parts = np.concatenate([own, (1 - own) / max(classes - 1, 1), near.sum(1, keepdims=True)], 1)
+    confused = others * np.exp(noise.log_confusion(candidates)[:, 1:].astype(np.float64)) / max(noise.rate, LEAST_RATE)
+    near = others * own / (1 - others)  # like `confused` (N, T - 1), of each true class
+    parts = np.stack([own[:, 0], confused.sum(1), near.sum(1)], 1)
     shares = np.array([1 - FIRST_RATE, FIRST_RATE / 2, FIRST_RATE / 2])
     sample = parts[:: -(-len(parts) // SAMPLE)]
     for _ in range(ROUNDS):
         belongs = sample * shares
         shares = (belongs / belongs.sum(1, keepdims=True)).mean(0)
-    wrong = shares[1] * others / max(classes - 1, 1) + max(shares[2], LEAST_NEAR) * near
+    wrong = shares[1] * confused + max(shares[2], LEAST_NEAR) * near
     total = wrong.sum(1)
     best = wrong.argmax(1)
     found = Posterior(
@@ -95,7 +101,8 @@ def judged(combined: np.ndarray, candidates: np.ndarray, classes: int) -> tuple[
         unit=1.0,
         offset=0.0,
     )
-    return found, _noise(wrong / np.maximum(total, 1e-300)[:, None], candidates, 1 - float(shares[0]), total, classes)
+    rate = 1 - float(shares[0])
+    return found, _noise(wrong / np.maximum(total, 1e-300)[:, None], candidates, rate, total, noise.classes)
 
 
 def _noise(shares: np.ndarray, candidates: np.ndarray, rate: float, weight: np.ndarray, classes: int) -> Noise:

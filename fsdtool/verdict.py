@@ -78,7 +78,7 @@ class Recast:
 class Verdict:
     """weighing of the layers, and their weights (L,) in sum 1; the noise in labels, by all layers.
 
-    rates (L,): the share of wrong labels by each layer alone; None where the layers are not unmixed.
+    rates: the share of wrong labels by each layer alone (L,), or by other estimates; None where there are none.
     """
 
     weighing: Weighing

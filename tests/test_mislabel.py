@@ -315,7 +315,7 @@ def test_a_share_that_the_layers_contradict_is_said_with_its_range(summarized, c
         assert cli.main(["find-mislabeled", str(summary.path), "--max-rate", str(limit)]) == code
         err = capsys.readouterr().err
         assert "is contradicted" in err
-        assert "by layer)" in err
+        assert "by single layers)" in err
 
 
 def test_shares_that_are_about_right_are_not_contradicted(mlp_summary, convnet_summary):

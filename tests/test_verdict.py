@@ -11,6 +11,7 @@ from fsdtool.posterior import posterior
 from fsdtool.stacking import judged, stacked
 from fsdtool.verdict import Plain, Recast, of_all_classes, verdict, verdict_by
 
+EVEN = Noise(4, np.arange(16), (np.eye(4) * 95 + 5 / 3).ravel(), np.inf, (0,))
 PARAMETERS = np.array([0.0, 1.0, 10.0, 100.0])
 
 
@@ -120,8 +121,8 @@ def test_on_new_labels_the_layer_that_foretells_them_best_counts_most():
     blind = evidence.copy()
     blind[:, 3] = np.random.default_rng(0).normal(size=blind[:, 3].shape)
     blind[:, 3, 0] = 0
-    assert stacked(blind, 4)[1][3] == pytest.approx(0.4, abs=1e-6)
-    found, noise = judged(Plain(factors).combined(evidence, candidates), candidates, 4)
+    assert stacked(blind, 4)[1][3] == pytest.approx(1 / 3, abs=1e-6)
+    found, noise = judged(Plain(factors).combined(evidence, candidates), candidates, EVEN)
     wrong = given != true
     assert area(wrong, found.score) > 0.99
     assert noise.rate == pytest.approx(wrong.mean(), rel=0.25)
@@ -133,19 +134,21 @@ def test_scores_of_new_labels_are_the_shares_of_a_loop():
     combined = generator.normal(size=(50, 3)).astype(np.float32) * 3
     combined -= combined[:, :1]
     candidates = np.argsort(generator.random((50, 3)), 1)
-    found, noise = judged(combined, candidates, 3)
+    confusion = Noise(3, np.arange(9), np.array([80.0, 15, 5, 0, 90, 10, 2, 8, 90]), 1.0, (0,))
+    found, _ = judged(combined, candidates, confusion)
+    m = np.exp(confusion.log_confusion(candidates).astype(float))
     p = np.exp(combined.astype(float))
     p /= p.sum(1, keepdims=True)
     parts = []
-    for own, *others in p:
-        parts.append([own, (1 - own) / 2, sum(o * own / (1 - o) for o in others)])
+    for (own, *others), (_, *cells) in zip(p, m, strict=True):
+        confused = sum(o * cell for o, cell in zip(others, cells, strict=True)) / confusion.rate
+        parts.append([own, confused, sum(o * own / (1 - o) for o in others)])
     shares = np.array([0.95, 0.025, 0.025])
     for _ in range(300):
         belongs = np.array([[s * v for s, v in zip(shares, part, strict=True)] for part in parts])
         shares = (belongs / belongs.sum(1, keepdims=True)).mean(0)
     wrong = np.array([shares[1] * part[1] + max(shares[2], 3e-3) * part[2] for part in parts])
     np.testing.assert_allclose(found.score, wrong / (wrong + shares[0] * p[:, 0]), rtol=1e-6)
-    assert noise.rate == pytest.approx(1 - shares[0], abs=0.01)
 
 
 def test_where_the_weighing_is_known_the_noise_is_that_of_all_layers_together():
