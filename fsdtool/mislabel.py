@@ -185,7 +185,7 @@ def ranked(
         log.warning("no layer tells the classes apart; do not trust the estimated share of wrong labels")
     combined = said.weighing.combined(many.evidence, many.candidates)
     found = posterior(combined, many.candidates, noise) if found is None else found
-    between = None if said.rates is None else (float(said.rates.min()), float(said.rates.max()))
+    between = None if said.rates is None else (float(np.nanmin(said.rates)), float(np.nanmax(said.rates)))
     contradicted = _contradicted(found.score, combined)
     if contradicted:
         between = between or _by_layer(many, summary.outputs)

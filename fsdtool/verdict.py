@@ -78,7 +78,8 @@ class Recast:
 class Verdict:
     """weighing of the layers, and their weights (L,) in sum 1; the noise in labels, by all layers.
 
-    rates: the share of wrong labels by each layer alone (L,), or by other estimates; None where there are none.
+    rates: the share of wrong labels by each layer alone (L,), NaN of one that says nothing, or by other estimates; None
+    where there are none.
     """
 
     weighing: Weighing
@@ -95,7 +96,7 @@ def verdict(evidence: np.ndarray, candidates: np.ndarray, classes: int, paramete
     rows = slice(None, None, -(-len(candidates) // SAMPLE))
     choices = candidates[rows].astype(np.int64)
     given = choices[:, 0]
-    if not _many(candidates[:, 0], classes):
+    if not _many(candidates[:, 0], classes) or not evidence.any():
         factors, weights = combination(evidence)
         noise = estimate(evidence, candidates, evidence.shape[1] - 1, classes, parameters)
         return Verdict(Plain(factors), weights, noise)
@@ -104,12 +105,12 @@ def verdict(evidence: np.ndarray, candidates: np.ndarray, classes: int, paramete
     ]
     few = slice(None, None, -(-len(given) // FEW))
     alone = [None if x is None else unmixed(x[few], given[few], classes) for x in layers]
-    rates = np.array([0.0 if found is None else found.rate for found in alone])
+    rates = np.array([np.nan if found is None else found.rate for found in alone])
     evenly = np.ones(len(rates))
     together = _Sample(_under_clouds(alone, layers, choices), choices, evenly).unmixed(classes)
     confusion = drawn(together.count, EACH, EACH)
     again = [None if x is None else unmixed_as(x, given, confusion) for x in layers]
-    honest = np.minimum((rates + LEAST_RATE) / (together.rate + LEAST_RATE), 1)
+    honest = np.nan_to_num(np.minimum((rates + LEAST_RATE) / (together.rate + LEAST_RATE), 1))
     last = _Sample(_under_clouds(again, layers, choices), choices, honest)
     against = float((last.combined[:, 1:].max(1) > 0).mean())
     once_more = last.weighed(evenly).unmixed(classes)
