@@ -32,6 +32,7 @@ STEPS = 60, 8
 SETTLED = 1e-4  # of all examples, that a step moves between right and wrong
 FIRST_RATE = 0.1
 LOOSE = 10.0  # even wrong labels added to those of each class
+EMPTY = 1e-3  # examples that are added to each class, in the middle of all
 RIDGE = 1e-6  # of the mean variance, that the shape has at least in every direction
 LARGEST = 1e3  # nats of evidence that are told from more
 
@@ -172,7 +173,9 @@ def _moments(x: np.ndarray, belongs: np.ndarray, trust: np.ndarray) -> tuple[np.
     """
     parts = belongs * trust
     total = parts.sum(1, dtype=np.float64)
-    centres = (parts @ x.T).astype(np.float64) / np.maximum(total, 1e-9)[:, None]
+    sums = (parts @ x.T).astype(np.float64)
+    # A class that has lost all of its examples is where all are.
+    centres = (sums + EMPTY * sums.sum(0) / total.sum()) / (total + EMPTY)[:, None]
     shape = ((x * trust) @ x.T).astype(np.float64) - (centres.T * total) @ centres
     values, vectors = np.linalg.eigh(shape / x.shape[1])
     whiten = vectors / np.sqrt(np.maximum(values, RIDGE * max(values.mean(), 1e-30)))

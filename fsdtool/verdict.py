@@ -216,6 +216,13 @@ def of_all_classes(evidence: np.ndarray, candidates: np.ndarray, classes: int) -
 
 
 def _relative(found: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Log-likelihoods (n, T) float32 of candidates from those of all classes (n, classes), less the given label's."""
+    """Log-likelihoods (n, T) float32 of candidates from those of all classes (n, classes), less the given label's.
+
+    A class without examples in the sample has no cloud.  It has what the weakest class has; for labels of it there is
+    no evidence either way.
+    """
     of = np.take_along_axis(found, candidates.astype(np.int64), 1)
-    return np.maximum(of - of[:, :1], WEAKEST)
+    known = np.isfinite(of[:, :1])
+    if not np.isfinite(of).all():
+        of = np.where(np.isfinite(of), of, np.where(np.isfinite(found), found, np.inf).min(1, keepdims=True))
+    return np.where(known, np.maximum(of - np.where(known, of[:, :1], 0), WEAKEST), 0).astype(np.float32)

@@ -108,6 +108,17 @@ def test_many_examples_are_fitted_on_a_sample_and_all_are_weighed(monkeypatch):
     assert np.corrcoef(a, b)[0, 1] > 0.99
 
 
+def test_a_class_that_no_example_of_the_sample_has_is_no_evidence_either_way():
+    true = signals(6000, seed=4)[1] % 3
+    given = true.copy()
+    given[[1, 4001]] = 3  # neither of them in a sample of every other example
+    evidence, candidates = draw(given, true)
+    said = verdict(evidence, candidates, 4, PARAMETERS)
+    combined = said.weighing.combined(evidence, candidates)
+    assert np.isfinite(combined).all()
+    assert np.isfinite(posterior(combined, candidates, said.noise).score).all()
+
+
 # Labels that no layer has learned
 
 
