@@ -28,8 +28,7 @@ from fsdtool.gaussians import bounded
 from fsdtool.mislabel import FEW_EXAMPLES, THRESHOLD, Judged, Mislabeled, check_judges, ranked
 from fsdtool.progress import Track, silent
 from fsdtool.sources import Batch, DataSource
-from fsdtool.stacking import judged as judged_new
-from fsdtool.stacking import stacked
+from fsdtool.stacking import scored, stacked
 from fsdtool.summary import Summary
 from fsdtool.trace import FULL, Network
 from fsdtool.verdict import Plain, verdict_by
@@ -91,14 +90,14 @@ def judge(
         )
         like = many = _summarized(summary, judges, places)
         factors, weights = _half_outputs(judges)
+    elif "logits" not in summary.records:  # whether the examples are new cannot be told
+        factors, weights = _half_outputs(judges)
     elif (known := _known(summary, logits.numpy())) > KNOWN:
         log.warning(
             f"{known:.0%} of the examples are in the summarized data, whose labels the network has learned: the layers "
             "are weighed as there; judge new examples by themselves, and those of the data without --data"
         )
         factors, weights = judges.factors, judges.weights
-    elif "logits" not in summary.records:  # whether the examples are new cannot be told
-        factors, weights = _half_outputs(judges)
     else:
         factors, weights = stacked(judged.evidence, classes)
         new = True
@@ -108,15 +107,13 @@ def judge(
     if not new:
         return ranked(summary, judged, said, **choice, like=like)
     combined = weighing.combined(judged.evidence, judged.candidates)
-    scores, noise = judged_new(combined, judged.candidates, said.noise)
+    scores, noise = scored(combined, judged.candidates, said.noise)
     said = replace(said, noise=noise, rates=np.array([noise.rate, said.noise.rate]))
     return ranked(summary, judged, said, **choice, found=scores)
 
 
 def _known(summary: Summary, logits: np.ndarray) -> float:
     """The share of examples with outputs (n, O) float16 that are those of a summarized example."""
-    if "logits" not in summary.records:
-        return 0.0
     row = np.dtype((np.void, logits.dtype.itemsize * logits.shape[1]))
     recorded = np.ascontiguousarray(summary.records.read("logits")).view(row)[:, 0]
     return float(np.isin(np.ascontiguousarray(logits).view(row)[:, 0], recorded).mean())

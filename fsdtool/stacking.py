@@ -76,7 +76,7 @@ def _likelihood(evidence: Tensor, units: Tensor, rate: Tensor, classes: int) -> 
     return torch.log(p * (1 - rate) + (1 - p) * rate / max(classes - 1, 1)).mean()
 
 
-def judged(combined: np.ndarray, candidates: np.ndarray, noise: Noise) -> tuple[Posterior, Noise]:
+def scored(combined: np.ndarray, candidates: np.ndarray, noise: Noise) -> tuple[Posterior, Noise]:
     """Scores of new labels from the combined evidence (N, T) on candidates (N, T), in nats, and how many are wrong.
 
     noise: the confusion of classes.

@@ -106,21 +106,22 @@ def verdict(evidence: np.ndarray, candidates: np.ndarray, classes: int, paramete
     few = slice(None, None, -(-len(given) // FEW))
     alone = [None if x is None else unmixed(x[few], given[few], classes) for x in layers]
     rates = np.array([np.nan if found is None else found.rate for found in alone])
-    evenly = np.ones(len(rates))
-    together = _Sample(_under_clouds(alone, layers, choices), choices, evenly).unmixed(classes)
+    first = _Sample(_under_clouds(alone, layers, choices), choices)
+    together = first.unmixed(first.agreed, classes)
     confusion = drawn(together.count, EACH, EACH)
     again = [None if x is None else unmixed_as(x, given, confusion) for x in layers]
     honest = np.nan_to_num(np.minimum((rates + LEAST_RATE) / (together.rate + LEAST_RATE), 1))
-    last = _Sample(_under_clouds(again, layers, choices), choices, honest)
-    against = float((last.combined[:, 1:].max(1) > 0).mean())
-    once_more = last.weighed(evenly).unmixed(classes)
+    last = _Sample(_under_clouds(again, layers, choices), choices)
+    weights = last.weights(honest)
+    against = float((last.combined(weights)[:, 1:].max(1) > 0).mean())
+    once_more = last.unmixed(last.agreed, classes)
     found = forward(evidence[rows][few], choices[few], evidence.shape[1] - 1, classes, parameters)
     rate = math.sqrt(together.rate * once_more.rate)
     if _explains(found, evidence[rows][few], choices[few], alone):
         rate = found.noise.rate
     noise = _noise(together, rate, against, candidates[:, 0], found.noise.layers)
     clouds = tuple(None if found is None else found.clouds for found in again)
-    return Verdict(Recast(clouds, last.factors, classes), last.weights, noise, rates)
+    return Verdict(Recast(clouds, last.factors(weights), classes), weights, noise, rates)
 
 
 def _explains(found: Estimate, evidence: np.ndarray, candidates: np.ndarray, alone: list[Unmixed | None]) -> bool:
@@ -140,24 +141,30 @@ def _explains(found: Estimate, evidence: np.ndarray, candidates: np.ndarray, alo
 
 
 class _Sample:
-    """Layers of a sample by their clouds, weighed by how they agree (L,), times how far each is to be believed (L,)."""
+    """Layers of a sample by their clouds; agreed (L,): their weights by how they agree."""
 
-    def __init__(self, evidence: np.ndarray, candidates: np.ndarray, believed: np.ndarray):
-        self.evidence, self.candidates = evidence, candidates
+    def __init__(self, evidence: np.ndarray, candidates: np.ndarray):
+        self._evidence, self._candidates = evidence, candidates
         margins = margins_of(evidence)
-        agreed = layer_weights(margins)
-        weights = agreed * believed
-        self.weights = (weights / weights.sum() if weights.any() else agreed).astype(np.float32)
-        self.factors = (self.weights / np.maximum(margins.std(0), 1e-12)).astype(np.float32)
-        self.combined = weighted(evidence, self.factors)
+        self.agreed, self._spread = layer_weights(margins), np.maximum(margins.std(0), 1e-12)
 
-    def weighed(self, believed: np.ndarray) -> _Sample:
-        return _Sample(self.evidence, self.candidates, believed)
+    def weights(self, believed: np.ndarray) -> np.ndarray:
+        """Weights (L,) float32 in sum 1: as agreed, times how far each layer is to be believed (L,)."""
+        weights = self.agreed * believed
+        return (weights / weights.sum() if weights.any() else self.agreed).astype(np.float32)
 
-    def unmixed(self, classes: int) -> Unmixed:
+    def factors(self, weights: np.ndarray) -> np.ndarray:
+        """Factors (L,) float32 of the layers' evidence under these weights."""
+        return (weights / self._spread).astype(np.float32)
+
+    def combined(self, weights: np.ndarray) -> np.ndarray:
+        """Evidence (n, T) of all layers."""
+        return weighted(self._evidence, self.factors(weights))
+
+    def unmixed(self, weights: np.ndarray, classes: int) -> Unmixed:
         """Clouds and confusion in the evidence of all layers."""
-        dense = of_all_classes(self.combined, self.candidates, classes)
-        return unmixed(dense, self.candidates[:, 0], classes)
+        dense = of_all_classes(self.combined(weights), self._candidates, classes)
+        return unmixed(dense, self._candidates[:, 0], classes)
 
 
 def _under_clouds(found: list[Unmixed | None], dense: list[np.ndarray | None], candidates: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from test_unmixing import NOISES, relabelled, signals
 
 from fsdtool.noise import Noise
 from fsdtool.posterior import posterior
-from fsdtool.stacking import judged, stacked
+from fsdtool.stacking import scored, stacked
 from fsdtool.verdict import Plain, Recast, of_all_classes, verdict, verdict_by
 
 EVEN = Noise(4, np.arange(16), (np.eye(4) * 95 + 5 / 3).ravel(), np.inf, (0,))
@@ -133,7 +133,7 @@ def test_on_new_labels_the_layer_that_foretells_them_best_counts_most():
     blind[:, 3] = np.random.default_rng(0).normal(size=blind[:, 3].shape)
     blind[:, 3, 0] = 0
     assert stacked(blind, 4)[1][3] == pytest.approx(1 / 3, abs=1e-6)
-    found, noise = judged(Plain(factors).combined(evidence, candidates), candidates, EVEN)
+    found, noise = scored(Plain(factors).combined(evidence, candidates), candidates, EVEN)
     wrong = given != true
     assert area(wrong, found.score) > 0.99
     assert noise.rate == pytest.approx(wrong.mean(), rel=0.25)
@@ -146,7 +146,7 @@ def test_scores_of_new_labels_are_the_shares_of_a_loop():
     combined -= combined[:, :1]
     candidates = np.argsort(generator.random((50, 3)), 1)
     confusion = Noise(3, np.arange(9), np.array([80.0, 15, 5, 0, 90, 10, 2, 8, 90]), 1.0, (0,))
-    found, _ = judged(combined, candidates, confusion)
+    found, _ = scored(combined, candidates, confusion)
     m = np.exp(confusion.log_confusion(candidates).astype(float))
     p = np.exp(combined.astype(float))
     p /= p.sum(1, keepdims=True)
