@@ -218,7 +218,8 @@ def find_mislabeled_command(
     log.info(f"{found.flagged} of {found.judged} {kind}s are flagged (score above {threshold:g})")
     if found.noise_rate is not None:
         between = getattr(found, "between", None)
-        by_one = f" ({between[0]:.1%} to {between[1]:.1%} by single layers)" if between else ""
+        how = "with those near class boundaries" if getattr(found, "ambiguous", False) else "by single layers"
+        by_one = f" ({between[0]:.1%} to {between[1]:.1%} {how})" if between else ""
         log.info(f"estimated share of wrong {kind}s: {found.noise_rate:.1%}{by_one}")
     if by_layer:
         weights = zip(found.layers, found.weights.tolist(), strict=True)

@@ -26,6 +26,7 @@ SLOPE = 0.8  # of the log-odds; those that fitted best were .53 to 1.7 on ten se
 COARSE = np.logspace(-2, 3, 26)
 FINE = np.logspace(-0.2, 0.2, 9)
 HALVINGS = 60
+SURE = 0.95
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ def posterior(combined: np.ndarray, candidates: np.ndarray, noise: Noise, like: 
         unit=unit,
         offset=offset,
     )
+
+
+def unsupported(combined: np.ndarray, unit: float) -> float:
+    """The share of labels whose probability by the combined evidence (N, T) alone, in these units, is below .95."""
+    return float((softmax(combined * np.float32(unit))[:, 0] < SURE).mean())
 
 
 def _with_near(combined: np.ndarray, unit: float, prior: np.ndarray) -> np.ndarray:

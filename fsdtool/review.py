@@ -61,6 +61,11 @@ CONTRADICTED = (
     "The estimated share of wrong labels is contradicted by the layers together: their evidence is for the given label "
     "of most of those counted as wrong. Do not trust the flags."
 )
+AMBIGUOUS = (
+    "Noise between classes explains few of the labels that the layers together are against. The others are ambiguous "
+    "examples, or labels that are wrong near class boundaries, which look the same: the range counts all that may be "
+    "wrong. The order holds; the flags leave them out."
+)
 TARGET_READING = (
     (
         "Score",
@@ -103,7 +108,7 @@ def review(found: Mislabeled | Misvalued, pictures: Sequence[Picture | None] = (
         facts=_facts(found),
         rows=rows,
         pictures=[*pictures, *[None] * (len(rows) - len(pictures))] if pictures else (),
-        remarks=[said, *([CONTRADICTED] if getattr(found, "contradicted", False) else []), *remarks],
+        remarks=[said, *_doubts(found), *remarks],
         histogram=histogram(found.score, found.threshold),
         cut=found.threshold,
         matrix=matrix,
@@ -214,7 +219,14 @@ def _last(spec: str) -> str:
     return spec.rstrip("/").rsplit("/", 1)[-1]
 
 
+def _doubts(found: Mislabeled | Misvalued) -> list[str]:
+    """Why the estimated share of wrong labels is not to be trusted."""
+    contradicted, ambiguous = (getattr(found, name, False) for name in ("contradicted", "ambiguous"))
+    return [CONTRADICTED] * contradicted + [AMBIGUOUS] * ambiguous
+
+
 def _between(found: Mislabeled | Misvalued) -> str:
     """The range of the estimated share, where there is one."""
     between = getattr(found, "between", None)
-    return f"; {between[0]:.1%} to {between[1]:.1%} by one layer alone" if between else ""
+    how = "with those near class boundaries" if getattr(found, "ambiguous", False) else "by one layer alone"
+    return f"; {between[0]:.1%} to {between[1]:.1%} {how}" if between else ""

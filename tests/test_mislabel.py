@@ -26,6 +26,19 @@ def one_factor(loadings: list[float], n: int, seed: int = 0) -> np.ndarray:
     return (lambda_ * factor + np.sqrt(1 - lambda_**2) * own).astype(np.float32)
 
 
+def trained(network: nn.Module, x: np.ndarray, y: np.ndarray, *, epochs: int, rate: float) -> nn.Module:
+    """The network after so many epochs of AdamW in batches of 50."""
+    optimizer = torch.optim.AdamW(network.parameters(), rate)
+    inputs, labels = torch.from_numpy(x), torch.from_numpy(y)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x)).split(50):
+            loss = nn.functional.cross_entropy(network(inputs[rows]), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return network
+
+
 # Weights of the layers
 
 
@@ -286,15 +299,7 @@ class Signals:
             *(nn.Conv1d(16, 32, 5, padding=2), nn.ReLU(), nn.AdaptiveAvgPool1d(4), nn.Flatten()),
             *(nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 4)),
         )
-        optimizer = torch.optim.AdamW(net.parameters(), 3e-3)
-        x, y = torch.from_numpy(self.x), torch.from_numpy(self.y)
-        for _ in range(30):
-            for rows in torch.randperm(600).split(50):
-                loss = nn.functional.cross_entropy(net(x[rows]), y[rows])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-        return net
+        return trained(net, self.x, self.y, epochs=30, rate=3e-3)
 
 
 @pytest.mark.parametrize(("seed", "kinds"), [(5, "waves"), (6, "waves"), (5, "others")])
@@ -316,6 +321,33 @@ def test_a_share_that_the_layers_contradict_is_said_with_its_range(summarized, c
         err = capsys.readouterr().err
         assert "is contradicted" in err
         assert "by single layers)" in err
+
+
+@pytest.mark.parametrize(("rate", "spread"), [(0.1, 1.0), (0.2, 1.0), (0.1, 0.8), (0.0, 1.0), (0.0, 0.6)])
+def test_labels_wrong_near_the_boundary_are_in_the_range_and_said(summarized, caplog, capsys, rate, spread):
+    """Labels of the fraction nearest a boundary are those across it; of clean data whose classes overlap (spread .6)
+    nothing tells that they are right."""
+    generator = np.random.default_rng(0)
+    true = generator.integers(0, 4, 2000)
+    centres = spread * generator.normal(size=(4, 20))
+    x = (centres[true] + generator.normal(size=(2000, 20))).astype(np.float32)
+    distance = ((x[:, None] - centres) ** 2).sum(2)
+    own = np.take_along_axis(distance, true[:, None], 1)[:, 0]
+    np.put_along_axis(distance, true[:, None], np.inf, 1)
+    y = true.copy()
+    nearest = np.abs(distance.min(1) - own).argsort()[: int(rate * len(y))]
+    y[nearest] = distance.argmin(1)[nearest]
+    summary = summarized(trained(perceptron(20, 64, 32, 4), x, y, epochs=10, rate=2e-3), x, y)
+    found = find_mislabeled(summary)
+    low, high = found.between
+    assert low < rate + 0.001
+    assert rate < high
+    assert high < 0.02 if (rate, spread) == (0.0, 1.0) else found.ambiguous
+    assert ("labels that are wrong near class boundaries" in caplog.text) == ((rate, spread) != (0.0, 1.0))
+    capsys.readouterr()
+    assert cli.main(["find-mislabeled", str(summary.path), "--report", str(summary.path.with_suffix(".html"))]) == 0
+    assert ("with those near class boundaries" in capsys.readouterr().err) == found.ambiguous
+    assert ("with those near class boundaries" in summary.path.with_suffix(".html").read_text()) == found.ambiguous
 
 
 def test_shares_that_are_about_right_are_not_contradicted(mlp_summary, convnet_summary):
