@@ -1,69 +1,31 @@
 """A network as an ordered list of steps, each affine, linear, an activation or a maximum.
 
 The steps are plain data (names, numbers, parameter names), so a summary file can hold them and run them
-without the user's code.  Signals carry the batch in front: a step of shape (C, H, W) gives (batch, C, H, W).
-
-    affine      parameters act on the signal: linear, conv1d/2d/3d, batch_norm (eval), adding or
-                multiplying by one
-    linear      no parameters: average pooling, reshape, permute, add, subtract, concatenate, slice, pad,
-                scale
-    activation  pointwise, a gate per unit (see fsdtool.activations)
-    maximum     max pooling: a gate too, it keeps the position that the reference's maximum chose
+without the user's code.  What a step does is said by its operation (fsdtool.operations); the graph runs them in
+order and knows none by name.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fsdtool import activations
+from fsdtool import operations
 from fsdtool.errors import FsdtoolError
 from fsdtool.fields import is_whole
+from fsdtool.operations.base import ACTIVATION, INPUT, MAXIMUM, Options, Parameters, Step
 
-Options = dict[str, Any]
-Parameters = Mapping[str, Tensor]
-GateRule = Callable[["Step", Tensor], Tensor]
-Observer = Callable[["Step", list[Tensor], Tensor], Tensor | None]
+GateRule = Callable[[Step, Tensor], Tensor]
+Observer = Callable[[Step, list[Tensor], Tensor], Tensor | None]
 
 LARGEST_SHAPE = 2**48  # scalars of a signal, far beyond any
 WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One operation: the indices of the steps it reads, its options, and which parameter plays which role."""
-
-    name: str
-    operation: str
-    inputs: tuple[int, ...] = ()
-    options: Options = field(default_factory=dict)
-    parameters: dict[str, str] = field(default_factory=dict)
-    shape: tuple[int, ...] = ()
-
-    @property
-    def kind(self) -> str:
-        """'input', 'affine', 'linear', 'activation' or 'maximum'."""
-        return OPERATIONS[self.operation][0]
-
-    @property
-    def units(self) -> int:
-        """Scalars per example in the output."""
-        return torch.Size(self.shape).numel()
-
-    def activation(self) -> activations.Activation:
-        """The pointwise function of an activation step."""
-        return activations.activation(self.options["function"], self.options.get("settings"))
-
-    def apply(self, inputs: Sequence[Tensor], parameters: Parameters) -> Tensor:
-        """The step's output on the signals `inputs`, with the weights `parameters` (by parameter name)."""
-        roles = {role: parameters[name] for role, name in self.parameters.items()}
-        return OPERATIONS[self.operation][1](inputs, roles, self.options)
 
 
 @dataclass(frozen=True)
@@ -122,10 +84,10 @@ class Graph:
         values: dict[int, Tensor] = {}
         for i, step in enumerate(self.steps):
             inputs = [values[j] for j in step.inputs]
-            if step.kind == "input":
+            if step.kind == INPUT:
                 # On CPUs this makes convolutions over few channels and max pooling several times faster.
                 output = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-            elif gate is not None and step.kind in ("activation", "maximum"):
+            elif gate is not None and step.kind in (ACTIVATION, MAXIMUM):
                 output = gate(step, inputs[0])
             else:
                 output = step.apply(inputs, parameters)
@@ -145,14 +107,8 @@ class Graph:
         """Whether step `index` has its channels last: it follows a Linear, not a convolution."""
         while index:
             step = self.steps[index]
-            if step.kind == "affine" and step.operation in (
-                "linear",
-                "conv1d",
-                "conv2d",
-                "conv3d",
-                "batch_norm",
-            ):
-                return step.operation == "linear"
+            if step.definition.channels_last is not None:
+                return step.definition.channels_last
             index = step.inputs[0]
         return len(self.input_shape) == 1
 
@@ -182,14 +138,15 @@ class Graph:
                 )
                 for step in steps
             )
+            known = operations.names()
             well_formed = all(
-                step.operation in OPERATIONS
+                step.operation in known
                 and all(is_whole(n) and n > 0 for n in step.shape)
                 and math.prod(step.shape) <= LARGEST_SHAPE
                 and all(is_whole(j) and 0 <= j < i for j in step.inputs)
                 and bool(step.inputs) == (i > 0)
-                and (step.operation == "input") == (i == 0)
-                and (step.kind != "activation" or step.options["function"] in activations.names())
+                and (step.kind == INPUT) == (i == 0)
+                and step.definition.accepts(step.options)
                 for i, step in enumerate(built)
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -219,84 +176,3 @@ def select_maximum(step: Step, s: Tensor) -> Tensor:
 def keep_positions(step: Step, s: Tensor, positions: Tensor) -> Tensor:
     """The entries of s (batch, C, ...) at `positions` (batch, C, P), in the step's output shape."""
     return s.flatten(2).gather(2, positions).unflatten(2, step.shape[1:])
-
-
-def _convolve(name: str) -> Callable[..., Tensor]:
-    def apply(inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
-        return getattr(F, name)(inputs[0], roles["weight"], roles.get("bias"), **options)
-
-    return apply
-
-
-def _batch_norm(inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
-    """Eval mode as one scale and shift per channel: its gradient is a multiplication, cheaper than F's."""
-    scale = torch.rsqrt(roles["running_var"] + options["eps"])
-    scale = scale * roles["weight"] if "weight" in roles else scale
-    shift = -roles["running_mean"] * scale
-    shift = shift + roles["bias"] if "bias" in roles else shift
-    shape = (-1, *[1] * (inputs[0].dim() - 2))
-    return torch.addcmul(shift.view(shape), inputs[0], scale.view(shape))
-
-
-def _pool(name: str) -> Callable[..., Tensor]:
-    return lambda inputs, roles, options: getattr(F, name)(inputs[0], **options)
-
-
-def _slice(inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
-    dim, stride = options["dim"], options.get("stride", 1)
-    stop = options["start"] + options["length"] * stride
-    x = inputs[0][(slice(None),) * dim + (slice(options["start"], stop, stride),)]
-    return x.squeeze(dim) if options["squeeze"] else x
-
-
-def _parameter(roles: Parameters, options: Options) -> Tensor:
-    return roles["parameter"].reshape(options["shape"])
-
-
-OPERATIONS: dict[str, tuple[str, Callable[[Sequence[Tensor], Parameters, Options], Tensor]]] = {
-    "input": ("input", lambda inputs, roles, options: inputs[0]),
-    "linear": (
-        "affine",
-        lambda inputs, roles, options: F.linear(inputs[0], roles["weight"], roles.get("bias")),
-    ),
-    "conv1d": ("affine", _convolve("conv1d")),
-    "conv2d": ("affine", _convolve("conv2d")),
-    "conv3d": ("affine", _convolve("conv3d")),
-    "batch_norm": ("affine", _batch_norm),
-    "add_parameter": (
-        "affine",
-        lambda inputs, roles, options: inputs[0] + options["sign"] * _parameter(roles, options),
-    ),
-    "multiply_parameter": ("affine", lambda inputs, roles, options: inputs[0] * _parameter(roles, options)),
-    "divide_parameter": ("affine", lambda inputs, roles, options: inputs[0] / _parameter(roles, options)),
-    "avg_pool1d": ("linear", _pool("avg_pool1d")),
-    "avg_pool2d": ("linear", _pool("avg_pool2d")),
-    "avg_pool3d": ("linear", _pool("avg_pool3d")),
-    "adaptive_avg_pool1d": ("linear", _pool("adaptive_avg_pool1d")),
-    "adaptive_avg_pool2d": ("linear", _pool("adaptive_avg_pool2d")),
-    "adaptive_avg_pool3d": ("linear", _pool("adaptive_avg_pool3d")),
-    "mean": ("linear", lambda inputs, roles, options: inputs[0].mean(options["dim"], options["keepdim"])),
-    "sum": ("linear", lambda inputs, roles, options: inputs[0].sum(options["dim"], options["keepdim"])),
-    "reshape": ("linear", lambda inputs, roles, options: inputs[0].reshape(len(inputs[0]), *options["shape"])),
-    "permute": ("linear", lambda inputs, roles, options: inputs[0].permute(options["dims"])),
-    "pad": ("linear", lambda inputs, roles, options: F.pad(inputs[0], options["pad"], options["mode"])),
-    "slice": ("linear", _slice),
-    "scale": ("linear", lambda inputs, roles, options: inputs[0] * options["factor"]),
-    "shift": ("linear", lambda inputs, roles, options: inputs[0] + options["constant"]),
-    "add": ("linear", lambda inputs, roles, options: inputs[0] + inputs[-1]),
-    "subtract": ("linear", lambda inputs, roles, options: inputs[0] - inputs[-1]),
-    "concatenate": ("linear", lambda inputs, roles, options: torch.cat(list(inputs), options["dim"])),
-    "identity": ("linear", lambda inputs, roles, options: inputs[0]),
-    "activation": (
-        "activation",
-        lambda inputs, roles, options: activations.activation(options["function"], options["settings"]).function(
-            inputs[0]
-        ),
-    ),
-    "max_pool1d": ("maximum", _pool("max_pool1d")),
-    "max_pool2d": ("maximum", _pool("max_pool2d")),
-    "max_pool3d": ("maximum", _pool("max_pool3d")),
-    "adaptive_max_pool1d": ("maximum", _pool("adaptive_max_pool1d")),
-    "adaptive_max_pool2d": ("maximum", _pool("adaptive_max_pool2d")),
-    "adaptive_max_pool3d": ("maximum", _pool("adaptive_max_pool3d")),
-}

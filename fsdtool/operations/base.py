@@ -1,0 +1,125 @@
+"""A step of a network, and the operation that it is.
+
+A step is plain data, so that a file can hold it; what it means is said by the operation of its name.  Its kind is
+    input       the network's input
+    affine      parameters act on the signal
+    linear      no parameters: the signal is moved, added up or scaled, and perhaps shifted
+    activation  pointwise, a gate per unit whose law a summary records (see fsdtool.activations)
+    maximum     a gate that keeps the positions that the reference's maximum chose
+Signals carry the batch in front: a step of shape (C, H, W) gives (batch, C, H, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fsdtool import activations
+
+INPUT, AFFINE, LINEAR, ACTIVATION, MAXIMUM = "input", "affine", "linear", "activation", "maximum"
+
+Options = dict[str, Any]
+Parameters = Mapping[str, Tensor]
+
+_KNOWN: dict[str, Operation] = {}
+
+
+class Operation:
+    """What the steps of one name have in common; a subclass with `names` is known by each of them.
+
+    names: one for each variant (such as its number of dimensions), of which an instance holds its own as `name`.
+    channels_last: whether channels are last (True) or first (False) in its output; None, where they were in its input.
+    over_positions: whether its weight is applied at each position of a grid, which makes an example cost more.
+    """
+
+    names: ClassVar[tuple[str, ...]] = ()
+    kind: ClassVar[str] = LINEAR
+    channels_last: ClassVar[bool | None] = None
+    over_positions: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        for name in cls.__dict__.get("names", ()):
+            if name in _KNOWN:
+                raise TypeError(f"two operations are named '{name}': {type(_KNOWN[name]).__name__} and {cls.__name__}")
+            _KNOWN[name] = cls(name)
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
+        """The output (batch, ...) on the signals `inputs` with the parameters of each role."""
+        raise NotImplementedError
+
+    def accepts(self, options: Options) -> bool:
+        """Whether a step read from a file may have these options; running it says more.  Raises KeyError for one
+        that is missing."""
+        return True
+
+
+class Activation(Operation):
+    """A pointwise function, whose gates have a law that a summary records."""
+
+    kind = ACTIVATION
+
+    def function(self, options: Options) -> activations.Activation:
+        """The function of a step with these options."""
+        raise NotImplementedError
+
+    def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
+        return self.function(options).function(inputs[0])
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation: the indices of the steps it reads, its options, and which parameter plays which role."""
+
+    name: str
+    operation: str
+    inputs: tuple[int, ...] = ()
+    options: Options = field(default_factory=dict)
+    parameters: dict[str, str] = field(default_factory=dict)
+    shape: tuple[int, ...] = ()
+
+    @property
+    def definition(self) -> Operation:
+        """The operation of the step's name.  Raises KeyError for one that is unknown."""
+        return _KNOWN[self.operation]
+
+    @property
+    def kind(self) -> str:
+        """'input', 'affine', 'linear', 'activation' or 'maximum'."""
+        return self.definition.kind
+
+    @property
+    def units(self) -> int:
+        """Scalars per example in the output."""
+        return torch.Size(self.shape).numel()
+
+    def activation(self) -> activations.Activation:
+        """The pointwise function of an activation step."""
+        definition = self.definition
+        if not isinstance(definition, Activation):
+            raise TypeError(f"step '{self.name}' is no activation")
+        return definition.function(self.options)
+
+    def roles(self, parameters: Parameters) -> dict[str, Tensor]:
+        """The step's own parameters by their role, of all by their name."""
+        return {role: parameters[name] for role, name in self.parameters.items()}
+
+    def apply(self, inputs: Sequence[Tensor], parameters: Parameters) -> Tensor:
+        """The step's output on the signals `inputs`, with the weights `parameters` (by parameter name)."""
+        return self.definition.run(inputs, self.roles(parameters), self.options)
+
+
+def named(operation: str) -> Operation:
+    """The operation of this name.  Raises KeyError for one that is unknown."""
+    return _KNOWN[operation]
+
+
+def names() -> frozenset[str]:
+    """The names of every operation."""
+    return frozenset(_KNOWN)
