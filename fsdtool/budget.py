@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
-from fsdtool.graph import Graph, Step
+from fsdtool.graph import Graph, Step, is_convolutional
 from fsdtool.moments import OutputMoments, OutputReservoir
 
 log = logging.getLogger("fsdtool")
@@ -112,4 +112,4 @@ def _usual_rank(graph: Graph) -> int:
     inputs = graph.steps[0].units
     if inputs <= LARGEST_FULL_INPUT:
         return inputs
-    return INPUT_RANK[any(step.operation.startswith("conv") for step in graph.steps)]
+    return INPUT_RANK[is_convolutional(graph)]

@@ -40,8 +40,10 @@ from fsdtool.gradients import (
     squared_norms,
     vectors,
 )
-from fsdtool.graph import Graph, Parameters
+from fsdtool.graph import Graph, Parameters, is_convolutional
 from fsdtool.moments import Statistics
+from fsdtool.operations import named
+from fsdtool.operations.weighted import Weighted
 from fsdtool.simulate import Simulation
 from fsdtool.spectra import Axis, SecondMoment, symmetric_eigen
 
@@ -121,10 +123,10 @@ def default_samples(graph: Graph, examples: int) -> int:
     No more of those than there are examples, but 256: the data would not tell the difference.  Fully connected nets
     take 8192, or as many as 2^34 multiplications push forward, but 1024.
     """
-    if any(step.operation.startswith("conv") for step in graph.steps):
+    if is_convolutional(graph):
         return min(1024, max(256, examples))
-    linear = [step for step in graph.steps if step.operation == "linear"]
-    products = sum(graph.steps[step.inputs[0]].units * step.units for step in linear)
+    dense = [step for step in graph.steps if isinstance(named(step.operation), Weighted)]
+    products = sum(graph.steps[step.inputs[0]].units * step.units for step in dense)
     return min(8192, max(1024, DENSE_PRODUCTS // max(products, 1)))
 
 

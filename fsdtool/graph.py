@@ -20,12 +20,12 @@ from fsdtool import operations
 from fsdtool.errors import FsdtoolError
 from fsdtool.fields import is_whole
 from fsdtool.operations.base import ACTIVATION, INPUT, MAXIMUM, Options, Parameters, Step
+from fsdtool.operations.weighted import Weighted
 
 GateRule = Callable[[Step, Tensor], Tensor]
 Observer = Callable[[Step, list[Tensor], Tensor], Tensor | None]
 
 LARGEST_SHAPE = 2**48  # scalars of a signal, far beyond any
-WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,10 @@ class Graph:
         return [i for i, step in enumerate(self.steps) if step.kind in kinds]
 
     def weight_uses(self) -> dict[str, tuple[list[int], str | None]]:
-        """Each trained weight of a linear or convolution step, in order of first use: its steps, and the trained bias
-        they share."""
+        """Each trained weight of a weighted step, in order of first use: its steps, and the trained bias they share."""
         uses: dict[str, list[int]] = {}
         for i, step in enumerate(self.steps):
-            if step.operation in WEIGHTED and step.parameters["weight"] not in self.frozen:
+            if isinstance(step.definition, Weighted) and step.parameters["weight"] not in self.frozen:
                 uses.setdefault(step.parameters["weight"], []).append(i)
         biases = {weight: {self.steps[i].parameters.get("bias") for i in steps} for weight, steps in uses.items()}
         shared = {weight: found.pop() if len(found) == 1 else None for weight, found in biases.items()}
@@ -156,6 +155,11 @@ class Graph:
         if not built or not well_formed or len(built[-1].shape) != 1:
             raise FsdtoolError("the network in the summary is not a well-formed list of steps; write the summary again")
         return cls(built)
+
+
+def is_convolutional(graph: Graph) -> bool:
+    """Whether a step applies its weight at each position of a grid."""
+    return any(operations.named(step.operation).over_positions for step in graph.steps)
 
 
 def _tuples(options: Options) -> Options:

@@ -34,12 +34,14 @@ class Operation:
     names: one for each variant (such as its number of dimensions), of which an instance holds its own as `name`.
     channels_last: whether channels are last (True) or first (False) in its output; None, where they were in its input.
     over_positions: whether its weight is applied at each position of a grid, which makes an example cost more.
+    buffers: roles of parameters that are not trained.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
     kind: ClassVar[str] = LINEAR
     channels_last: ClassVar[bool | None] = None
     over_positions: ClassVar[bool] = False
+    buffers: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
         for name in cls.__dict__.get("names", ()):

@@ -16,6 +16,7 @@ class BatchNorm(Operation):
     names = ("batch_norm",)
     kind = AFFINE
     channels_last = False
+    buffers = ("running_mean", "running_var")
 
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
         """As one scale and shift: its gradient is a multiplication, cheaper than F.batch_norm's."""
