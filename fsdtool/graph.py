@@ -13,13 +13,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fsdtool import operations
 from fsdtool.errors import FsdtoolError
 from fsdtool.fields import is_whole
-from fsdtool.operations.base import ACTIVATION, INPUT, MAXIMUM, Options, Parameters, Step
+from fsdtool.operations.base import ACTIVATION, AFFINE, INPUT, Gated, Options, Parameters, Step
 from fsdtool.operations.weighted import Weighted
 
 GateRule = Callable[[Step, Tensor], Tensor]
@@ -86,7 +85,7 @@ class Graph:
             if step.kind == INPUT:
                 # On CPUs this makes convolutions over few channels and max pooling several times faster.
                 output = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-            elif gate is not None and step.kind in (ACTIVATION, MAXIMUM):
+            elif gate is not None and isinstance(step.definition, Gated):
                 output = gate(step, inputs[0])
             else:
                 output = step.apply(inputs, parameters)
@@ -112,11 +111,11 @@ class Graph:
         return len(self.input_shape) == 1
 
     def is_chain(self) -> bool:
-        """Whether the net is fully connected: vectors through linear, batch norm and pointwise steps."""
-        allowed = {"input", "linear", "batch_norm", "activation", "reshape", "identity", "scale", "shift"}
+        """Whether the net is fully connected: vectors through affine maps and pointwise steps, one after the other."""
         return all(
-            step.operation in allowed and (i == 0 or step.inputs == (i - 1,)) for i, step in enumerate(self.steps)
-        ) and all(len(self.steps[i].shape) == 1 for i in self.indices("affine", "activation"))
+            (step.kind in (INPUT, ACTIVATION) or step.definition.has_vector_map) and (i == 0 or step.inputs == (i - 1,))
+            for i, step in enumerate(self.steps)
+        ) and all(len(self.steps[i].shape) == 1 for i in self.indices(AFFINE, ACTIVATION))
 
     def to_json(self) -> list[dict[str, Any]]:
         """The steps as JSON values."""
@@ -165,18 +164,3 @@ def is_convolutional(graph: Graph) -> bool:
 def _tuples(options: Options) -> Options:
     """JSON turns tuples into lists; torch's functions want them back."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-
-
-def select_maximum(step: Step, s: Tensor) -> Tensor:
-    """Flat positions (batch, C, prod of pooled shape) of the maxima that a max-pooling step keeps of s."""
-    dimensions = len(step.shape) - 1
-    if step.operation.startswith("adaptive"):
-        pool = getattr(F, f"adaptive_max_pool{dimensions}d")
-        return pool(s, return_indices=True, **step.options)[1].flatten(2)
-    pool = getattr(F, f"max_pool{dimensions}d")
-    return pool(s, return_indices=True, **step.options)[1].flatten(2)
-
-
-def keep_positions(step: Step, s: Tensor, positions: Tensor) -> Tensor:
-    """The entries of s (batch, C, ...) at `positions` (batch, C, P), in the step's output shape."""
-    return s.flatten(2).gather(2, positions).unflatten(2, step.shape[1:])

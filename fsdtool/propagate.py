@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fsdtool.graph import Graph, Parameters, Step
 from fsdtool.moments import Statistics
+from fsdtool.operations.base import ACTIVATION, INPUT
 
 
 @dataclass(frozen=True)
@@ -32,23 +33,14 @@ class _Affine:
 
     def then(self, step: Step, parameters: Parameters) -> _Affine:
         """This map followed by one affine or linear step of a chain."""
-        roles = {role: parameters[name] for role, name in step.parameters.items()}
-        if step.operation in ("reshape", "identity"):
+        after = step.definition.vector_map(step, step.roles(parameters), _like(parameters))
+        if after.weight is None:
             return self
-        if step.operation == "linear":
-            weight = roles["weight"] if self.weight is None else roles["weight"] @ self.weight
-            return _Affine(weight, _plus(None if self.bias is None else roles["weight"] @ self.bias, roles.get("bias")))
-        if step.operation == "batch_norm":
-            scale = torch.rsqrt(roles["running_var"] + step.options["eps"]) * roles.get("weight", 1.0)
-            shift = roles.get("bias", 0.0) - roles["running_mean"] * scale
-        elif step.operation == "scale":
-            scale = torch.full(step.shape, float(step.options["factor"])).to(_like(parameters)).flatten()
-            shift = torch.zeros_like(scale)
-        else:
-            shift = torch.full(step.shape, float(step.options["constant"])).to(_like(parameters)).flatten()
-            scale = torch.ones_like(shift)
-        weight = torch.diag(scale) if self.weight is None else scale[:, None] * self.weight
-        return _Affine(weight, _plus(None if self.bias is None else scale * self.bias, shift))
+        if after.weight.dim() == 2:
+            weight = after.weight if self.weight is None else after.weight @ self.weight
+            return _Affine(weight, _plus(None if self.bias is None else after.weight @ self.bias, after.bias))
+        weight = torch.diag(after.weight) if self.weight is None else after.weight[:, None] * self.weight
+        return _Affine(weight, _plus(None if self.bias is None else after.weight * self.bias, after.bias))
 
 
 def _like(parameters: Parameters) -> Tensor:
@@ -63,11 +55,11 @@ def chain(graph: Graph, parameters: Parameters) -> tuple[list[_Affine], list[int
     """The affine maps of a fully connected net and the activation steps between them (one fewer)."""
     maps, activations, current = [], [], _Affine(None, None)
     for i, step in enumerate(graph.steps):
-        if step.kind == "activation":
+        if step.kind == ACTIVATION:
             maps.append(current)
             activations.append(i)
             current = _Affine(None, None)
-        elif step.kind != "input":
+        elif step.kind != INPUT:
             current = current.then(step, parameters)
     return [*maps, current], activations
 

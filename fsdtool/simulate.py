@@ -30,9 +30,10 @@ import torch
 from torch import Tensor
 
 from fsdtool.activations import Pieces
-from fsdtool.graph import GateRule, Graph, Parameters, Step, keep_positions, select_maximum
+from fsdtool.graph import GateRule, Graph, Parameters, Step
 from fsdtool.memory import BatchSize, undrawn
 from fsdtool.moments import GateStatistics, Statistics
+from fsdtool.operations.base import ACTIVATION, gated
 
 COUPLED, INDEPENDENT, MOVING = "coupled", "independent", "moving"
 BATCH_UNITS = 2**25  # scalars of all steps held per batch of pseudo-samples
@@ -46,17 +47,14 @@ T = TypeVar("T")
 class Tape:
     """The gates of one run, for runs under other weights: by step, what a replay needs of each example.
 
-    An activation holds its slope m and intercept c (None: zero), a maximum its position.
+    An activation holds its slope m and intercept c (None: zero), a maximum its position: what its operation replays.
     """
 
     held: dict[str, tuple[Tensor | None, ...]] = field(default_factory=dict)
 
     def replay(self, step: Step, s: Tensor) -> Tensor:
         """The output of a gate step for the signal s; linear in s."""
-        if step.kind == "maximum":
-            return keep_positions(step, s, *self.held[step.name])
-        m, c = self.held[step.name]
-        return m * s if c is None else m * s + c
+        return gated(step).replay(step, s, self.held[step.name])
 
     def select(self, rows: Tensor) -> Tape:
         """The gates of some of the examples."""
@@ -78,8 +76,9 @@ class MovingTape(Tape):
 
     def replay(self, step: Step, s: Tensor) -> Tensor:
         """The output a0 + psi(s) - psi(s0) of a gate step; at s = s0 it is a0 without rounding."""
-        if step.kind == "maximum":
-            return keep_positions(step, s, select_maximum(step, s.detach()))
+        operation = gated(step)
+        if step.kind != ACTIVATION:
+            return operation.replay(step, s, operation.hold(step, s.detach()))
         activation = step.activation()
         if activation.pieces is None:
             a0, phi0, steeper, s0 = self.held[step.name]
@@ -146,17 +145,18 @@ class Simulation:
         tape = MovingTape() if self.moving else Tape()
 
         def gate(step: Step, s: Tensor) -> Tensor:
-            if step.kind == "maximum":
-                positions = select_maximum(step, s.detach())
-                tape.held[step.name] = () if self.moving else (positions,)
-                return keep_positions(step, s, positions)
+            operation = gated(step)
+            if step.kind != ACTIVATION:  # no law of its gates is recorded: the simulated signal decides them
+                held = operation.hold(step, s.detach())
+                tape.held[step.name] = () if self.moving else held
+                return operation.replay(step, s, held)
             statistics = self.statistics.gates[self._index[step.name]]
             m, c, breaks = self._gates(step, s.detach(), statistics, component)
             if self.moving:
                 tape.record(step, s.detach(), m, c, breaks)
             else:
                 tape.held[step.name] = m, c
-            return m * s if c is None else m * s + c
+            return operation.replay(step, s, (m, c))
 
         return x, gate, tape
 

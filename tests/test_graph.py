@@ -11,8 +11,9 @@ from torch import nn
 
 from fsdtool import activations
 from fsdtool.errors import FsdtoolError
-from fsdtool.graph import Graph, keep_positions, select_maximum
+from fsdtool.graph import Graph
 from fsdtool.models import import_torchvision
+from fsdtool.operations.base import gated
 from fsdtool.trace import FULL, LAST_LAYER, trace, trace_full
 
 # Activations: a gate is the tangent of the function.
@@ -544,7 +545,8 @@ def test_positions_of_maxima_select_what_the_pool_keeps(pool):
     x = torch.randn(3, 2, *(7, 8, 6)[:dimensions])
     model = nn.Sequential(pool, nn.Flatten())
     step = trace(model, x).graph.steps[1]
-    assert torch.equal(keep_positions(step, x, select_maximum(step, x)), pool(x))
+    operation = gated(step)
+    assert torch.equal(operation.replay(step, x, operation.hold(step, x)), pool(x))
 
 
 def test_channels_are_last_after_a_linear_layer_and_first_after_a_convolution():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fsdtool.operations.base import AFFINE, Operation, Options, Parameters
+from fsdtool.operations.base import AFFINE, Operation, Options, Parameters, Step, VectorMap
 
 
 class Add(Operation):
@@ -36,6 +36,10 @@ class Scale(Operation):
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
         return inputs[0] * options["factor"]
 
+    def vector_map(self, step: Step, roles: Parameters, like: Tensor) -> VectorMap:
+        scale = like.new_full((step.units,), float(step.options["factor"]))
+        return VectorMap(scale, torch.zeros_like(scale))
+
 
 class Shift(Operation):
     """The signal plus the number `constant`."""
@@ -44,6 +48,10 @@ class Shift(Operation):
 
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
         return inputs[0] + options["constant"]
+
+    def vector_map(self, step: Step, roles: Parameters, like: Tensor) -> VectorMap:
+        shift = like.new_full((step.units,), float(step.options["constant"]))
+        return VectorMap(torch.ones_like(shift), shift)
 
 
 class AddParameter(Operation):

@@ -28,6 +28,14 @@ Parameters = Mapping[str, Tensor]
 _KNOWN: dict[str, Operation] = {}
 
 
+@dataclass(frozen=True)
+class VectorMap:
+    """An affine map y = W x + b of vectors: W (out, in), (n,) where it is diagonal, or None, the identity; b (out,)."""
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+
 class Operation:
     """What the steps of one name have in common; a subclass with `names` is known by each of them.
 
@@ -61,9 +69,36 @@ class Operation:
         that is missing."""
         return True
 
+    def vector_map(self, step: Step, roles: Parameters, like: Tensor) -> VectorMap:
+        """The step as a map of its input flattened, with numbers of the dtype and device of `like`.
 
-class Activation(Operation):
-    """A pointwise function, whose gates have a law that a summary records."""
+        An operation that has one has a place in the closed form of fully connected nets (fsdtool.propagate).
+        """
+        raise NotImplementedError
+
+    @property
+    def has_vector_map(self) -> bool:
+        """Whether `vector_map` is there."""
+        return type(self).vector_map is not Operation.vector_map
+
+
+class Gated(Operation):
+    """An operation that the stochastic model replaces by a linear one, under gates that a signal decided."""
+
+    def hold(self, step: Step, s: Tensor) -> tuple[Tensor | None, ...]:
+        """What a replay under the gates of the signal s needs, batch in front."""
+        raise NotImplementedError
+
+    def replay(self, step: Step, s: Tensor, held: tuple[Tensor | None, ...]) -> Tensor:
+        """The step's output on the signal s under the gates held; linear in s."""
+        raise NotImplementedError
+
+
+class Activation(Gated):
+    """A pointwise function, whose gates have a law that a summary records.
+
+    Held are the slope m and the intercept c (None: zero) at each entry: the output is m s + c.
+    """
 
     kind = ACTIVATION
 
@@ -73,6 +108,13 @@ class Activation(Operation):
 
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
         return self.function(options).function(inputs[0])
+
+    def hold(self, step: Step, s: Tensor) -> tuple[Tensor | None, ...]:
+        return self.function(step.options).gate(s)
+
+    def replay(self, step: Step, s: Tensor, held: tuple[Tensor | None, ...]) -> Tensor:
+        m, c = held
+        return m * s if c is None else m * s + c
 
 
 @dataclass(frozen=True)
@@ -115,6 +157,14 @@ class Step:
     def apply(self, inputs: Sequence[Tensor], parameters: Parameters) -> Tensor:
         """The step's output on the signals `inputs`, with the weights `parameters` (by parameter name)."""
         return self.definition.run(inputs, self.roles(parameters), self.options)
+
+
+def gated(step: Step) -> Gated:
+    """The operation of a step that has gates.  Raises TypeError for another."""
+    definition = step.definition
+    if not isinstance(definition, Gated):
+        raise TypeError(f"step '{step.name}' has no gates")
+    return definition
 
 
 def named(operation: str) -> Operation:

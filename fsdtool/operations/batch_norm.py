@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fsdtool.operations.base import AFFINE, Operation, Options, Parameters
+from fsdtool.operations.base import AFFINE, Operation, Options, Parameters, Step, VectorMap
 
 
 class BatchNorm(Operation):
@@ -26,3 +26,7 @@ class BatchNorm(Operation):
         shift = shift + roles["bias"] if "bias" in roles else shift
         shape = (-1, *[1] * (inputs[0].dim() - 2))
         return torch.addcmul(shift.view(shape), inputs[0], scale.view(shape))
+
+    def vector_map(self, step: Step, roles: Parameters, like: Tensor) -> VectorMap:
+        scale = torch.rsqrt(roles["running_var"] + step.options["eps"]) * roles.get("weight", 1.0)
+        return VectorMap(scale, roles.get("bias", 0.0) - roles["running_mean"] * scale)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from fsdtool.operations.base import Options, Parameters, Step
+from fsdtool.operations.base import Options, Parameters, Step, VectorMap
 from fsdtool.operations.weighted import Block, Use, Weighted, append_one
 
 
@@ -19,6 +19,9 @@ class Linear(Weighted):
 
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
         return F.linear(inputs[0], roles["weight"], roles.get("bias"))
+
+    def vector_map(self, step: Step, roles: Parameters, like: Tensor) -> VectorMap:
+        return VectorMap(roles["weight"], roles.get("bias"))
 
     def has_rank_one(self, step: Step) -> bool:
         return len(step.shape) == 1

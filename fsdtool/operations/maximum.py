@@ -7,11 +7,14 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from fsdtool.operations.base import MAXIMUM, Operation, Options, Parameters
+from fsdtool.operations.base import MAXIMUM, Gated, Options, Parameters, Step
 
 
-class MaximumPool(Operation):
-    """Maxima over windows of a signal (batch, channels, *positions)."""
+class MaximumPool(Gated):
+    """Maxima over windows of a signal (batch, channels, *positions).
+
+    Held are their places (batch, channels, P) in the signal's flattened positions.
+    """
 
     names = (
         *("max_pool1d", "max_pool2d", "max_pool3d"),
@@ -21,3 +24,11 @@ class MaximumPool(Operation):
 
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
         return getattr(F, self.name)(inputs[0], **options)
+
+    def hold(self, step: Step, s: Tensor) -> tuple[Tensor | None, ...]:
+        _, positions = getattr(F, self.name)(s, return_indices=True, **step.options)
+        return (positions.flatten(2),)
+
+    def replay(self, step: Step, s: Tensor, held: tuple[Tensor | None, ...]) -> Tensor:
+        (positions,) = held
+        return s.flatten(2).gather(2, positions).unflatten(2, step.shape[1:])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from fsdtool.operations.base import INPUT, Operation, Options, Parameters
+from fsdtool.operations.base import INPUT, Operation, Options, Parameters, Step, VectorMap
 
 
 class Input(Operation):
@@ -28,6 +28,9 @@ class Identity(Operation):
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
         return inputs[0]
 
+    def vector_map(self, step: Step, roles: Parameters, like: Tensor) -> VectorMap:
+        return VectorMap()
+
 
 class Reshape(Operation):
     """The entries of each example in another shape."""
@@ -36,6 +39,9 @@ class Reshape(Operation):
 
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
         return inputs[0].reshape(len(inputs[0]), *options["shape"])
+
+    def vector_map(self, step: Step, roles: Parameters, like: Tensor) -> VectorMap:
+        return VectorMap()
 
 
 class Permute(Operation):
