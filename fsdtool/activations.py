@@ -149,6 +149,11 @@ def names() -> frozenset[str]:
     return frozenset(SMOOTH) | frozenset(PIECEWISE)
 
 
+def spelt(name: str) -> str:
+    """The activation's name that torch spells as the function or method `name`."""
+    return ALIASES.get(name, name)
+
+
 def option_defaults(name: str) -> dict[str, object]:
     """The options of activation `name`, in positional order, with their defaults."""
     return dict(PIECEWISE[name][1] if name in PIECEWISE else SMOOTH[name][1])

@@ -16,8 +16,7 @@ from torch import Tensor, fx, nn
 from fsdtool.graph import Graph, Step
 from fsdtool.logits import PLAIN
 from fsdtool.models import canonical_names
-
-EXAMPLES = 3  # batch size while tracing: unlikely to be mistaken for another dimension
+from fsdtool.operations.calls import EXAMPLES, Call, Computed, Parameter, Parts, Signal, target_name
 
 
 class Untraceable(Exception):
@@ -30,29 +29,6 @@ class Untraceable(Exception):
 
 def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-
-
-@dataclass(frozen=True)
-class Signal:
-    """A value that depends on the input: the step that computes it."""
-
-    step: int
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A weight or buffer met as a value of its own: its name in the state_dict, the shape it is viewed in."""
-
-    name: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The tensors that chunk, split or unbind made of a signal, each as the options of a slice step."""
-
-    source: Signal
-    slices: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -164,19 +140,16 @@ class NodeReader(fx.Interpreter):
     def _target(self, node: fx.Node) -> Any:
         return type(self.module.get_submodule(node.target)) if node.op == "call_module" else node.target
 
-    def _options(self, node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
-        """The plain arguments after the first, by name; only those in `names` (and numpy's axis)."""
-        return {key: self._plain(value) for key, value in self._given(node, names).items()}
-
-    def _given(self, node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
-        given = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
-        return {key: given[key] for key in (*names, "axis") if key in given}
-
     def _plain(self, argument: Any) -> Any:
         """An argument with every node in it replaced by what it means, such as x.shape[1] by its number."""
-        return fx.node.map_arg(argument, self._meaning.get)
 
-    def _roles(self, node: fx.Node, module: nn.Module, roles: tuple[str, ...] = ("weight", "bias")) -> dict[str, str]:
+        def meaning(node: fx.Node) -> Any:
+            found = self._meaning.get(node)
+            return Computed() if found is None and isinstance(self.env.get(node), Tensor) else found
+
+        return fx.node.map_arg(argument, meaning)
+
+    def _roles(self, node: fx.Node, module: nn.Module, roles: tuple[str, ...]) -> dict[str, str]:
         present = [role for role in roles if getattr(module, role) is not None]
         computed = [role for role in present if f"{node.target}.{role}" not in self._names]
         if computed:
@@ -210,5 +183,38 @@ class NodeReader(fx.Interpreter):
         self.unsupported.append(f"{where}: {what or target_name(self._target(node))}")
 
 
-def target_name(target: Any) -> str:
-    return target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__)
+class NodeCall(Call):
+    """The call that a node makes, for the operation that reads it."""
+
+    def __init__(self, reader: NodeReader, node: fx.Node, value: Any):
+        self._reader, self._node = reader, node
+        self.target = reader._target(node)
+        self.module = reader.module.get_submodule(node.target) if node.op == "call_module" else None
+        self.arguments, self.keywords = reader._plain(node.args), dict(reader._plain(node.kwargs))
+        self.value = value
+        first = node.args[0] if node.args else node.kwargs.get("input")
+        self.before = reader.env.get(first) if isinstance(first, fx.Node) else None
+
+    def add(
+        self,
+        operation: str,
+        *sources: Signal,
+        options: dict[str, Any] | None = None,
+        parameters: dict[str, str] | None = None,
+    ) -> Signal:
+        return self._reader._add(self._node, operation, *sources, options=options, parameters=parameters)
+
+    def refuse(self, what: str | None = None) -> None:
+        self._reader._refuse(self._node, what)
+
+    def other(self) -> Any:
+        return self._reader._other(self._node, self.value)
+
+    def shape(self, source: Signal) -> tuple[int, ...]:
+        return self._reader._shape(source)
+
+    def stored_shape(self, parameter: Parameter) -> tuple[int, ...]:
+        return tuple(self._reader._state[parameter.name].shape)
+
+    def roles(self, *roles: str) -> dict[str, str]:
+        return self._reader._roles(self._node, self.module, roles)

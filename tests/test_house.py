@@ -16,7 +16,7 @@ checkpoints preprocessing images readers targets
 losses fit catalogue selfinfluence
 npyfiles h5files arrays imagefolders imagefiles tables csvtables parquet items huggingface
 sources scaling repeatability datasets fitting
-activations operations infer spellings graph logits nodes translate trace frozen
+activations operations infer graph logits nodes translate trace frozen
 spectra moments components sums budget propagate simulate outputs gradients metrics curvature anchors
 distance_forms distance_calibration
 agreement noise posterior unmixing verdict discriminant records features gaussians evidence outliers residuals

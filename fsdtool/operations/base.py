@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fsdtool import activations
+from fsdtool.operations.calls import Call, target_name
 
 INPUT, AFFINE, LINEAR, ACTIVATION, MAXIMUM = "input", "affine", "linear", "activation", "maximum"
 
@@ -43,6 +44,10 @@ class Operation:
     channels_last: whether channels are last (True) or first (False) in its output; None, where they were in its input.
     over_positions: whether its weight is applied at each position of a grid, which makes an example cost more.
     buffers: roles of parameters that are not trained.
+    spellings: what torch calls it: module classes, functions, and tensor methods by name.
+    function_names: functions and methods that are known by their name alone, wherever they are from.
+    arguments: options by name, attributes of the module or arguments of the function after the first (and the weights).
+    first_is_signal: whether only a call with a signal as its first argument is one of it.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
@@ -50,6 +55,10 @@ class Operation:
     channels_last: ClassVar[bool | None] = None
     over_positions: ClassVar[bool] = False
     buffers: ClassVar[tuple[str, ...]] = ()
+    spellings: ClassVar[tuple[Any, ...]] = ()
+    function_names: ClassVar[tuple[str, ...]] = ()
+    arguments: ClassVar[tuple[str, ...]] = ()
+    first_is_signal: ClassVar[bool] = True
 
     def __init_subclass__(cls) -> None:
         for name in cls.__dict__.get("names", ()):
@@ -68,6 +77,22 @@ class Operation:
         """Whether a step read from a file may have these options; running it says more.  Raises KeyError for one
         that is missing."""
         return True
+
+    @classmethod
+    def reads(cls, target: Any) -> bool:
+        """Whether a call of this module class, function or method (by name) is one of this operation."""
+        named = not isinstance(target, type) and target_name(target) in cls.function_names
+        return named or target in cls.spellings
+
+    @classmethod
+    def read(cls, call: Call) -> Any:
+        """What the call means: a Signal of the steps that it adds, or None where it refuses."""
+        return call.add(cls.variant(call), call.source, options=call.options(cls.arguments))
+
+    @classmethod
+    def variant(cls, call: Call) -> str:
+        """The one of `names` that is called."""
+        return call.name if call.name in cls.names else cls.names[0]
 
     def vector_map(self, step: Step, roles: Parameters, like: Tensor) -> VectorMap:
         """The step as a map of its input flattened, with numbers of the dtype and device of `like`.
@@ -165,6 +190,17 @@ def gated(step: Step) -> Gated:
     if not isinstance(definition, Gated):
         raise TypeError(f"step '{step.name}' has no gates")
     return definition
+
+
+def reader(target: Any) -> type[Operation] | None:
+    """The operation that a call of this module class, function or method (by name) is one of.
+
+    Raises TypeError where two claim it.
+    """
+    found = {type(operation) for operation in _KNOWN.values() if type(operation).reads(target)}
+    if len(found) > 1:
+        raise TypeError(f"several operations read {target_name(target)}: {', '.join(cls.__name__ for cls in found)}")
+    return found.pop() if found else None
 
 
 def named(operation: str) -> Operation:

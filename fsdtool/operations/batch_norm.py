@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fsdtool.operations.base import AFFINE, Operation, Options, Parameters, Step, VectorMap
+from fsdtool.operations.calls import Call
 
 
 class BatchNorm(Operation):
@@ -17,6 +19,17 @@ class BatchNorm(Operation):
     kind = AFFINE
     channels_last = False
     buffers = ("running_mean", "running_var")
+
+    @classmethod
+    def reads(cls, target: Any) -> bool:
+        return isinstance(target, type) and issubclass(target, nn.modules.batchnorm._BatchNorm)
+
+    @classmethod
+    def read(cls, call: Call) -> Any:
+        if call.module.running_mean is None:
+            return call.refuse("batch norm without running statistics")
+        roles = call.roles("running_mean", "running_var", "weight", "bias")
+        return call.add("batch_norm", call.source, options={"eps": call.module.eps}, parameters=roles)
 
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
         """As one scale and shift: its gradient is a multiplication, cheaper than F.batch_norm's."""

@@ -6,12 +6,14 @@ As a matrix the kernel is W (rows, channels of a group x kernel), and a_p the pa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fsdtool.operations.base import Options, Parameters, Step
+from fsdtool.operations.calls import Call
 from fsdtool.operations.weighted import Block, Use, Weighted, append_one, choice
 
 
@@ -19,8 +21,29 @@ class Convolution(Weighted):
     """A kernel (rows, channels of a group, *kernel) on signals (batch, channels, *positions)."""
 
     names = ("conv1d", "conv2d", "conv3d")
+    spellings = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    function_names = names
+    arguments = ("stride", "padding", "dilation", "groups")
     channels_last = False
     over_positions = True
+
+    @classmethod
+    def read(cls, call: Call) -> Any:
+        module = call.module
+        if module is None:
+            return super().read(call)
+        if call.value.dim() != int(cls.variant(call)[-2]) + 2:
+            return call.refuse("a convolution over an input without batch dimension")
+        source, options = call.source, call.options(cls.arguments)
+        if module.padding_mode != "zeros":
+            pad = tuple(int(n) for n in module._reversed_padding_repeated_twice)
+            source = call.add("pad", source, options={"pad": pad, "mode": module.padding_mode})
+            options["padding"] = 0
+        return call.add(cls.variant(call), source, options=options, parameters=call.roles("weight", "bias"))
+
+    @classmethod
+    def variant(cls, call: Call) -> str:
+        return call.name.lower()
 
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
         return getattr(F, self.name)(inputs[0], roles["weight"], roles.get("bias"), **options)

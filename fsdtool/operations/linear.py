@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fsdtool.operations.base import Options, Parameters, Step, VectorMap
 from fsdtool.operations.weighted import Block, Use, Weighted, append_one
@@ -15,6 +15,8 @@ class Linear(Weighted):
     """W (rows, n) on signals (batch, ..., n); on vectors (batch, n) a gradient is one outer product."""
 
     names = ("linear",)
+    spellings = (nn.Linear,)
+    function_names = ("linear",)
     channels_last = True
 
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:

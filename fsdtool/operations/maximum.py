@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fsdtool.operations.base import MAXIMUM, Gated, Options, Parameters, Step
+from fsdtool.operations.calls import Call
+from fsdtool.operations.pooling import read_pool
 
 
 class MaximumPool(Gated):
@@ -16,11 +19,22 @@ class MaximumPool(Gated):
     Held are their places (batch, channels, P) in the signal's flattened positions.
     """
 
-    names = (
-        *("max_pool1d", "max_pool2d", "max_pool3d"),
-        *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
-    )
+    modules: ClassVar[dict[type[nn.Module], str]] = {
+        **{getattr(nn, f"MaxPool{d}d"): f"max_pool{d}d" for d in (1, 2, 3)},
+        **{getattr(nn, f"AdaptiveMaxPool{d}d"): f"adaptive_max_pool{d}d" for d in (1, 2, 3)},
+    }
+    names = tuple(modules.values())
     kind = MAXIMUM
+    spellings = tuple(modules)
+    function_names = names
+
+    @classmethod
+    def variant(cls, call: Call) -> str:
+        return cls.modules.get(call.target, call.name)
+
+    @classmethod
+    def read(cls, call: Call) -> Any:
+        return read_pool(call, cls.variant(call), ("kernel_size", "stride", "padding", "dilation", "ceil_mode"))
 
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
         return getattr(F, self.name)(inputs[0], **options)

@@ -8,11 +8,13 @@ where something is cheaper.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fsdtool.operations.base import AFFINE, Operation, Step
+from fsdtool.operations.calls import Call, Parameter
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,19 @@ class Weighted(Operation):
     """The weight is the role 'weight', W in its first dimension (rows) and the rest (columns); 'bias' (rows,)."""
 
     kind = AFFINE
+
+    @classmethod
+    def read(cls, call: Call) -> Any:
+        if call.module is not None:
+            roles, options = call.roles("weight", "bias"), call.options(cls.arguments)
+            return call.add(cls.variant(call), call.source, options=options, parameters=roles)
+        options = call.given(("weight", "bias", *cls.arguments))
+        weights = {role: options.pop(role, None) for role in ("weight", "bias")}
+        weights = {role: value for role, value in weights.items() if value is not None}
+        if not all(isinstance(w, Parameter) and w.shape == call.stored_shape(w) for w in weights.values()):
+            return call.refuse("weights that are computed, not stored")
+        roles = {role: parameter.name for role, parameter in weights.items()}
+        return call.add(cls.variant(call), call.source, options=options, parameters=roles)
 
     def positions(self, block: Block, use: Use) -> tuple[Tensor, Tensor]:
         """Inputs [a_p; 1] (batch, P, columns), 1 where the block has a bias, and gradients b_p (batch, P, rows)."""
