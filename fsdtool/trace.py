@@ -20,6 +20,7 @@ from fsdtool.errors import FsdtoolError
 from fsdtool.graph import Graph, Step
 from fsdtool.logits import LINKS, PLAIN, ZERO_FIRST, Answer, answering, are_probabilities, link_between
 from fsdtool.nodes import EXAMPLES, Untraceable, first_line
+from fsdtool.operations.base import reader
 from fsdtool.translate import Translator
 
 FULL, LAST_LAYER = "full", "last layer"
@@ -155,9 +156,12 @@ def _say_probabilities(outputs: Tensor) -> None:
 
 
 class _Tracer(fx.Tracer):
-    """Sees buffers as it sees parameters: a view of one is no constant of its own."""
+    """Sees buffers as it sees parameters (a view of one is no constant of its own), and no inside of an operation."""
 
     proxy_buffer_attributes = True
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) or reader(type(m)) is not None
 
 
 def trace_full(model: nn.Module, example: Tensor, classification: bool = True, output: str = "") -> Network:

@@ -119,7 +119,7 @@ class Gated(Operation):
         raise NotImplementedError
 
 
-class Activation(Gated):
+class Pointwise(Gated):
     """A pointwise function, whose gates have a law that a summary records.
 
     Held are the slope m and the intercept c (None: zero) at each entry: the output is m s + c.
@@ -171,7 +171,7 @@ class Step:
     def activation(self) -> activations.Activation:
         """The pointwise function of an activation step."""
         definition = self.definition
-        if not isinstance(definition, Activation):
+        if not isinstance(definition, Pointwise):
             raise TypeError(f"step '{self.name}' is no activation")
         return definition.function(self.options)
 

@@ -22,7 +22,9 @@ class BatchNorm(Operation):
 
     @classmethod
     def reads(cls, target: Any) -> bool:
-        return isinstance(target, type) and issubclass(target, nn.modules.batchnorm._BatchNorm)
+        """Every class of torch that is one; those of others may do more."""
+        norm = isinstance(target, type) and issubclass(target, nn.modules.batchnorm._BatchNorm)
+        return norm and target.__module__.startswith("torch.")
 
     @classmethod
     def read(cls, call: Call) -> Any:

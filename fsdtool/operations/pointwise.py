@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fsdtool import activations
-from fsdtool.operations.base import Activation, Options
+from fsdtool.operations.base import Options, Pointwise
 from fsdtool.operations.calls import Call, target_name
 
 
-class Pointwise(Activation):
+class PointwiseByName(Pointwise):
     """`function` by name, with its `settings`."""
 
     names = ("activation",)

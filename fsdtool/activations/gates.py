@@ -9,11 +9,10 @@ the five moments E[m], E[m^2], E[c], E[m c], E[c^2], which is all the closed for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -74,74 +73,48 @@ class Activation:
         return slope, value.detach() - slope * s.detach()
 
 
-# name -> (function, its options with their defaults), spelt as in torch.nn.functional
-SMOOTH: dict[str, tuple[Callable[..., Tensor], dict[str, object]]] = {
-    "gelu": (F.gelu, {"approximate": "none"}),
-    "silu": (F.silu, {}),
-    "mish": (F.mish, {}),
-    "elu": (F.elu, {"alpha": 1.0}),
-    "celu": (F.celu, {"alpha": 1.0}),
-    "selu": (F.selu, {}),
-    "tanh": (torch.tanh, {}),
-    "sigmoid": (torch.sigmoid, {}),
-    "logsigmoid": (F.logsigmoid, {}),
-    "softplus": (F.softplus, {"beta": 1.0, "threshold": 20.0}),
-    "softsign": (F.softsign, {}),
-    "tanhshrink": (F.tanhshrink, {}),
-    "hardswish": (F.hardswish, {}),
-    "sin": (torch.sin, {}),
-    "cos": (torch.cos, {}),
-    "exp": (torch.exp, {}),
-    "square": (torch.square, {}),
-}
+@dataclass(frozen=True)
+class Registered:
+    """A function that can be traced, its options with their defaults in positional order, and its pieces with these."""
 
-PIECEWISE: dict[str, tuple[Callable[..., Tensor], dict[str, object], Callable[..., Pieces]]] = {
-    "relu": (F.relu, {}, lambda: Pieces((0.0,), (0.0, 1.0), (0.0, 0.0))),
-    "relu6": (F.relu6, {}, lambda: Pieces((0.0, 6.0), (0.0, 1.0, 0.0), (0.0, 0.0, 6.0))),
-    "leaky_relu": (
-        F.leaky_relu,
-        {"negative_slope": 0.01},
-        lambda negative_slope: Pieces((0.0,), (negative_slope, 1.0), (0.0, 0.0)),
-    ),
-    "hardtanh": (
-        F.hardtanh,
-        {"min_val": -1.0, "max_val": 1.0},
-        lambda min_val, max_val: Pieces((min_val, max_val), (0.0, 1.0, 0.0), (min_val, 0.0, max_val)),
-    ),
-    "hardsigmoid": (F.hardsigmoid, {}, lambda: Pieces((-3.0, 3.0), (0.0, 1 / 6, 0.0), (0.0, 0.5, 1.0))),
-    "abs": (torch.abs, {}, lambda: Pieces((0.0,), (-1.0, 1.0), (0.0, 0.0))),
-}
+    function: Callable[..., Tensor]
+    defaults: Mapping[str, object]
+    pieces: Callable[..., Pieces] | None = None
 
-MODULES: dict[type[nn.Module], str] = {
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.LeakyReLU: "leaky_relu",
-    nn.RReLU: "leaky_relu",
-    nn.Hardtanh: "hardtanh",
-    nn.Hardsigmoid: "hardsigmoid",
-    nn.GELU: "gelu",
-    nn.SiLU: "silu",
-    nn.Mish: "mish",
-    nn.ELU: "elu",
-    nn.CELU: "celu",
-    nn.SELU: "selu",
-    nn.Tanh: "tanh",
-    nn.Sigmoid: "sigmoid",
-    nn.LogSigmoid: "logsigmoid",
-    nn.Softplus: "softplus",
-    nn.Softsign: "softsign",
-    nn.Tanhshrink: "tanhshrink",
-    nn.Hardswish: "hardswish",
-}
 
-# torch and tensor-method spellings that differ from the table's names
-ALIASES = {
-    "relu_": "relu",
-    "sigmoid_": "sigmoid",
-    "tanh_": "tanh",
-    "absolute": "abs",
-    "log_sigmoid": "logsigmoid",
-}
+PIECEWISE: dict[str, Registered] = {}
+SMOOTH: dict[str, Registered] = {}
+MODULES: dict[type[nn.Module], str] = {}
+_ALIASES: dict[str, str] = {}
+_READ: dict[type[nn.Module], Callable[[nn.Module], dict[str, object]]] = {}
+
+
+def register(
+    name: str,
+    function: Callable[..., Tensor],
+    *modules: type[nn.Module],
+    defaults: Mapping[str, object] | None = None,
+    pieces: Callable[..., Pieces] | None = None,
+    aliases: Sequence[str] = (),
+) -> None:
+    """Make known the pointwise `function`(s, **options), named as torch.nn.functional or the tensor's method is.
+
+    defaults: its options in positional order.  pieces: its lines for these options, where it is piecewise linear.
+    modules: classes that apply it and have the options as attributes.  aliases: other names of the function.
+    Raises ValueError for a name that is taken.
+    """
+    taken = [word for word in (name, *aliases) if spelt(word) in names()]
+    taken += [module.__name__ for module in modules if module in MODULES]
+    if taken:
+        raise ValueError(f"there is a pointwise function '{taken[0]}' already")
+    (SMOOTH if pieces is None else PIECEWISE)[name] = Registered(function, dict(defaults or {}), pieces)
+    MODULES.update(dict.fromkeys(modules, name))
+    _ALIASES.update(dict.fromkeys(aliases, name))
+
+
+def register_module(module: type[nn.Module], name: str, options: Callable[[nn.Module], dict[str, object]]) -> None:
+    """Make known a class that applies the function `name` with `options`(module)."""
+    MODULES[module], _READ[module] = name, options
 
 
 def names() -> frozenset[str]:
@@ -151,19 +124,20 @@ def names() -> frozenset[str]:
 
 def spelt(name: str) -> str:
     """The activation's name that torch spells as the function or method `name`."""
-    return ALIASES.get(name, name)
+    return _ALIASES.get(name, name)
 
 
 def option_defaults(name: str) -> dict[str, object]:
     """The options of activation `name`, in positional order, with their defaults."""
-    return dict(PIECEWISE[name][1] if name in PIECEWISE else SMOOTH[name][1])
+    return dict(_registered(name).defaults)
 
 
 def module_options(module: nn.Module) -> dict[str, object]:
     """The options of an activation module, as its functional form takes them."""
-    if isinstance(module, nn.RReLU):  # in eval mode the slope is the middle of its range
-        return {"negative_slope": (module.lower + module.upper) / 2}
-    return {key: getattr(module, key) for key in option_defaults(MODULES[type(module)]) if hasattr(module, key)}
+    kind = type(module)
+    if kind in _READ:
+        return _READ[kind](module)
+    return {key: getattr(module, key) for key in option_defaults(MODULES[kind]) if hasattr(module, key)}
 
 
 def activation(name: str, options: Mapping[str, object] | None = None) -> Activation:
@@ -171,9 +145,11 @@ def activation(name: str, options: Mapping[str, object] | None = None) -> Activa
 
     Raises KeyError for a name that `names()` does not hold.
     """
-    settings = {**option_defaults(name), **(options or {})}
-    if name in PIECEWISE:
-        function, _, pieces = PIECEWISE[name]
-        return Activation(lambda s: function(s, **settings), pieces(**settings))
-    function, _ = SMOOTH[name]
-    return Activation(lambda s: function(s, **settings))
+    found = _registered(name)
+    settings = {**found.defaults, **(options or {})}
+    pieces = None if found.pieces is None else found.pieces(**settings)
+    return Activation(lambda s: found.function(s, **settings), pieces)
+
+
+def _registered(name: str) -> Registered:
+    return PIECEWISE[name] if name in PIECEWISE else SMOOTH[name]
