@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -245,3 +247,11 @@ def test_no_spelling_is_claimed_by_two_operations():
     spellings = [spelling for cls in known for spelling in (*cls.spellings, *cls.function_names)]
     assert len(spellings) > 80
     assert all(reader(spelling) in known for spelling in (*spellings, *activations.MODULES, *activations.names()))
+
+
+def test_only_operations_and_the_tracer_know_an_operation_by_its_name():
+    folder = Path(operations.__file__).parents[1]
+    asked = re.compile(r"\.operation\s*(==|!=|in\b|not in\b)\s*[\"'({]|operation\.startswith")
+    for path in folder.rglob("*.py"):
+        if path.parent.name != "operations":
+            assert not asked.search(path.read_text()), path.name
