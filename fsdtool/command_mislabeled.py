@@ -176,10 +176,10 @@ def find_mislabeled_command(
 
     opened = load(summary)
     warn_of_fit(opened)
-    kind = "target" if opened.task == "regression" else "label"
-    if kind == "target" and (by_layer or noise is not None):
+    kind = opened.task.noun
+    if not opened.task.has_classes and (by_layer or noise is not None):
         wanted = "--by-layer" if by_layer else "--noise-matrix"
-        raise FsdtoolError(f"'{summary}' is of a regression, and {wanted} is of class labels; leave it out")
+        raise FsdtoolError(f"'{summary}' is of a {opened.task}, and {wanted} is of class labels; leave it out")
     choice = {"top": top, "everything": everything, "threshold": threshold}
     source = None
     if data is not None:
@@ -199,7 +199,7 @@ def find_mislabeled_command(
             batch_size=batch_size,
             track=report.track,
         )
-    elif kind == "target":
+    elif not opened.task.has_classes:
         from fsdtool.misvalue import find_misvalued
 
         found = find_misvalued(opened, **choice, among=rows_named(opened, ids))
@@ -245,7 +245,7 @@ def _write_page(
 
 
 def _mislabeled_columns(summary: Catalogue) -> tuple[str, ...]:
-    if summary.task != "regression":
+    if summary.task.has_classes:
         return MISLABELED_COLUMNS
     return (MISVALUED_COLUMNS[0], *(("output",) if summary.outputs > 1 else ()), *MISVALUED_COLUMNS[1:])
 

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from fsdtool.anchors import FEWEST, FEWEST_PROJECTED, AnchoredOutputs, Anchors
 from fsdtool.graph import Graph, Parameters
-from fsdtool.metrics import measure
+from fsdtool.metrics import SQUARED_ERROR, measure
 from fsdtool.moments import Statistics
 from fsdtool.outputs import OutputCoupling
 from fsdtool.progress import Track, silent
 from fsdtool.propagate import closed_form
 from fsdtool.simulate import MOVING, Simulation
+from fsdtool.tasks.task import Task
 
 SIMULATED_UNITS = 2**28  # scalars of all steps simulated, by default, in all samples together
 FEWEST_SAMPLES, MOST_SAMPLES = 4096, 65536
@@ -57,7 +58,7 @@ def on_anchors(
     anchors: Anchors,
     metric: str,
     *,
-    task: str,
+    task: Task,
     device: torch.device,
     track: Track = silent,
 ) -> list[Estimate]:
@@ -133,13 +134,13 @@ def on_pseudo_samples(
     def measured(k: int, n: int) -> tuple[int, Tensor]:
         """Distances (metrics, others, n) of pseudo-samples of component k."""
         x, f0, tape = simulation.draw(k, n)
-        law = _recorded_law(simulation, k, f0) if set(metrics) - {"squared_error"} else None
+        law = _recorded_law(simulation, k, f0) if set(metrics) - {SQUARED_ERROR} else None
         rho = torch.empty(len(metrics), len(others), len(x), dtype=torch.float64)
         for i, other in enumerate(others):
             f1 = graph.run(other, x, gate=tape.replay)
             moved = None if law is None else law.other(f1)
             for j, metric in enumerate(metrics):
-                as_simulated = law is None or metric == "squared_error"
+                as_simulated = law is None or metric == SQUARED_ERROR
                 rho[j, i] = (measure(metric, f0, f1) if as_simulated else measure(metric, law.f0, moved)).cpu()
         return k, rho
 

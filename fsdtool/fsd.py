@@ -32,7 +32,7 @@ from fsdtool.graph import Parameters
 from fsdtool.headonly import WholeNetwork, changed, check_seen
 from fsdtool.matching import match_state
 from fsdtool.memory import BatchSize
-from fsdtool.metrics import check_metric, measure, metrics_of
+from fsdtool.metrics import check_metric, default_metric, measure
 from fsdtool.progress import Track, silent
 from fsdtool.repeatability import check_data
 from fsdtool.simulate import INDEPENDENT, MOVING
@@ -129,8 +129,8 @@ def distances(
 ) -> Distances:
     """The distance of each checkpoint from the reference, over the training data as the summary knows it.
 
-    metric: by default kl for classification and squared_error for regression.  form: 'auto' is 'examples' where the
-    summary has anchors and no gates are asked for, else 'sampled', and 'closed' for independent gates where it exists.
+    metric: by default the task's first, kl or squared_error.  form: 'auto' is 'examples' where the summary has
+    anchors and no gates are asked for, else 'sampled', and 'closed' for independent gates where it exists.
     gates: of pseudo-samples, 'moving' (the default), 'coupled' or 'independent', see `simulate`.  samples: examples or
     pseudo-samples, by default 4096 to 65536, fewer for larger networks.  reference: the summarized checkpoint, for
     summaries without weights.  data: gives the exact mean over these examples as well.  model: builds the network
@@ -142,7 +142,7 @@ def distances(
     not see what changed.
     """
     device = device or torch.device("cpu")
-    metric = metric or metrics_of(summary.task)[0]
+    metric = metric or default_metric(summary.task)
     check_metric(metric, summary.task, summary.path)
     form = choose_form(summary, metric, form, gates)
     if data is not None and (summary.identity.mode == FULL or model is None):

@@ -26,7 +26,6 @@ from fsdtool.errors import FsdtoolError
 from fsdtool.examples import Examples, NewFit
 from fsdtool.gradients import Block, Use, gradient, left_out, project, vectors
 from fsdtool.krylov import ConjugateGradients, GaussNewton
-from fsdtool.losses import UNITS
 from fsdtool.matrix import matrix_file
 from fsdtool.progress import Track, silent
 from fsdtool.ranking import Best, largest
@@ -139,9 +138,9 @@ def influence(
     data that do not fit it.
     """
     device = device or torch.device("cpu")
-    if misclassified and summary.task != "classification":
+    if misclassified and not summary.task.has_classes:
         raise FsdtoolError(
-            f"'{summary.path}' is of a regression, which has no misclassified queries; leave --misclassified out"
+            f"'{summary.path}' is of a {summary.task}, which has no misclassified queries; leave --misclassified out"
         )
     if solver == PBO and data is None:
         raise FsdtoolError("--solver pbo needs the training data; give it by --data")
@@ -158,7 +157,7 @@ def influence(
     ids = ["mean"] if mean else asked.ids
     parts = []
     with (
-        matrix_file(matrix, ids, candidates.ids, UNITS[summary.task]) as put,
+        matrix_file(matrix, ids, candidates.ids, summary.task.units) as put,
         track("influence", len(candidates) * (1 if mean else -(-len(asked.rows) // solve.most))) as advance,
     ):
         for block, solved in _solved_blocks(explained, asked.rows, used, solve, mean, batch_size):
@@ -267,8 +266,7 @@ def _ask(summary: Summary, examples: Examples, misclassified: bool, batch_size: 
     rows, fit = [], NewFit(summary, "query")
     for batch, outputs in examples.outputs(batch_size):
         fit.update(batch, outputs)
-        classification = summary.task == "classification"
-        found = outputs.argmax(1) if classification else outputs
+        found = outputs.argmax(1) if summary.task.has_classes else outputs
         keep = (found != batch.y).nonzero()[:, 0] if misclassified else torch.arange(len(batch.y))
         rows.append(batch.index[keep].numpy())
         asked.ids.extend(examples.ids[i].item() for i in rows[-1].tolist())

@@ -160,7 +160,7 @@ def find_mislabeled(
 
 def check_judges(summary: Catalogue) -> None:
     """Raise FsdtoolError for a summary that judges no labels."""
-    if summary.task != "classification":
+    if not summary.task.has_classes:
         raise FsdtoolError(
             f"'{summary.path}' is of a {summary.task}, and only class labels can be judged; "
             "give a summary of a classification"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from fsdtool.activations import Activation, Pieces
 from fsdtool.errors import FsdtoolError
 from fsdtool.graph import Step
 from fsdtool.spectra import symmetric_eigen
+from fsdtool.tasks.task import Task, task_of
 
 MOMENTS = ("m", "m^2", "c", "m c", "c^2")
 
@@ -103,8 +105,8 @@ class Statistics:
 
     `kind` is 'class', 'cluster' or 'all'; `names` (K,) what each component is; `count` (K,) its examples;
     `gates` maps the index of an activation step to its GateStatistics; `output_hessian` (K, O, O) is the
-    mean of diag(p) - p p^T (None when O is too large to keep it: then it is taken from simulated outputs);
-    `outputs` a sample of the reference's outputs (None for regression, where their differences say all).
+    mean of H of the `task` (None when O is too large to keep it: then it is taken from simulated outputs);
+    `outputs` a sample of the reference's outputs (None where the loss is quadratic: their differences say all).
     """
 
     kind: str
@@ -114,6 +116,7 @@ class Statistics:
     gates: dict[int, GateStatistics]
     output_hessian: Tensor | None
     outputs: OutputSample | None = None
+    task: Task = field(default_factory=partial(task_of, "classification"))
 
     @property
     def weight(self) -> Tensor:
@@ -133,7 +136,9 @@ class Statistics:
         outputs = None
         if self.outputs is not None:
             outputs = OutputSample(move(self.outputs.values), self.outputs.component.to(device=device))
-        return Statistics(self.kind, self.names, self.count, inputs, gates, move(self.output_hessian), outputs)
+        return Statistics(
+            self.kind, self.names, self.count, inputs, gates, move(self.output_hessian), outputs, self.task
+        )
 
 
 class CentredMoments:
@@ -291,16 +296,20 @@ class OutputReservoir:
 
 
 class OutputMoments:
-    """Sums of the output Hessian diag(p) - p p^T of the cross-entropy (the identity for squared error)."""
+    """Sums of the Hessian of a task's loss at the outputs."""
 
     LARGEST = 256  # outputs; beyond, K O^2 numbers would outgrow everything else in the file
 
-    def __init__(self, components: int, outputs: int, task: str, device: torch.device | None = None):
-        self.identity = task == "regression"
-        self.kept = self.identity or outputs <= self.LARGEST
+    def __init__(self, components: int, outputs: int, task: Task, device: torch.device | None = None):
+        self.task, self.kept = task, self.keeps(task, outputs)
         size = outputs if self.kept else 0
         self.count = torch.zeros(components, dtype=torch.float64, device=device)
         self.sums = torch.zeros(components, size, size, dtype=torch.float64, device=device)
+
+    @classmethod
+    def keeps(cls, task: Task, outputs: int) -> bool:
+        """Whether the Hessian of so many outputs is kept: always where it is the same everywhere."""
+        return task.quadratic or outputs <= cls.LARGEST
 
     def update(self, logits: Tensor, component: Tensor) -> None:
         """Add the logits (batch, O) of the components `component` (batch,)."""
@@ -308,12 +317,7 @@ class OutputMoments:
         if not self.kept:
             return
         for k in component.unique().tolist():
-            part = logits[component == k].double()
-            if self.identity:
-                self.sums[k].diagonal().add_(float(len(part)))
-            else:
-                p = torch.softmax(part, 1)
-                self.sums[k] += torch.diag(p.sum(0)) - p.T @ p
+            self.sums[k] += self.task.hessian_sum(logits[component == k].double())
 
     def merge(self, other: OutputMoments) -> None:
         """Add the sums of other examples."""

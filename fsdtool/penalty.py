@@ -26,7 +26,7 @@ from fsdtool.errors import FsdtoolError
 from fsdtool.fsd import choose_form
 from fsdtool.graph import Graph
 from fsdtool.matching import match_state
-from fsdtool.metrics import check_metric, measure, metrics_of
+from fsdtool.metrics import check_metric, default_metric, measure
 from fsdtool.moments import Statistics
 from fsdtool.propagate import closed_form
 from fsdtool.simulate import COUPLED, INDEPENDENT, MOVING, Simulation, Tape
@@ -47,7 +47,7 @@ class Penalty:
     """
 
     def __init__(self, summary: Summary, *, metric: str | None, form: str, gates: str, seed: int, device: torch.device):
-        self.metric = metric or metrics_of(summary.task)[0]
+        self.metric = metric or default_metric(summary.task)
         check_metric(self.metric, summary.task, summary.path)
         self.form = choose_form(summary, self.metric, form, gates)
         if gates not in GATES:

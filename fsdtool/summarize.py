@@ -34,7 +34,6 @@ from fsdtool.frozen import check_trained, frozen_names
 from fsdtool.gradients import left_out
 from fsdtool.headonly import digests
 from fsdtool.logits import answer_with, say_link
-from fsdtool.losses import UNITS
 from fsdtool.moments import OutputMoments, Statistics
 from fsdtool.progress import Track, silent
 from fsdtool.record_curvature import fix_curvature
@@ -45,6 +44,7 @@ from fsdtool.run_calibration import calibrate_distance, likely_labels
 from fsdtool.sources import DataSource
 from fsdtool.summary import Identity
 from fsdtool.sweep import Pass, Sample, Seen, auto_batch
+from fsdtool.tasks.task import Task
 from fsdtool.trace import FULL, Network, trace
 from fsdtool.trajectory import check_distinct, earlier_networks, parameters_before
 from fsdtool.writer import Writer, encode_ids
@@ -119,7 +119,7 @@ def summarize(
     """Summarize `data` under `model` with `checkpoint` and write the file `output`.
 
     earlier: other checkpoints of the same training, which add evidence on labels (fsdtool.trajectory).
-    components: None is one per class (classification) or one (regression); an integer is that many clusters of gate
+    components: None is one per class, or one where there are none; an integer is that many clusters of gate
     patterns.  record_bytes: gradient factors per example.  statistics_budget: bytes that all statistics may
     take (fsdtool.budget).  curvature: 'simulated' from the statistics, or
     'measured' on the data in the same pass, which costs a second backward pass and is kept without records too.
@@ -215,7 +215,7 @@ def summarize(
         if records:
             writer.write_anchors(seen.anchors, statistics)
             with track("evidence", None):
-                if data.task == "classification":
+                if data.task.has_classes:
                     before = [parameters_before(network, trajectory, layer) for layer in (*store.layers, OUTPUTS)]
                     found_evidence = evidence(store, seen.targets, seen.logits, before)
                 else:
@@ -265,7 +265,7 @@ def _write_outputs(
         "records/loss",
         seen.losses,
         "loss at the reference checkpoint",
-        UNITS[data.task],
+        data.task.units,
     )
     if classification:
         writer.put("records/prediction", seen.logits.argmax(1).int(), "class with the largest logit")
@@ -286,7 +286,7 @@ def _write_outputs(
 
 
 def _write_self_influence(
-    writer: Writer, found: list[BlockCurvature], examples: int, task: str, calibrated: InfluenceCalibration | None
+    writer: Writer, found: list[BlockCurvature], examples: int, task: Task, calibrated: InfluenceCalibration | None
 ) -> None:
     """From the factors as the file holds them: measured eigenvalues are known only after the pass that wrote these."""
     if not found:
@@ -295,7 +295,7 @@ def _write_self_influence(
     scale = 1.0 if calibrated is None else calibrated.self_scale
     values = self_influence(lambda name, rows: records[name][rows], found, examples, scale)
     description = "first-order rise of the example's loss if it were removed (N,)"
-    writer.put("records/self_influence", values, description, UNITS[task])
+    writer.put("records/self_influence", values, description, task.units)
 
 
 def _describe(network: Network) -> str:

@@ -28,10 +28,10 @@ from fsdtool.catalogue import FLOATS, Catalogue, Records, identity_part, read_ca
 from fsdtool.curvature import MEASURED, SIMULATED, BlockCurvature
 from fsdtool.distance_calibration import DistanceCalibration
 from fsdtool.graph import Graph
-from fsdtool.metrics import metrics_of
 from fsdtool.moments import GateStatistics, InputStatistics, OutputSample, Statistics
 from fsdtool.networkfile import read_names, read_network
 from fsdtool.preprocessing import Preprocessing
+from fsdtool.tasks.task import Task
 from fsdtool.trace import FULL, LAST_LAYER
 
 
@@ -39,7 +39,7 @@ from fsdtool.trace import FULL, LAST_LAYER
 class Identity:
     """What was summarized: everything of the file that is neither statistics nor records."""
 
-    task: str
+    task: Task
     mode: str
     reasons: tuple[str, ...]
     graph: Graph
@@ -200,7 +200,8 @@ def _read_statistics(file: h5py.File, identity: Identity) -> Statistics:
     square = (components, graph.outputs, graph.outputs)
     hessian = tensor(group, "output_hessian", square) if hdf5.has(group, "output_hessian") else None
     outputs = _read_outputs(group, components, graph.outputs) if hdf5.has(group, "outputs") else None
-    return Statistics(hdf5.Attributes(group).text("kind"), names, count, gaussian, gates, hessian, outputs)
+    kind = hdf5.Attributes(group).text("kind")
+    return Statistics(kind, names, count, gaussian, gates, hessian, outputs, identity.task)
 
 
 def _read_outputs(group: h5py.Group, components: int, outputs: int) -> OutputSample:
@@ -226,10 +227,10 @@ def _read_anchors(file: h5py.File, statistics: Statistics, outputs: int) -> Anch
     return Anchors(inputs, tensor(group, "outputs", (len(inputs), outputs)), component, alone, basis)
 
 
-def _read_distance_calibration(file: h5py.File, task: str) -> DistanceCalibration | None:
+def _read_distance_calibration(file: h5py.File, task: Task) -> DistanceCalibration | None:
     if not hdf5.has(file, "calibration") or not hdf5.has(hdf5.group(file, "calibration"), "distance"):
         return None
-    group, metrics = hdf5.group(file, "calibration/distance"), metrics_of(task)
+    group, metrics = hdf5.group(file, "calibration/distance"), tuple(task.metrics)
     held = hdf5.Attributes(group)
     correction, error = (tensor(group, name, (len(metrics),), torch.float64) for name in ("correction", "error"))
     if correction.min() <= 0 or error.min() < 0:

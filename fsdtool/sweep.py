@@ -24,12 +24,11 @@ from fsdtool.errors import FsdtoolError
 from fsdtool.features import FEATURES, INPUT, MOST_LAYERS, FeatureStore, Keep, choose_layers, observe, watch
 from fsdtool.gradients import Use, blocks, capture
 from fsdtool.graph import Observer, Step
-from fsdtool.losses import curvature_draw, loss, loss_gradient
 from fsdtool.memory import BatchSize, undrawn
 from fsdtool.moments import Statistics, principal_basis
 from fsdtool.progress import Track
 from fsdtool.records import factors
-from fsdtool.sources import Batch, DataSource, Fingerprint, check_labels
+from fsdtool.sources import Batch, DataSource, Fingerprint
 from fsdtool.sums import StatisticsSums
 from fsdtool.trace import FULL, Network
 from fsdtool.trajectory import Earlier, layers_each
@@ -82,7 +81,6 @@ class Pass:
         self.batch_size, self.workers = BatchSize(batch_size), workers
         self.graph, self.parameters = network.graph, network.parameters
         self.outputs = self.graph.outputs
-        self.classification = data.task == "classification"
         self._generator = torch.Generator(device).manual_seed(seed)
 
     def each(
@@ -207,7 +205,7 @@ class Pass:
 
     def drawn_gradients(self, signal: Tensor) -> dict[int, Use]:
         """What each weight sees for a gradient drawn from the loss's Hessian at each example's own outputs."""
-        draw = curvature_draw(self.data.task, self._generator)
+        draw = self.data.task.curvature_draw(self._generator)
         return capture(self.graph, self.parameters, signal, draw)[1]
 
     def whole(
@@ -305,7 +303,7 @@ class Pass:
 
     def _loss(self, outputs: Tensor, batch: Batch, y: Tensor) -> Tensor:
         """Loss (batch,) of each example, known to be finite."""
-        losses = loss(self.data.task, outputs, y)
+        losses = self.data.task.loss(outputs, y)
         broken = (~torch.isfinite(losses)).nonzero()[:, 0].tolist()
         if broken:
             raise FsdtoolError(
@@ -336,13 +334,7 @@ class Pass:
         return names[0]
 
     def _check_targets(self, batch: Batch) -> None:
-        if self.data.task == "classification":
-            check_labels(batch.y, batch.index, self.data.ids, self.outputs)
-        elif batch.y.shape[1] != self.outputs:
-            raise FsdtoolError(
-                f"the data has {batch.y.shape[1]} target values per example and the model {self.outputs} outputs; "
-                "they must agree (for class labels give --task classification)"
-            )
+        self.data.task.check_targets(batch.y, self.data.ids[batch.index.numpy()], self.outputs)
 
 
 class _GradientRecords:
@@ -360,7 +352,7 @@ class _GradientRecords:
         if not self.kept:
             with torch.no_grad():
                 return self.graph.run(self.parameters, signal, observe=observe)
-        gradient_of = loss_gradient(self.task, y)
+        gradient_of = self.task.loss_gradient(y)
         logits, uses = capture(self.graph, self.parameters, signal, gradient_of, observe=observe)
         for block, c, datasets in self.kept:
             batch = factors(block, c, uses)

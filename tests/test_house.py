@@ -12,8 +12,8 @@ import fsdtool
 # One line for each layer of the house.
 ROOMS = """
 errors fields device progress memory files cells hdf5 models standins weightfiles computed foreign matching unwrapping
-checkpoints preprocessing images readers targets
-losses fit catalogue selfinfluence
+checkpoints preprocessing images tasks readers targets
+fit catalogue selfinfluence
 npyfiles h5files arrays imagefolders imagefiles tables csvtables parquet items huggingface
 sources scaling repeatability datasets fitting
 activations infer spellings graph logits nodes translate trace frozen
@@ -34,6 +34,11 @@ ANYWHERE = {"__init__", "__main__"}
 FOLDER = Path(fsdtool.__file__).parent
 
 
+def files_of(module: str) -> list[Path]:
+    """The file of a module, or those of a package."""
+    return sorted((FOLDER / module).glob("*.py")) or [FOLDER / f"{module}.py"]
+
+
 def imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -44,22 +49,25 @@ def imports(path: Path) -> set[str]:
 
 
 def test_every_module_has_a_place():
-    modules = {path.stem for path in FOLDER.glob("*.py")} - ANYWHERE
+    packages = {path.parent.name for path in FOLDER.glob("*/__init__.py")}
+    modules = {path.stem for path in FOLDER.glob("*.py")} | packages
+    modules -= ANYWHERE
     assert modules == set(ORDER)
 
 
 def test_imports_go_only_upward():
     for position, module in enumerate(ORDER):
         above = set(ORDER[:position]) | {"__version__"}
-        downward = {name for name in imports(FOLDER / f"{module}.py") - above if (module, name) not in LATER}
+        imported = set().union(*map(imports, files_of(module))) - {module}
+        downward = {name for name in imported - above if (module, name) not in LATER}
         assert not downward, f"{module} imports {downward} from below it"
 
 
 def test_what_a_module_names_is_named_once_and_used():
-    files = [*FOLDER.glob("*.py"), *Path(__file__).parent.rglob("*.py")]
+    files = [*FOLDER.rglob("*.py"), *Path(__file__).parent.rglob("*.py")]
     words = Counter(word for file in files for word in re.findall(r"\w+", file.read_text()))
-    for module in ORDER:
-        tree = ast.parse((FOLDER / f"{module}.py").read_text())
+    for module in [path for name in ORDER for path in files_of(name)]:
+        tree = ast.parse(module.read_text())
         defined = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
         names = [node.name for node in defined if not node.decorator_list or isinstance(node, ast.ClassDef)]
         assigned = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]

@@ -33,6 +33,7 @@ from fsdtool.krylov import GaussNewton
 from fsdtool.memory import BatchSize, out_of_memory, undrawn
 from fsdtool.summary import load
 from fsdtool.sums import StatisticsSums
+from fsdtool.tasks.task import task_of
 from fsdtool.trace import trace
 
 ERRORS = {
@@ -338,7 +339,7 @@ def test_of_a_batch_that_fails_nothing_stays_and_only_its_components_are_copied(
     centres = pattern.of(graph, parameters, x)[:5]
     names = tuple("abcde")
     assignment = Assignment(kind, names) if kind == "class" else Assignment(kind, names, pattern, centres)
-    sums = StatisticsSums(graph, assignment, None, "classification")
+    sums = StatisticsSums(graph, assignment, None, task_of("classification"))
 
     def batch(rows, fail=False):
         with sums.whole_or_nothing():
@@ -361,7 +362,7 @@ def test_of_a_batch_that_fails_nothing_stays_and_only_its_components_are_copied(
         assert torch.equal(after.outputs.values, before.outputs.values)
         for i in before.gates:
             assert torch.equal(after.gates[i].probabilities, before.gates[i].probabilities)
-    fresh = StatisticsSums(graph, assignment, None, "classification")
+    fresh = StatisticsSums(graph, assignment, None, task_of("classification"))
     with fresh.whole_or_nothing():
         fresh.start(y[:2])
         if kind == "class":
