@@ -266,7 +266,7 @@ def _ask(summary: Summary, examples: Examples, misclassified: bool, batch_size: 
     rows, fit = [], NewFit(summary, "query")
     for batch, outputs in examples.outputs(batch_size):
         fit.update(batch, outputs)
-        found = outputs.argmax(1) if summary.task.has_classes else outputs
+        found = summary.task.prediction(outputs)
         keep = (found != batch.y).nonzero()[:, 0] if misclassified else torch.arange(len(batch.y))
         rows.append(batch.index[keep].numpy())
         asked.ids.extend(examples.ids[i].item() for i in rows[-1].tolist())

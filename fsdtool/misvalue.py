@@ -88,8 +88,13 @@ def find_misvalued(
     """Rank the training examples of a regression by how probably a target value of theirs is wrong.
 
     By default the flagged ones, with a score above `threshold`, are listed; `top` lists that many, `everything` all;
-    `among` (N,) bool: of these alone.  Raises FsdtoolError for a summary without records.
+    `among` (N,) bool: of these alone.  Raises FsdtoolError for a summary without records, or of another task.
     """
+    if not summary.task.quadratic:
+        raise FsdtoolError(
+            f"'{summary.path}' is of a {summary.task}, and only class labels and target values can be judged; "
+            "give a summary of a classification or a regression"
+        )
     records = summary.records
     if records is None:
         raise FsdtoolError(f"'{summary.path}' was written with --no-records; write it again with records")

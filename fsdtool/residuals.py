@@ -70,7 +70,7 @@ class TargetEvidence:
 def target_evidence(
     store: FeatureStore, targets: Tensor, outputs: Tensor, seed: int, fits: int = FITS
 ) -> TargetEvidence:
-    """Leave-one-out residuals of the targets (N, O) under all layers and the network's outputs (N, O).
+    """Leave-one-out residuals of the targets (N, O) under all layers and the network's own (N, O).
 
     The layers of the store count from the input on.  fits: how often the regressions are fitted.
     """

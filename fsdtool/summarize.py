@@ -219,7 +219,7 @@ def summarize(
                     before = [parameters_before(network, trajectory, layer) for layer in (*store.layers, OUTPUTS)]
                     found_evidence = evidence(store, seen.targets, seen.logits, before)
                 else:
-                    found_evidence = target_evidence(store, seen.targets, seen.logits, seed)
+                    found_evidence = target_evidence(store, seen.targets, data.task.prediction(seen.logits), seed)
             _write_outputs(writer, data, seen, found_evidence, [other.name for other in trajectory])
             _write_self_influence(writer, found, len(data), data.task, calibrated)
             likely = likely_labels(found_evidence)
@@ -268,7 +268,7 @@ def _write_outputs(
         data.task.units,
     )
     if classification:
-        writer.put("records/prediction", seen.logits.argmax(1).int(), "class with the largest logit")
+        writer.put("records/prediction", data.task.prediction(seen.logits).int(), "class with the largest logit")
     if not classification or seen.logits.shape[1] <= OutputMoments.LARGEST:
         writer.put("records/logits", seen.logits.half().clamp(-65504, 65504), "outputs of the network (N, O)")
     if classification:

@@ -100,6 +100,10 @@ class Classification(Task):
 
         return draw
 
+    def prediction(self, outputs: Tensor) -> Tensor:
+        """The class with the largest output (n,)."""
+        return outputs.argmax(1)
+
     def targets(self, stored: np.ndarray, ids: np.ndarray, lenient: bool = False) -> np.ndarray:
         """Class numbers (N,) from integers, integral floats, or one-hot rows; what would be guessed is refused."""
         stored = stored_numbers(stored)

@@ -45,6 +45,10 @@ class Regression(Task):
         """Standard normal numbers (n, O) float32."""
         return lambda outputs: outputs.float().new_empty(outputs.shape).normal_(generator=generator)
 
+    def prediction(self, outputs: Tensor) -> Tensor:
+        """The outputs themselves."""
+        return outputs
+
     def targets(self, stored: np.ndarray, ids: np.ndarray, lenient: bool = False) -> np.ndarray:
         """One row (O,) of finite float32 numbers for each example."""
         stored = stored_numbers(stored)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Measure = Callable[["Tensor", "Tensor"], "Tensor"]
-_CLASSES: dict[str, type[Task]] = {}
+REGISTERED: dict[str, type[Task]] = {}
 
 
 class FitNumbers(Protocol):
@@ -64,7 +64,7 @@ class Task(ABC):
     metrics: ClassVar[Mapping[str, Measure]] = MappingProxyType({})
 
     def __init_subclass__(cls) -> None:
-        _CLASSES[cls.name] = cls
+        REGISTERED[cls.name] = cls
 
     def __str__(self) -> str:
         return self.name
@@ -102,6 +102,10 @@ class Task(ABC):
         return self.curvature_draw(generator)
 
     # Targets
+
+    @abstractmethod
+    def prediction(self, outputs: Tensor) -> Tensor:
+        """What the outputs (n, O) say of the targets: (n,) class numbers, or (n, O) in the units of the targets."""
 
     @abstractmethod
     def targets(self, stored: np.ndarray, ids: np.ndarray, lenient: bool = False) -> np.ndarray:
@@ -175,7 +179,7 @@ def tasks() -> dict[str, Task]:
     """Every task by its name."""
     for name in task_names():
         import_module(f"{__package__}.{name}")
-    return {name: _only(kind) for name, kind in _CLASSES.items()}
+    return {name: _only(kind) for name, kind in REGISTERED.items()}
 
 
 @functools.cache
