@@ -97,7 +97,7 @@ PLACES = {
     "inputs": (moments.CentredMoments, "update", lambda self, x, component: len(x)),
     "outputs": (moments.OutputReservoir, "update", lambda self, logits, component: len(logits)),
     "records": (sweep._GradientRecords, "run", lambda self, signal, *rest: len(signal)),
-    "loss": (sweep, "loss", lambda task, logits, y: len(y)),
+    "loss": (sweep.Pass, "_loss", lambda run, logits, batch, y: len(y)),
 }
 
 
@@ -138,7 +138,7 @@ def test_measured_curvature_draws_what_it_drew_before_memory_ran_out(summarized,
         patch.setattr(sweep.Pass, "whole", smaller)
         expected = eigenvalues_of(summarized(perceptron(4, 8, 3), *data, **options))
     with monkeypatch.context() as patch:
-        failing(patch, sweep, "loss", above=12, error=ERRORS["cpu"], rows=lambda task, logits, y: len(y))
+        failing(patch, sweep.Pass, "_loss", above=12, error=ERRORS["cpu"], rows=lambda run, f, batch, y: len(y))
         found = eigenvalues_of(summarized(perceptron(4, 8, 3), *data, **options))
     torch.testing.assert_close(found, expected)
 

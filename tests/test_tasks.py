@@ -127,6 +127,16 @@ def test_an_unknown_task_is_told_which_there_are():
         task_of("ranking")
 
 
+def test_one_name_for_two_metrics_is_a_mistake_and_so_is_a_task_that_does_not_answer_all(monkeypatch):
+    monkeypatch.setattr(module, "REGISTERED", dict(module.REGISTERED))
+    tasks()
+    with pytest.raises(TypeError, match="other and classification mean different metrics by 'kl'; rename one"):
+        type("Other", (Task,), {"name": "other", "metrics": {"kl": squared_error}})
+    type("Other", (Task,), {"name": "other", "metrics": {"squared_error": squared_error}})
+    with pytest.raises(TypeError, match="abstract"):
+        task_of("other")
+
+
 def test_the_command_line_offers_every_task_and_every_metric():
     assert [choice.value for choice in options.Task] == module.task_names() == list(tasks())
     assert [choice.value for choice in options.Metric] == list(metrics())

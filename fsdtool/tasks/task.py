@@ -17,7 +17,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from fsdtool.errors import FsdtoolError
@@ -61,9 +60,13 @@ class Task(ABC):
     noun: ClassVar[str] = "target"
     has_classes: ClassVar[bool] = False
     quadratic: ClassVar[bool] = False
-    metrics: ClassVar[Mapping[str, Measure]] = MappingProxyType({})
+    metrics: ClassVar[Mapping[str, Measure]]
 
     def __init_subclass__(cls) -> None:
+        for other in REGISTERED.values():
+            shared = cls.metrics.keys() & other.metrics.keys() if other.name != cls.name else ()
+            if unlike := [metric for metric in shared if cls.metrics[metric] is not other.metrics[metric]]:
+                raise TypeError(f"{cls.name} and {other.name} mean different metrics by '{unlike[0]}'; rename one")
         REGISTERED[cls.name] = cls
 
     def __str__(self) -> str:
@@ -177,9 +180,14 @@ def task_of(name: str | Task) -> Task:
 
 def tasks() -> dict[str, Task]:
     """Every task by its name."""
+    _import_modules()
+    return {name: _only(kind) for name, kind in REGISTERED.items()}
+
+
+@functools.cache
+def _import_modules() -> None:
     for name in task_names():
         import_module(f"{__package__}.{name}")
-    return {name: _only(kind) for name, kind in REGISTERED.items()}
 
 
 @functools.cache
