@@ -217,9 +217,17 @@ def _many(given: np.ndarray, classes: int) -> bool:
 
 def of_all_classes(evidence: np.ndarray, candidates: np.ndarray, classes: int) -> np.ndarray:
     """Evidence (n, classes) of one layer from that of candidates (n, T); other classes have that of the weakest."""
-    dense = np.repeat(evidence.min(1, keepdims=True).astype(np.float32), classes, 1)
-    np.put_along_axis(dense, candidates.astype(np.int64), evidence.astype(np.float32), 1)
-    return dense
+    evidence = evidence.astype(np.float32)
+    dense = np.empty((classes, len(evidence)), np.float32)
+    if candidates.shape[1] < classes:
+        dense[:] = evidence.min(1)
+    dense.reshape(-1)[_places(candidates)] = evidence
+    return dense.T
+
+
+def _places(candidates: np.ndarray) -> np.ndarray:
+    """Where values of candidates (n, T) are in those of all classes, by class and then example in memory."""
+    return candidates * np.int64(len(candidates)) + np.arange(len(candidates))[:, None]
 
 
 def _relative(found: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -228,8 +236,10 @@ def _relative(found: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     A class without examples in the sample has no cloud.  It has what the weakest class has; for labels of it there is
     no evidence either way.
     """
-    of = np.take_along_axis(found, candidates.astype(np.int64), 1)
+    of = found.T.reshape(-1).take(_places(candidates).T).T  # by candidate and then example in memory
+    if np.isfinite(of).all():
+        of -= of[:, :1].copy()
+        return np.clip(of, WEAKEST, np.inf, out=of)
     known = np.isfinite(of[:, :1])
-    if not np.isfinite(of).all():
-        of = np.where(np.isfinite(of), of, np.where(np.isfinite(found), found, np.inf).min(1, keepdims=True))
+    of = np.where(np.isfinite(of), of, np.where(np.isfinite(found), found, np.inf).min(1, keepdims=True))
     return np.where(known, np.maximum(of - np.where(known, of[:, :1], 0), WEAKEST), 0).astype(np.float32)
