@@ -194,7 +194,9 @@ def ranked(
     many, noise = judged if like is None else like, said.noise
     if not noise.layers:
         log.warning("no layer tells the classes apart; do not trust the estimated share of wrong labels")
-    combined = said.weighing.combined(many.evidence, many.candidates)
+    combined = said.together
+    if combined is None:
+        combined = said.weighing.combined(many.evidence, many.candidates)
     found = posterior(combined, many.candidates, noise) if found is None else found
     between = None if said.rates is None else (float(np.nanmin(said.rates)), float(np.nanmax(said.rates)))
     contradicted = _contradicted(found.score, combined)

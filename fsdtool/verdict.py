@@ -79,13 +79,14 @@ class Verdict:
     """weighing of the layers, and their weights (L,) in sum 1; the noise in labels, by all layers.
 
     rates: the share of wrong labels by each layer alone (L,), NaN of one that says nothing, or by other estimates; None
-    where there are none.
+    where there are none.  together: the evidence (N, T) of all layers on the examples judged, where it is at hand.
     """
 
     weighing: Weighing
     weights: np.ndarray
     noise: Noise
     rates: np.ndarray | None = None
+    together: np.ndarray | None = None
 
 
 def verdict(evidence: np.ndarray, candidates: np.ndarray, classes: int, parameters: np.ndarray) -> Verdict:
@@ -96,13 +97,12 @@ def verdict(evidence: np.ndarray, candidates: np.ndarray, classes: int, paramete
     rows = slice(None, None, -(-len(candidates) // SAMPLE))
     choices = candidates[rows].astype(np.int64)
     given = choices[:, 0]
-    if not _many(candidates[:, 0], classes) or not evidence.any():
+    sample = evidence[rows].astype(np.float32)
+    if not _many(candidates[:, 0], classes) or not (sample.any() or evidence.any()):
         factors, weights = combination(evidence)
         noise = estimate(evidence, candidates, evidence.shape[1] - 1, classes, parameters)
         return Verdict(Plain(factors), weights, noise)
-    layers = [
-        of_all_classes(values, choices, classes) if values.any() else None for values in evidence[rows].swapaxes(0, 1)
-    ]
+    layers = [of_all_classes(values, choices, classes) if values.any() else None for values in sample.swapaxes(0, 1)]
     few = slice(None, None, -(-len(given) // FEW))
     alone = [None if x is None else unmixed(x[few], given[few], classes) for x in layers]
     rates = np.array([np.nan if found is None else found.rate for found in alone])
@@ -113,15 +113,17 @@ def verdict(evidence: np.ndarray, candidates: np.ndarray, classes: int, paramete
     honest = np.nan_to_num(np.minimum((rates + LEAST_RATE) / (together.rate + LEAST_RATE), 1))
     last = _Sample(_under_clouds(again, layers, choices), choices)
     weights = last.weights(honest)
-    against = float((last.combined(weights)[:, 1:].max(1) > 0).mean())
+    combined = last.combined(weights)
+    against = float((combined[:, 1:].max(1) > 0).mean())
     once_more = last.unmixed(last.agreed, classes)
-    found = forward(evidence[rows][few], choices[few], evidence.shape[1] - 1, classes, parameters)
+    found = forward(sample[few], choices[few], evidence.shape[1] - 1, classes, parameters)
     rate = math.sqrt(together.rate * once_more.rate)
-    if _explains(found, evidence[rows][few], choices[few], alone):
+    if _explains(found, sample[few], choices[few], alone):
         rate = found.noise.rate
     noise = _noise(together, rate, against, candidates[:, 0], found.noise.layers)
     clouds = tuple(None if found is None else found.clouds for found in again)
-    return Verdict(Recast(clouds, last.factors(weights), classes), weights, noise, rates)
+    weighing = Recast(clouds, last.factors(weights), classes)
+    return Verdict(weighing, weights, noise, rates, combined if len(combined) == len(evidence) else None)
 
 
 def _explains(found: Estimate, evidence: np.ndarray, candidates: np.ndarray, alone: list[Unmixed | None]) -> bool:
@@ -169,11 +171,11 @@ class _Sample:
 
 def _under_clouds(found: list[Unmixed | None], dense: list[np.ndarray | None], candidates: np.ndarray) -> np.ndarray:
     """Evidence (n, L, T) float32 under the clouds of each layer, from that for all classes."""
-    evidence = np.zeros((len(candidates), len(found), candidates.shape[1]), np.float32)
+    evidence = np.zeros((len(found), *candidates.T.shape), np.float32)
     for layer, (one, x) in enumerate(zip(found, dense, strict=True)):
         if one is not None:
-            evidence[:, layer] = _relative(one.clouds.log_likelihood(x), candidates)
-    return evidence
+            evidence[layer] = _relative(one.clouds.log_likelihood(x), candidates).T
+    return evidence.transpose(2, 0, 1)
 
 
 def _noise(found: Unmixed, rate: float, against: float, given: np.ndarray, layers: tuple[int, ...]) -> Noise:
