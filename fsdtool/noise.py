@@ -30,6 +30,8 @@ from itertools import islice
 
 import numpy as np
 
+from fsdtool.labelpairs import AllPairs, Cells, Pairs
+
 log = logging.getLogger("fsdtool")
 
 STEPS = 100  # of either phase
@@ -123,13 +125,20 @@ def estimate(
 
 
 def forward(
-    evidence: np.ndarray, candidates: np.ndarray, layers: int, classes: int, parameters: np.ndarray | None = None
+    evidence: np.ndarray,
+    candidates: np.ndarray,
+    layers: int,
+    classes: int,
+    parameters: np.ndarray | None = None,
+    *,
+    patient: bool = True,
 ) -> Estimate:
     """The noise in labels, from those of the first `layers` layers that have not memorised them, or all together.
 
     evidence: (N, L, T), nats, relative to the given label in column 0.  candidates: (N, T) classes, the given label
     first.  parameters: (L,) of the network before each layer, for each label that it learned; without, only the first
-    layer is sure not to have memorised.  Many examples are estimated on an even sample and scaled to all.
+    layer is sure not to have memorised.  Many examples are estimated on an even sample and scaled to all.  patient:
+    fit on what does not settle; otherwise the fits end there, and what was found is of no use.
     """
     pairs = _sampled(candidates, classes)
     fits = _Fits(evidence, pairs)
@@ -145,11 +154,13 @@ def forward(
     else:
         none = np.zeros((len(given), candidates.shape[1]), np.float32)
         used, say = [_Fit(sum((fits[layer].evidence for layer in range(layers)), none), pairs)], None
-    settled = [fit.run() for fit in used]
+    settled = True
+    for fit in used:
+        settled = (settled or patient) and fit.run(patient) and settled
     cells, count = pairs.cells, np.average([fit.count for fit in used], 0, say)
     share = np.bincount(candidates[:, 0], minlength=classes) / np.maximum(np.bincount(given, minlength=classes), 1)
     noise = Noise(classes, cells.key, count * share[cells.key % classes], cells.concentration(count), chosen)
-    return Estimate(noise, all(settled), float(np.average([fit.reached() for fit in used], 0, say)))
+    return Estimate(noise, settled, float(np.average([fit.reached() for fit in used], 0, say)))
 
 
 def shares(evidence: np.ndarray, candidates: np.ndarray, layers: int, classes: int) -> np.ndarray:
@@ -190,94 +201,6 @@ def _choice(information: Callable[[int], float], capacity: np.ndarray, entropy: 
     return tuple(sorted({naive[0], max(naive, key=information)})) if naive else ()
 
 
-class Cells:
-    """Pairs of a true class and a given label, as the keys (M,) true class x classes + given label."""
-
-    def __init__(self, key: np.ndarray, classes: int):
-        self.key, self.classes, self.true = key, classes, key // classes
-        self.right = self.true == key % classes
-        self._wrong = np.flatnonzero(~self.right)
-
-    def totals(self, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Examples (classes,) of each true class, and the wrongly labelled of them, from the examples (M,) by key."""
-        wrong = np.bincount(self.true[self._wrong], count[self._wrong], self.classes)
-        return np.bincount(self.true, count, self.classes), wrong
-
-    def concentration(self, count: np.ndarray) -> float:
-        """The Dirichlet concentration whose multinomial cells spread as the wrong labels do, by its second moment."""
-        cells = max(self.classes - 1, 1)
-        wrong = self.totals(count)[1]
-        squares = float((count[self._wrong] ** 2).sum())
-        spread = (squares - float((wrong**2).sum()) / cells) / max(1 - 1 / cells, 1e-12)
-        if spread <= wrong.sum():
-            return np.inf
-        return max(float((wrong**2).sum()) - spread, 1e-6) / (spread - float(wrong.sum()))
-
-
-class Pairs:
-    """The candidates (n, T) of examples, the given label (n,) first, and the cells that they are in with it.
-
-    Arrays (n, T) are by candidate in memory (Fortran's order): sums over the few candidates of an example are slow
-    otherwise.
-    """
-
-    def __init__(self, candidates: np.ndarray, classes: int):
-        self.given, self._candidates = candidates[:, 0], np.asfortranarray(candidates)
-        key, cell = np.unique(self._candidates * classes + self.given[:, None], return_inverse=True)
-        self.cells, self._cell = Cells(key, classes), np.asfortranarray(cell.reshape(candidates.shape))
-
-    def ordered(self, values: np.ndarray) -> np.ndarray:
-        """Values (n, T) in the order of the candidates here."""
-        return values
-
-    def of_classes(self, values: np.ndarray) -> np.ndarray:
-        """Those of the candidates (n, T) among values (classes,)."""
-        return values[self._candidates]
-
-    def of_cells(self, values: np.ndarray) -> np.ndarray:
-        """Those of the candidates (n, T) among values (M,)."""
-        return values[self._cell]
-
-    def by_class(self, values: np.ndarray) -> np.ndarray:
-        """Sums (classes,) of values (n, T)."""
-        return np.bincount(self._candidates.ravel("F"), values.ravel("F"), self.cells.classes)
-
-    def by_cell(self, values: np.ndarray) -> np.ndarray:
-        """Sums (M,) of values (n, T)."""
-        return np.bincount(self._cell.ravel("F"), values.ravel("F"), len(self.cells.key))
-
-
-class AllPairs(Pairs):
-    """The same where the candidates are all classes: here in their own order, sums are products of matrices."""
-
-    def __init__(self, candidates: np.ndarray):
-        examples, classes = candidates.shape
-        self.given = candidates[:, 0]
-        self._place = candidates * examples + np.arange(examples)[:, None]
-        self._own = (np.arange(classes)[:, None] == self.given).astype(np.float32)
-        key = np.arange(classes**2)
-        self.cells = Cells(key[np.tile(self._own.any(1), classes)], classes)
-
-    def ordered(self, values: np.ndarray) -> np.ndarray:
-        found = np.empty(values.shape[::-1], np.float32)
-        found.reshape(-1)[self._place] = values
-        return found.T
-
-    def of_classes(self, values: np.ndarray) -> np.ndarray:
-        return values[None]
-
-    def of_cells(self, values: np.ndarray) -> np.ndarray:
-        every = np.zeros((self.cells.classes, self.cells.classes), np.float32)
-        every.reshape(-1)[self.cells.key] = values
-        return (every @ self._own).T
-
-    def by_class(self, values: np.ndarray) -> np.ndarray:
-        return values.sum(0)
-
-    def by_cell(self, values: np.ndarray) -> np.ndarray:
-        return (values.T @ self._own.T).reshape(-1)[self.cells.key].astype(np.float64)
-
-
 class _Fit:
     """Expectation maximization on evidence (n, T) of the candidates of `pairs`.
 
@@ -293,21 +216,22 @@ class _Fit:
         stride = -(-len(evidence) // OF_UNIT)
         self.unit, self.likelihood = likeliest(evidence[::stride], pairs.of_cells(self.confusion)[::stride], COARSE)
 
-    def run(self) -> bool:
+    def run(self, patient: bool = True) -> bool:
         """Fit the unit, the biases and the confusion with loose cells, then the confusion alone, drawn together.
 
-        Whether both phases settled within their steps.
+        Whether both phases settled within their steps.  patient: whether to go on where the first did not.
         """
-        settled = 0
-        for drawn in (False, True):
-            for step in range(STEPS):
-                before = self.count
-                self._step(drawn)
-                # The first step counts by the confusion that the phase before has left.
-                if step and np.abs(self.count - before).sum() < SETTLED * len(self.evidence):
-                    settled += 1
-                    break
-        return settled == 2
+        settled = self._phase(drawn=False)
+        return (settled or patient) and self._phase(drawn=True) and settled
+
+    def _phase(self, drawn: bool) -> bool:
+        for step in range(STEPS):
+            before = self.count
+            self._step(drawn)
+            # The first step counts by the confusion that the phase before has left.
+            if step and np.abs(self.count - before).sum() < SETTLED * len(self.evidence):
+                return True
+        return False
 
     def reached(self) -> float:
         """Mean log-likelihood of the labels under what was fitted."""
@@ -347,7 +271,7 @@ class _Fit:
 def likeliest(evidence: np.ndarray, confusion: np.ndarray, units: np.ndarray) -> tuple[float, float]:
     """Of ascending units u that under which the labels are likeliest, for evidence E (n, T) and M[t, y] (n, T) float32.
 
-    And their mean log-likelihood, in nats.  Every fourth unit is tried, then those beside the best until none is better.
+    And their mean log-likelihood, in nats.  Every fourth unit is tried, then those beside the best.
     """
     below = evidence - evidence.max(1, keepdims=True)
 

@@ -97,13 +97,13 @@ def verdict(evidence: np.ndarray, candidates: np.ndarray, classes: int, paramete
     rows = slice(None, None, -(-len(candidates) // SAMPLE))
     choices = candidates[rows].astype(np.int64)
     given = choices[:, 0]
-    sample = evidence[rows].astype(np.float32)
-    if not _many(candidates[:, 0], classes) or not (sample.any() or evidence.any()):
+    layers = _by_layer(evidence[rows], choices, classes) if _many(candidates[:, 0], classes) else []
+    if all(x is None for x in layers):
         factors, weights = combination(evidence)
         noise = estimate(evidence, candidates, evidence.shape[1] - 1, classes, parameters)
         return Verdict(Plain(factors), weights, noise)
-    layers = [of_all_classes(values, choices, classes) if values.any() else None for values in sample.swapaxes(0, 1)]
     few = slice(None, None, -(-len(given) // FEW))
+    some, of_some = evidence[rows][few].astype(np.float32), choices[few]
     alone = [None if x is None else unmixed(x[few], given[few], classes) for x in layers]
     rates = np.array([np.nan if found is None else found.rate for found in alone])
     first = _Sample(_under_clouds(alone, layers, choices), choices)
@@ -115,11 +115,11 @@ def verdict(evidence: np.ndarray, candidates: np.ndarray, classes: int, paramete
     weights = last.weights(honest)
     combined = last.combined(weights)
     against = float((combined[:, 1:].max(1) > 0).mean())
-    once_more = last.unmixed(last.agreed, classes)
-    found = forward(sample[few], choices[few], evidence.shape[1] - 1, classes, parameters)
-    rate = math.sqrt(together.rate * once_more.rate)
-    if _explains(found, sample[few], choices[few], alone):
+    found = forward(some, of_some, evidence.shape[1] - 1, classes, parameters, patient=False)
+    if _explains(found, some, of_some, alone):
         rate = found.noise.rate
+    else:
+        rate = math.sqrt(together.rate * last.unmixed(last.agreed, classes).rate)
     noise = _noise(together, rate, against, candidates[:, 0], found.noise.layers)
     clouds = tuple(None if found is None else found.clouds for found in again)
     weighing = Recast(clouds, last.factors(weights), classes)
@@ -140,6 +140,12 @@ def _explains(found: Estimate, evidence: np.ndarray, candidates: np.ndarray, alo
     by_clouds = np.mean([likelihood(alone[layer], x, given) for layer, x in zip(used, dense, strict=True)])
     more = (classes - 1) * (classes - 2) + classes * (classes - 1) / 2  # parameters: centres and shape, less biases
     return found.likelihood >= by_clouds - more / len(given)
+
+
+def _by_layer(evidence: np.ndarray, candidates: np.ndarray, classes: int) -> list[np.ndarray | None]:
+    """Evidence (n, classes) of each layer for all classes, None of one that says nothing."""
+    layers = evidence.astype(np.float32).swapaxes(0, 1)
+    return [of_all_classes(values, candidates, classes) if values.any() else None for values in layers]
 
 
 class _Sample:
