@@ -137,8 +137,8 @@ def _basis(count: int) -> np.ndarray:
 
 
 def _fit(evidence: np.ndarray, given: np.ndarray, classes: int, known: np.ndarray | None) -> Unmixed:
-    present, label = np.unique(given, return_inverse=True)
-    own = (np.arange(len(present))[:, None] == label).astype(np.float32)
+    present = np.flatnonzero(np.bincount(given, minlength=classes))
+    own = (present[:, None] == given).astype(np.float32)
     freedom, steps, temper = (part[known is not None] for part in (FREEDOM, STEPS, (1.0, TEMPER)))
     x = coordinates(evidence, present)
     d, n = x.shape
