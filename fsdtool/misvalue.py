@@ -117,9 +117,9 @@ def find_misvalued(
     unsure = high - low > WIDE
     if unsure:
         log.warning(
-            f"the share of wrong targets cannot be told: {rate:.1%} is the likeliest, but {low:.1%} to {high:.1%} "
-            "explain the residuals nearly as well, since right targets lie off by almost as much as wrong ones would; "
-            "trust the order more than the flags"
+            f"the share of wrong targets cannot be told: {rate:.1%} is the likeliest, but it may be {low:.1%} to "
+            f"{high:.1%}, since right targets lie off by almost as much as wrong ones would; trust the order more than "
+            "the flags"
         )
     probability = np.stack([found.probability for found in judged], 1)
     distance = np.stack([found.distance for found in judged], 1)  # breaks ties: scores are the same over stretches

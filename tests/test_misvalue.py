@@ -14,6 +14,7 @@ from conftest import perceptron
 
 from fsdtool import outliers as outliers_module
 from fsdtool import residuals as module
+from fsdtool import wrongkinds as kinds_module
 from fsdtool.cli import main
 from fsdtool.errors import FsdtoolError
 from fsdtool.features import FeatureStore
@@ -362,7 +363,7 @@ def test_the_density_of_right_residuals_and_its_slope_are_those_of_sums(step, nu
 
 
 @pytest.mark.parametrize("step", [0.0, 0.5])
-def test_the_densities_of_wrong_targets_add_up_to_one(step):
+def test_the_densities_of_wrong_targets_add_up_to_one(monkeypatch, step):
     generator = np.random.default_rng(0)
     target = generator.normal(size=40_000)
     target = (target / step).round() * step if step else target
@@ -373,9 +374,11 @@ def test_the_densities_of_wrong_targets_add_up_to_one(step):
         density = found[name][first[middle]]
         total = density.sum() * step if step else np.trapezoid(density, values[middle])
         assert float(total) == pytest.approx(1, abs=0.05)
-    residual = np.linspace(-40, 40, 4001)
+    monkeypatch.setattr(kinds_module, "spread", lambda values: 1.0)
+    monkeypatch.setattr(kinds_module, "robust_unit", lambda values: 1.0)
+    residual = np.linspace(-20, 20, 4001)
     for name in ("off", "farther"):
-        assert float(kinds(np.zeros(4001), residual, 0.0)[name].sum() * 0.02) == pytest.approx(1, abs=0.05)
+        assert float(kinds(np.zeros(4001), residual, 0.0)[name].sum() * 0.01) == pytest.approx(1, abs=0.02)
 
 
 def test_values_made_to_rise_are_the_nearest_that_do():
@@ -501,13 +504,45 @@ def test_thresholds_limits_and_words_are_those_of_targets(wrong, capsys, tmp_pat
     assert main(["find-mislabeled", path, "--max-flagged", "2"]) == 1
     err = capsys.readouterr().err
     assert f"{flagged} of 400 targets are flagged (score above 0.5)" in err
-    assert "estimated share of wrong targets: " in err
+    low, high = find_misvalued(wrong[0]).between
+    assert f"({low:.1%} to {high:.1%} with other tails)" in err.split("estimated share of wrong targets: ")[1]
     assert f"warning: {flagged} targets are flagged, more than --max-flagged 2" in err
     assert main(["find-mislabeled", path, "--max-rate", "0.5", "-q"]) == 0
     (tmp_path / "ids").write_text("3\n4\n")
     assert {row["id"] for row in rows_of(capsys, path, "--all", "--ids", tmp_path / "ids")} == {3, 4}
     main(["find-mislabeled", path, "--top", "1", "--format", "github", "-q"])
     assert capsys.readouterr().out.startswith("::warning title=fsdtool find-mislabeled::the target ")
+
+
+@pytest.mark.parametrize("noise", [0.05, 2.0])
+def test_a_share_that_cannot_be_told_is_said_with_its_range(summarized, capsys, tmp_path, noise):
+    generator = np.random.default_rng(0)
+    x, y = draw(400, 3)
+    y += noise * generator.normal(size=y.shape).astype(np.float32)
+    y[:20] = generator.permutation(y)[:20]
+    summary = summarized(perceptron(3, 16, 1), x, y, task="regression")
+    found = find_misvalued(summary)
+    low, high = found.between
+    assert low <= found.noise_rate <= high
+    assert low <= 0.05 <= high
+    assert found.contradicted is (high - low > 0.1) is (noise > 1)
+    capsys.readouterr()
+    assert main(["find-mislabeled", str(summary.path), "--report", f"{tmp_path}/page.html", "-q"]) == 0
+    said = f"cannot be told: {found.noise_rate:.1%} is the likeliest, but it may be {low:.1%} to {high:.1%}, since"
+    assert capsys.readouterr().err.count(said) == found.contradicted
+    text = (tmp_path / "page.html").read_text()
+    assert f"; {low:.1%} to {high:.1%} with other tails" in text
+    assert ("The share of wrong targets cannot be told" in text) is found.contradicted
+
+
+def test_the_standard_error_is_that_of_the_example(wrong):
+    summary = wrong[0]
+    found = find_misvalued(summary, everything=True)
+    target, residual = summary.records.read("target"), summary.records.read("residual")
+    scales = np.stack([outliers(target[:, o], residual[:, o]).scale for o in range(2)], 1)
+    rows = {row["id"]: row for row in found.rows()}
+    for i in (0, 17, 399):
+        assert rows[i]["standard_error"] == pytest.approx(scales[i, rows[i]["output"]])
 
 
 def test_the_page_of_a_regression_leaves_out_what_has_no_meaning(wrong, capsys, tmp_path):
