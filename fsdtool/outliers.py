@@ -12,7 +12,7 @@ numbers or have another step d, the first density is averaged over r - d/2 ... r
 nu and the hypothesis are those of the greatest likelihood.  They are not known for sure, and no data tell whether the
 last far residuals are tails or errors.  So the share has a range: from the least share under any nu and any
 hypothesis to the greatest under any nu and those hypotheses that explain the targets about as well as the best, each
-two standard errors farther.
+two standard errors farther.  Where the smallest nu is the likeliest, tails may be heavier still, and 2 and 1 count too.
 
 The probability that a target is wrong is the second term over the sum, made to rise with |r| / s(f) by isotonic
 regression, which keeps the sum: how far a target lies off, in units of what is usual there, is what ranks it.
@@ -30,12 +30,13 @@ from fsdtool.wrongkinds import kinds, student
 
 TAILS = (3.0, 4.0, 6.0, 10.0)  # degrees of freedom
 LIGHTEST = math.inf  # for the range alone: under normal residuals all that lies far off would be wrong
+HEAVIER = (1.0, 2.0)  # for the range alone, where the heaviest of the tails is the likeliest
 STEPS = 300
 SETTLED = 1e-5  # change of the share in the last step
 LARGEST_SHARE = 0.5
 FEW = 20.0  # right targets that are counted as seen beforehand: of shares that explain as much, the smaller one
 AS_WELL = 7.0  # nats, by which a hypothesis may be worse than the best
-KNOTS, STIFF = 5, 500.0  # of the scale: 1 / variance of the difference between neighbouring log-scales
+KNOTS, STIFF = 5, 200.0  # of the scale: 1 / variance of the difference between neighbouring log-scales
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(7)
 COARSE = 0.1  # of the scale: a smaller step of the targets is none
 SAMPLE = 8192  # examples from which the components are told
@@ -72,13 +73,18 @@ def outliers(target: np.ndarray, residual: np.ndarray) -> Outliers:
     fits = {(kind, nu): _fit(sample, g[rows], nu) for kind, g in wrong.items() for nu in (*TAILS, LIGHTEST)}
     kind, nu = max((key for key in fits if key[1] != LIGHTEST), key=lambda key: fits[key].likelihood)
     best = fits[kind, nu]
+    if nu == TAILS[0]:
+        fits |= {(kind, heavier): _fit(sample, g[rows], heavier) for kind, g in wrong.items() for heavier in HEAVIER}
     right = _Right(centred, hats, step, unit)
     scale = right.scale(best.theta)
     each = best.share * wrong[kind]
     each = each / (each + (1 - best.share) * right.density(scale, nu)[0] + 1e-300)
     distance = np.abs(centred) / scale
     probability = _rising(each, distance)
-    return Outliers(probability, distance, scale, best.share, _range(fits, best), best.settled)
+    low, high = _range(fits, best)
+    if not middle(np.abs(centred)):
+        low = 0.0  # most residuals are zero and show no scale: the others may be what is usual of them
+    return Outliers(probability, distance, scale, best.share, (low, high), best.settled)
 
 
 @dataclass(frozen=True)

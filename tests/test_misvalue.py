@@ -298,6 +298,18 @@ def test_the_range_is_wide_where_wrong_values_lie_no_farther_off():
     assert high > 0.1
 
 
+@pytest.mark.parametrize("tail", [1, 2])
+def test_the_range_of_very_heavy_tails_without_wrong_values_begins_at_zero(tail):
+    target, residual, _ = mixture("any", 1000, 0.0, scale=0.1, tail=tail)
+    assert outliers(target, residual).between[0] == 0
+
+
+def test_the_range_begins_at_zero_where_most_residuals_are_zero():
+    generator = np.random.default_rng(0)
+    target = np.where(generator.random(500) < 0.6, 0, generator.exponential(size=500))
+    assert outliers(target, target).between[0] == 0
+
+
 @pytest.mark.parametrize("grades", [0.5, 1.0])
 def test_rounded_targets_are_no_wrong_ones(grades):
     clean = mixture("any", 3000, 0.0, scale=0.4, tail=0, grades=grades)
