@@ -33,11 +33,11 @@ LIGHTEST = math.inf  # for the range alone: under normal residuals all that lies
 HEAVIER = (1.0, 2.0)  # for the range alone, where the heaviest of the tails is the likeliest
 STEPS = 300
 SETTLED = 1e-5  # change of the share in the last step
-LARGEST_SHARE = 0.5
+LEAST_SHARE, LARGEST_SHARE = 1e-3, 0.5  # the share that a fit begins with, and of all
 FEW = 20.0  # right targets that are counted as seen beforehand: of shares that explain as much, the smaller one
 AS_WELL = 7.0  # nats, by which a hypothesis may be worse than the best
 KNOTS, STIFF = 5, 200.0  # of the scale: 1 / variance of the difference between neighbouring log-scales
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(7)
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(5)
 COARSE = 0.1  # of the scale: a smaller step of the targets is none
 SAMPLE = 8192  # examples from which the components are told
 WIDEST = 4.0  # of a log-scale in units of the robust spread: most residuals may be zero
@@ -70,11 +70,17 @@ def outliers(target: np.ndarray, residual: np.ndarray) -> Outliers:
     hats = _hats(target - residual)
     rows = np.linspace(0, len(target) - 1, min(len(target), SAMPLE)).round().astype(int)
     sample = _Right(centred[rows], hats[rows], step, unit)
-    fits = {(kind, nu): _fit(sample, g[rows], nu) for kind, g in wrong.items() for nu in (*TAILS, LIGHTEST)}
+    fits: dict[tuple[str, float], _Fit] = {}
+    for kind, g in wrong.items():
+        found = None
+        for nu in (*TAILS, LIGHTEST):
+            found = fits[kind, nu] = _fit(sample, g[rows], nu, found)
     kind, nu = max((key for key in fits if key[1] != LIGHTEST), key=lambda key: fits[key].likelihood)
     best = fits[kind, nu]
     if nu == TAILS[0]:
-        fits |= {(kind, heavier): _fit(sample, g[rows], heavier) for kind, g in wrong.items() for heavier in HEAVIER}
+        fits |= {
+            (k, heavier): _fit(sample, g[rows], heavier, fits[k, nu]) for k, g in wrong.items() for heavier in HEAVIER
+        }
     right = _Right(centred, hats, step, unit)
     scale = right.scale(best.theta)
     each = best.share * wrong[kind]
@@ -118,10 +124,10 @@ class _Right:
         return density, (parts * slope).sum(1) / density
 
 
-def _fit(right: _Right, wrong: np.ndarray, nu: float) -> _Fit:
-    """Share and theta of greatest likelihood, given the density of wrong targets (n,)."""
-    hats = right.hats
-    theta, share, settled = np.zeros(hats.shape[1]), 0.05, False
+def _fit(right: _Right, wrong: np.ndarray, nu: float, near: _Fit | None) -> _Fit:
+    """Share and theta of greatest likelihood, given the density of wrong targets (n,), beginning with `near`."""
+    hats, settled = right.hats, False
+    theta, share = (np.zeros(hats.shape[1]), 0.05) if near is None else (near.theta, max(near.share, LEAST_SHARE))
     stiff = _stiffness(hats.shape[1])
     information = 2.0 if math.isinf(nu) else 2 * nu / (nu + 3)
     for _ in range(STEPS):
