@@ -69,18 +69,8 @@ def outliers(target: np.ndarray, residual: np.ndarray) -> Outliers:
     wrong = kinds(target, centred, step)
     hats = _hats(target - residual)
     rows = np.linspace(0, len(target) - 1, min(len(target), SAMPLE)).round().astype(int)
-    sample = _Right(centred[rows], hats[rows], step, unit)
-    fits: dict[tuple[str, float], _Fit] = {}
-    for kind, g in wrong.items():
-        found = None
-        for nu in (*TAILS, LIGHTEST):
-            found = fits[kind, nu] = _fit(sample, g[rows], nu, found)
-    kind, nu = max((key for key in fits if key[1] != LIGHTEST), key=lambda key: fits[key].likelihood)
+    fits, (kind, nu) = _fits(_Right(centred[rows], hats[rows], step, unit), {k: g[rows] for k, g in wrong.items()})
     best = fits[kind, nu]
-    if nu == TAILS[0]:
-        fits |= {
-            (k, heavier): _fit(sample, g[rows], heavier, fits[k, nu]) for k, g in wrong.items() for heavier in HEAVIER
-        }
     right = _Right(centred, hats, step, unit)
     scale = right.scale(best.theta)
     each = best.share * wrong[kind]
@@ -122,6 +112,20 @@ class _Right:
         slope = z**2 - 1 if math.isinf(nu) else (nu + 1) * z**2 / (nu + z**2) - 1
         density = parts.sum(1) + 1e-300
         return density, (parts * slope).sum(1) / density
+
+
+def _fits(right: _Right, wrong: dict[str, np.ndarray]) -> tuple[dict[tuple[str, float], _Fit], tuple[str, float]]:
+    """The fits by hypothesis and nu, given the density (n,) of wrong targets under each, and which is the likeliest."""
+    fits: dict[tuple[str, float], _Fit] = {}
+    for kind, density in wrong.items():
+        found = None
+        for nu in (*TAILS, LIGHTEST):
+            found = fits[kind, nu] = _fit(right, density, nu, found)
+    likeliest = max((key for key in fits if key[1] != LIGHTEST), key=lambda key: fits[key].likelihood)
+    if likeliest[1] == TAILS[0]:
+        for kind, density in wrong.items():
+            fits |= {(kind, nu): _fit(right, density, nu, fits[kind, TAILS[0]]) for nu in HEAVIER}
+    return fits, likeliest
 
 
 def _fit(right: _Right, wrong: np.ndarray, nu: float, near: _Fit | None) -> _Fit:
