@@ -81,6 +81,11 @@ class Mislabeled:
     contradicted: bool = False
 
     @property
+    def between_by(self) -> str:
+        """What the ends of the range differ by, in words."""
+        return "with those near class boundaries" if self.ambiguous else "by single layers"
+
+    @property
     def noise_rate(self) -> float | None:
         """The estimated share of wrong labels."""
         return None if self.noise is None else self.noise.rate

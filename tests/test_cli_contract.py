@@ -141,7 +141,9 @@ def calls(install) -> Calls:
     install("inspection", inspect_rows=calls.answer("inspect_rows", ([("examples", "100")], PARTS)))
     install(
         "mislabel",
-        find_mislabeled=calls.answer("find_mislabeled", rows_of(MISLABELED, flagged=2, judged=100, noise_rate=0.03)),
+        find_mislabeled=calls.answer(
+            "find_mislabeled", rows_of(MISLABELED, flagged=2, judged=100, noise_rate=0.03, between=None)
+        ),
     )
     install(
         "influence",
@@ -697,7 +699,8 @@ def rows():
 
 catalogue, mislabel = ModuleType("fsdtool.catalogue"), ModuleType("fsdtool.mislabel")
 catalogue.open_catalogue = lambda path: SimpleNamespace(task="classification", records=None, fit=None)
-mislabel.find_mislabeled = lambda *a, **k: SimpleNamespace(rows=rows, flagged=5, judged=200_000, noise_rate=0.03)
+found = SimpleNamespace(rows=rows, flagged=5, judged=200_000, noise_rate=0.03, between=None)
+mislabel.find_mislabeled = lambda *a, **k: found
 sys.modules.update({"fsdtool.catalogue": catalogue, "fsdtool.mislabel": mislabel})
 from fsdtool.cli import main
 sys.exit(main(["find-mislabeled", "s.h5", *sys.argv[1:]]))

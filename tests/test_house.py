@@ -19,8 +19,8 @@ sources scaling repeatability datasets fitting
 activations infer spellings graph logits nodes translate trace frozen
 spectra moments components sums budget propagate simulate outputs gradients metrics curvature anchors
 distance_forms distance_calibration
-agreement labelpairs noise posterior unmixing verdict discriminant records features gaussians evidence outliers
-residuals trajectory
+agreement labelpairs noise posterior unmixing verdict discriminant records features gaussians evidence spreads wrongkinds
+outliers residuals trajectory
 networkfile summary writer influence_calibration evidencefile headonly sweep record_curvature run_calibration
 summarize fsd penalty
 examples ranking screening matrix candidates krylov response influence misvalue mislabel stacking judge inspection
