@@ -25,11 +25,11 @@ networkfile summary writer influence_calibration evidencefile headonly sweep rec
 summarize fsd penalty
 examples ranking screening matrix candidates krylov response influence misvalue mislabel stacking judge inspection
 checks report noisefile options inputs answers markup charts page thumbnails review
-command_summarize command_mislabeled command_influence command_fsd commands cli demo
+exits demo command_summarize command_mislabeled command_influence command_fsd commands cli
 """
 ORDER = re.findall(r"\w+", ROOMS)
-# Imported inside a function: the demo runs commands, and is one; `load(path).penalty` is a method of what load returns.
-LATER = {("commands", "demo"), ("summary", "penalty")}
+# Imported inside a function: `load(path).penalty` is a method of what load returns.
+LATER = {("summary", "penalty")}
 ANYWHERE = {"__init__", "__main__"}
 FOLDER = Path(fsdtool.__file__).parent
 
