@@ -15,7 +15,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -31,6 +30,7 @@ from fsdtool.graph import Graph
 from fsdtool.metrics import metrics_of
 from fsdtool.moments import GateStatistics, InputStatistics, OutputSample, Statistics
 from fsdtool.networkfile import read_names, read_network
+from fsdtool.penalty import Penalty
 from fsdtool.preprocessing import Preprocessing
 from fsdtool.trace import FULL, LAST_LAYER
 
@@ -80,7 +80,7 @@ class Summary(Catalogue):
     parameters: dict[str, Tensor] | None
     anchors: Anchors | None = None
     distance_calibration: DistanceCalibration | None = None
-    _penalties: dict[tuple[object, ...], Any] = field(default_factory=dict, repr=False, compare=False)
+    _penalties: dict[tuple[object, ...], Penalty] = field(default_factory=dict, repr=False, compare=False)
 
     def penalty(
         self,
@@ -100,12 +100,24 @@ class Summary(Catalogue):
         summary's pseudo-inputs, which sees that training moves the gates and served continual learning better.
         Raises FsdtoolError for a module that is not the network summarized, or a summary without weights.
         """
-        from fsdtool.penalty import Penalty
-
         device = next(model.parameters()).device
         settings = (metric, form, gates, seed, device)
         if settings not in self._penalties:
-            self._penalties[settings] = Penalty(self, metric=metric, form=form, gates=gates, seed=seed, device=device)
+            identity = self.identity
+            self._penalties[settings] = Penalty(
+                identity.graph,
+                self.parameters,
+                self.statistics,
+                self.anchors,
+                identity.shapes,
+                task=self.task,
+                source=self.path,
+                metric=metric,
+                form=form,
+                gates=gates,
+                seed=seed,
+                device=device,
+            )
         return self._penalties[settings](model, batch)
 
     @property
