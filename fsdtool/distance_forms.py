@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from fsdtool.anchors import FEWEST, FEWEST_PROJECTED, AnchoredOutputs, Anchors
+from fsdtool.component_laws import Statistics
 from fsdtool.errors import FsdtoolError
 from fsdtool.graph import Graph, Parameters
 from fsdtool.metrics import measure
-from fsdtool.moments import Statistics
 from fsdtool.outputs import OutputCoupling
 from fsdtool.progress import Track, silent
 from fsdtool.propagate import closed_form

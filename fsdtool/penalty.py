@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from fsdtool.anchors import Anchors
+from fsdtool.component_laws import Statistics
 from fsdtool.computed import plain_values
 from fsdtool.distance_forms import CLOSED, choose_form, output_hessian
 from fsdtool.errors import FsdtoolError
 from fsdtool.graph import Graph, Parameters
 from fsdtool.matching import match_state
 from fsdtool.metrics import check_metric, measure, metrics_of
-from fsdtool.moments import Statistics
 from fsdtool.propagate import closed_form
 from fsdtool.simulate import COUPLED, INDEPENDENT, MOVING, Simulation, Tape
 

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from fsdtool import hdf5
 from fsdtool.anchors import Anchors
 from fsdtool.catalogue import FLOATS, Catalogue, Records, identity_part, read_catalogue, summary_file
+from fsdtool.component_laws import GateStatistics, InputStatistics, OutputSample, Statistics
 from fsdtool.curvature import MEASURED, SIMULATED, BlockCurvature
 from fsdtool.distance_calibration import DistanceCalibration
 from fsdtool.graph import Graph
 from fsdtool.metrics import metrics_of
-from fsdtool.moments import GateStatistics, InputStatistics, OutputSample, Statistics
 from fsdtool.networkfile import read_names, read_network
 from fsdtool.penalty import Penalty
 from fsdtool.preprocessing import Preprocessing

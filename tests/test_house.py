@@ -17,13 +17,15 @@ losses fit catalogue selfinfluence
 npyfiles h5files arrays imagefolders imagefiles tables csvtables parquet items huggingface
 sources scaling repeatability datasets fitting
 activations infer spellings graph logits nodes translate trace frozen
-spectra moments components sums budget propagate simulate outputs gradients metrics curvature anchors
+spectra component_laws moments components sums budget propagate simulate outputs gradients metrics curvature anchors
 distance_forms distance_calibration penalty
 agreement noise posterior unmixing verdict discriminant records features gaussians evidence outliers residuals
 trajectory
-networkfile summary writer data_like influence_calibration evidencefile headonly sweep record_curvature run_calibration
+networkfile summary writer data_like influence_calibration evidencefile headonly recording finite sweep
+record_curvature run_calibration
 summarize fsd
-examples ranking screening matrix candidates krylov response influence misvalue mislabel stacking judge inspection
+examples ranking screening matrix candidates krylov response query_solves influence misvalue mislabel stacking judge
+inspection
 checks report noisefile options inputs answers markup charts page thumbnails review
 exits demo command_summarize command_mislabeled command_influence command_fsd commands cli
 """
