@@ -95,7 +95,8 @@ class Summary(Catalogue):
         """The function space distance of a live module from the summarized checkpoint: a scalar with gradients.
 
         For training loops: `loss + strength * summary.penalty(model)`.  Over `batch` pseudo-samples of the summary,
-        others at each call, or exactly with form 'closed'; metrics as in fsdtool.fsd.  Batch norm counts in eval form.
+        others at each call, or exactly with form 'closed'.  Batch norm counts in eval form.
+        metric: one of fsdtool.metrics.
         gates: 'coupled' or 'independent' gates of the reference (LAFTR), or 'own': both networks run as they are on the
         summary's pseudo-inputs, which sees that training moves the gates and served continual learning better.
         Raises FsdtoolError for a module that is not the network summarized, or a summary without weights.
