@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from fsdtool.anchors import AnchoredOutputs, Anchors
+from fsdtool.component_laws import Statistics
 from fsdtool.graph import Graph, Parameters
 from fsdtool.losses import loss
 from fsdtool.memory import BatchSize
 from fsdtool.metrics import measure, metrics_of
-from fsdtool.moments import Statistics
 
 EXAMPLES, SHARE = 1024, 0.05  # measured on: at most so many, and at most this share of the data
 FEWEST_EXAMPLES = 128

@@ -16,8 +16,8 @@ from itertools import islice
 import numpy as np
 
 from fsdtool import __version__
+from fsdtool.data_like import load_like
 from fsdtool.errors import FsdtoolError
-from fsdtool.inputs import load_like
 from fsdtool.markup import count
 from fsdtool.mislabel import Mislabeled
 from fsdtool.misvalue import Misvalued

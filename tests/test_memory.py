@@ -21,6 +21,7 @@ from fsdtool import (
     influence,
     moments,
     penalty,
+    recording,
     screening,
     simulate,
     sweep,
@@ -95,7 +96,7 @@ PLACES = {
     "gates": (moments.GateMoments, "update", lambda self, s, component: len(s)),
     "inputs": (moments.CentredMoments, "update", lambda self, x, component: len(x)),
     "outputs": (moments.OutputReservoir, "update", lambda self, logits, component: len(logits)),
-    "records": (sweep._GradientRecords, "run", lambda self, signal, *rest: len(signal)),
+    "records": (recording.GradientRecords, "run", lambda self, signal, *rest: len(signal)),
     "loss": (sweep, "loss", lambda task, logits, y: len(y)),
 }
 
@@ -159,7 +160,7 @@ def test_a_failed_attempt_draws_nothing():
 
 def test_the_pass_goes_on_from_the_batch_that_failed(summarized, monkeypatch):
     seen = []
-    original = sweep._GradientRecords.run
+    original = recording.GradientRecords.run
 
     def run(self, signal, y, rows, observe):
         seen.append((rows.start, rows.stop))
@@ -167,7 +168,7 @@ def test_the_pass_goes_on_from_the_batch_that_failed(summarized, monkeypatch):
             raise ERRORS["cuda"]
         return original(self, signal, y, rows, observe)
 
-    monkeypatch.setattr(sweep._GradientRecords, "run", run)
+    monkeypatch.setattr(recording.GradientRecords, "run", run)
     summarized(perceptron(4, 8, 3), *gaussian_classes(60, 4, 3), batch_size=20)
     assert seen == [(0, 20), (20, 40), (40, 60), (40, 50), (40, 45), (45, 50), (50, 55), (55, 60)]
 
@@ -194,7 +195,7 @@ def test_a_network_that_not_even_one_example_fits_into_leaves_the_old_file(tmp_p
     def run(*arguments):
         raise ERRORS["cpu"]
 
-    monkeypatch.setattr(sweep._GradientRecords, "run", run)
+    monkeypatch.setattr(recording.GradientRecords, "run", run)
     torch.save(perceptron(4, 8, 3).state_dict(), tmp_path / "n.pt")
     (tmp_path / "n.py").write_text(
         "from torch import nn\ndef f(): return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))\n"
