@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fsdtool.component_laws import InputStatistics, Statistics
 from fsdtool.graph import Graph, Parameters
 from fsdtool.memory import BatchSize
-from fsdtool.moments import InputStatistics, Statistics
 from fsdtool.tasks.task import Task
 
 FEWEST_KEPT, MOST_KEPT = 512, 8192

@@ -12,11 +12,11 @@ import typer
 from fsdtool import report
 from fsdtool.answers import check_ids_only, talk, write
 from fsdtool.checks import Checks
+from fsdtool.data_like import load_like
 from fsdtool.errors import ExitStatus, FsdtoolError
 from fsdtool.inputs import (
     check_model_options,
     check_output,
-    load_like,
     network_of,
     refuse_options,
     rows_named,
@@ -217,10 +217,9 @@ def find_mislabeled_command(
     write(found.rows(), columns, format, ids_only, _mislabeled_checks(threshold, columns, kind))
     log.info(f"{found.flagged} of {found.judged} {kind}s are flagged (score above {threshold:g})")
     if found.noise_rate is not None:
-        between = getattr(found, "between", None)
-        how = "with those near class boundaries" if getattr(found, "ambiguous", False) else "by single layers"
-        by_one = f" ({between[0]:.1%} to {between[1]:.1%} {how})" if between else ""
-        log.info(f"estimated share of wrong {kind}s: {found.noise_rate:.1%}{by_one}")
+        low, high = found.between or (None, None)
+        between = "" if low is None else f" ({low:.1%} to {high:.1%} {found.between_by})"
+        log.info(f"estimated share of wrong {kind}s: {found.noise_rate:.1%}{between}")
     if by_layer:
         weights = zip(found.layers, found.weights.tolist(), strict=True)
         log.info("weights of the layers: " + ", ".join(f"{layer} {weight:.3f}" for layer, weight in weights))

@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fsdtool.component_laws import Statistics
 from fsdtool.gradients import (
     Block,
     Use,
@@ -41,7 +42,6 @@ from fsdtool.gradients import (
     vectors,
 )
 from fsdtool.graph import Graph, Parameters
-from fsdtool.moments import Statistics
 from fsdtool.simulate import Simulation
 from fsdtool.spectra import Axis, SecondMoment, symmetric_eigen
 

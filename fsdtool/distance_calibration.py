@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from fsdtool.anchors import AnchoredOutputs, Anchors
+from fsdtool.component_laws import Statistics
 from fsdtool.graph import Graph, Parameters
 from fsdtool.memory import BatchSize
 from fsdtool.metrics import measure
-from fsdtool.moments import Statistics
 from fsdtool.tasks.task import Task
 
 EXAMPLES, SHARE = 1024, 0.05  # measured on: at most so many, and at most this share of the data

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
+from fsdtool.component_laws import Statistics
 from fsdtool.curvature import BlockCurvature, default_samples
 from fsdtool.errors import FsdtoolError
 from fsdtool.gradients import Block, capture, has_rank_one, vectors
 from fsdtool.graph import Graph, Parameters
-from fsdtool.moments import Statistics
 from fsdtool.simulate import Simulation, Tape
 from fsdtool.spectra import symmetric_eigen
 

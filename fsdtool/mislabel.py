@@ -81,6 +81,11 @@ class Mislabeled:
     contradicted: bool = False
 
     @property
+    def between_by(self) -> str:
+        """What the ends of the range differ by, in words."""
+        return "with those near class boundaries" if self.ambiguous else "by single layers"
+
+    @property
     def noise_rate(self) -> float | None:
         """The estimated share of wrong labels."""
         return None if self.noise is None else self.noise.rate
@@ -194,7 +199,9 @@ def ranked(
     many, noise = judged if like is None else like, said.noise
     if not noise.layers:
         log.warning("no layer tells the classes apart; do not trust the estimated share of wrong labels")
-    combined = said.weighing.combined(many.evidence, many.candidates)
+    combined = said.together
+    if combined is None:
+        combined = said.weighing.combined(many.evidence, many.candidates)
     found = posterior(combined, many.candidates, noise) if found is None else found
     between = None if said.rates is None else (float(np.nanmin(said.rates)), float(np.nanmax(said.rates)))
     contradicted = _contradicted(found.score, combined)

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from fsdtool.features import OUTPUTS, ROWS, FeatureStore
-from fsdtool.outliers import NORMAL_SPREAD, robust_unit
+from fsdtool.spreads import NORMAL_SPREAD, robust_unit
 
 SCALES = (0.25, 0.5, 1.0, 2.0)  # of the kernel, in typical distances between two examples
 FREQUENCIES = 128

@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 
 from fsdtool.activations import Pieces
+from fsdtool.component_laws import GateStatistics, Statistics
 from fsdtool.graph import GateRule, Graph, Parameters, Step, keep_positions, select_maximum
 from fsdtool.memory import BatchSize, undrawn
-from fsdtool.moments import GateStatistics, Statistics
 
 COUPLED, INDEPENDENT, MOVING = "coupled", "independent", "moving"
 BATCH_UNITS = 2**25  # scalars of all steps held per batch of pseudo-samples

@@ -21,6 +21,7 @@ from fsdtool.anchors import ANCHORS_SHARE, AnchorRows, anchor_count
 from fsdtool.budget import plan_statistics
 from fsdtool.catalogue import InfluenceCalibration
 from fsdtool.checkpoints import Checkpoint, apply_checkpoint, tensors_of, tied_names, with_plain_weights
+from fsdtool.component_laws import Statistics
 from fsdtool.computed import computed_weights
 from fsdtool.curvature import MEASURED, SIMULATED, BlockCurvature
 from fsdtool.distance_calibration import DistanceCalibration
@@ -34,7 +35,7 @@ from fsdtool.frozen import check_trained, frozen_names
 from fsdtool.gradients import left_out
 from fsdtool.headonly import digests
 from fsdtool.logits import answer_with, say_link
-from fsdtool.moments import OutputMoments, Statistics
+from fsdtool.moments import OutputMoments
 from fsdtool.progress import Track, silent
 from fsdtool.record_curvature import fix_curvature
 from fsdtool.records import bytes_per_example, self_influence

@@ -11,17 +11,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from fsdtool.component_laws import Statistics
 from fsdtool.components import Assignment
 from fsdtool.errors import FsdtoolError
 from fsdtool.graph import Graph, Step
-from fsdtool.moments import (
-    CentredMoments,
-    GateMoments,
-    OutputMoments,
-    OutputReservoir,
-    Statistics,
-    names_present,
-)
+from fsdtool.moments import CentredMoments, GateMoments, OutputMoments, OutputReservoir, names_present
 from fsdtool.tasks.task import Task
 
 

@@ -24,12 +24,12 @@ from torch import Tensor
 
 from fsdtool.anchors import Anchors, stored
 from fsdtool.catalogue import FORMAT, SCHEMA, InfluenceCalibration
+from fsdtool.component_laws import Statistics
 from fsdtool.curvature import BlockCurvature
 from fsdtool.distance_calibration import DistanceCalibration
 from fsdtool.files import Sibling, Sink, cannot_write
 from fsdtool.fit import Fit
 from fsdtool.graph import Graph
-from fsdtool.moments import Statistics
 from fsdtool.summary import Identity
 
 CHUNK_BYTES = 2**18

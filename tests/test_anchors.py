@@ -13,6 +13,7 @@ from torch import nn
 
 from fsdtool.anchors import AnchorRows, anchor_count, even_rows, expand, met
 from fsdtool.checkpoints import Checkpoint
+from fsdtool.component_laws import InputStatistics
 from fsdtool.datasets import load_dataset
 from fsdtool.distance_calibration import DistanceCalibration, _fit
 from fsdtool.distance_forms import _stratified
@@ -20,7 +21,6 @@ from fsdtool.errors import FsdtoolError
 from fsdtool.fsd import distances
 from fsdtool.graph import Graph
 from fsdtool.metrics import measure, metrics
-from fsdtool.moments import InputStatistics
 
 
 def moved(network: nn.Module, size: float) -> Checkpoint:

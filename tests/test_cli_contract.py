@@ -142,7 +142,9 @@ def calls(install) -> Calls:
     install("inspection", inspect_rows=calls.answer("inspect_rows", ([("examples", "100")], PARTS)))
     install(
         "mislabel",
-        find_mislabeled=calls.answer("find_mislabeled", rows_of(MISLABELED, flagged=2, judged=100, noise_rate=0.03)),
+        find_mislabeled=calls.answer(
+            "find_mislabeled", rows_of(MISLABELED, flagged=2, judged=100, noise_rate=0.03, between=None)
+        ),
     )
     install(
         "influence",
@@ -627,9 +629,9 @@ def test_inspect(shell):
 
 def test_demo(shell, calls):
     assert shell("demo") == (0, "", "")
-    assert calls["run"] == ((Path("fsdtool-demo"),), {})
+    assert calls["run"][0][0] == Path("fsdtool-demo")
     shell("demo", "here")
-    assert calls["run"] == ((Path("here"),), {})
+    assert calls["run"][0][0] == Path("here")
 
 
 # From an exception to an exit code
@@ -699,7 +701,8 @@ def rows():
 
 catalogue, mislabel = ModuleType("fsdtool.catalogue"), ModuleType("fsdtool.mislabel")
 catalogue.open_catalogue = lambda path: SimpleNamespace(task=task_of("classification"), records=None, fit=None)
-mislabel.find_mislabeled = lambda *a, **k: SimpleNamespace(rows=rows, flagged=5, judged=200_000, noise_rate=0.03)
+found = SimpleNamespace(rows=rows, flagged=5, judged=200_000, noise_rate=0.03, between=None)
+mislabel.find_mislabeled = lambda *a, **k: found
 sys.modules.update({"fsdtool.catalogue": catalogue, "fsdtool.mislabel": mislabel})
 from fsdtool.cli import main
 sys.exit(main(["find-mislabeled", "s.h5", *sys.argv[1:]]))

@@ -11,13 +11,14 @@ from conftest import gaussian_classes, perceptron
 from torch import nn
 from torch.func import functional_call, jacrev
 
+from fsdtool.component_laws import InputStatistics, Statistics
 from fsdtool.curvature import BlockCurvature, allot, curvature, default_samples
 from fsdtool.datasets import load_dataset
 from fsdtool.gradients import blocks
 from fsdtool.graph import Graph, Parameters
 from fsdtool.influence import influence
 from fsdtool.inspection import inspect_rows
-from fsdtool.moments import CentredMoments, GateMoments, InputStatistics, OutputMoments, Statistics
+from fsdtool.moments import CentredMoments, GateMoments, OutputMoments
 from fsdtool.propagate import kronecker_factors
 from fsdtool.spectra import Axis
 from fsdtool.tasks.task import task_of

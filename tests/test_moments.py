@@ -8,17 +8,10 @@ import torch
 from torch import nn
 
 from fsdtool.activations import MODULES
+from fsdtool.component_laws import Statistics
 from fsdtool.errors import FsdtoolError
 from fsdtool.graph import Step
-from fsdtool.moments import (
-    CentredMoments,
-    GateMoments,
-    OutputMoments,
-    OutputReservoir,
-    Statistics,
-    names_present,
-    principal_basis,
-)
+from fsdtool.moments import CentredMoments, GateMoments, OutputMoments, OutputReservoir, names_present, principal_basis
 from fsdtool.tasks.task import task_of
 
 COMPONENTS, EXAMPLES, DIMENSIONS = 4, 47, 6

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from test_unmixing import NOISES, relabelled, signals
 
+from fsdtool import verdict as module
 from fsdtool.noise import Noise
 from fsdtool.posterior import posterior
 from fsdtool.stacking import scored, stacked
@@ -170,3 +171,15 @@ def test_where_the_weighing_is_known_the_noise_is_that_of_all_layers_together():
     said = verdict_by(Plain(factors), factors, evidence, candidates, 4, PARAMETERS)
     assert said.noise.rate == pytest.approx((given != true).mean(), rel=0.1)
     assert said.noise.matrix()[2, 0] == pytest.approx(((given == 2) & (true == 0)).sum(), rel=0.1)
+
+
+@pytest.mark.parametrize("sample", [16384, 500])
+def test_evidence_of_all_layers_is_at_hand_where_all_examples_were_fitted(sample, monkeypatch):
+    monkeypatch.setattr(module, "SAMPLE", sample)
+    _, true = signals(1500)
+    evidence, candidates = draw(relabelled(true, NOISES["even"]), true)
+    found = verdict(evidence, candidates, 4, PARAMETERS)
+    assert (found.together is None) == (sample < 1500)
+    if found.together is not None:
+        expected = found.weighing.combined(evidence, candidates)
+        np.testing.assert_allclose(found.together, expected, rtol=1e-4, atol=1e-4)

@@ -136,7 +136,7 @@ class Task(ABC):
         """
         if targets.shape[1] != outputs:
             raise FsdtoolError(
-                f"{source} has {targets.shape[1]} target values per example and the model {outputs} outputs; {remedy}"
+                f"{source} has {targets.shape[1]} target values per example, the model {outputs} outputs; {remedy}"
             )
 
     # The constant answer and the fit beside it: arrays, in float64
