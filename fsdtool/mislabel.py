@@ -208,7 +208,7 @@ def ranked(
     contradicted = _contradicted(found.score, combined)
     if contradicted:
         between = between or _by_layer(many, summary.outputs)
-        _warn(noise, between, found.score, combined)
+        _warn(noise, between, found.score, combined, "" if new else "by one layer alone ")
     against = float((combined[:, 1:].max(1) > 0).mean())
     ambiguous = like is None and not contradicted and noise.rate < EXPLAINED * against
     if ambiguous and not new:
@@ -292,11 +292,11 @@ def _warn_ambiguous(noise: Noise, between: tuple[float, float], against: float) 
     )
 
 
-def _warn(noise: Noise, between: tuple[float, float], score: np.ndarray, combined: np.ndarray) -> None:
+def _warn(noise: Noise, between: tuple[float, float], score: np.ndarray, combined: np.ndarray, how: str) -> None:
     low, high = between
     log.warning(
         f"the estimated share of wrong labels ({noise.rate:.1%}) is contradicted by the layers together: "
         f"their evidence is for the given label of {1 - _supported(score, combined):.0%} of the labels counted as "
-        f"wrong, and by one layer alone the share is {low:.1%} to {high:.1%}; do not trust the flags, and see "
+        f"wrong, and {how}the share is {low:.1%} to {high:.1%}; do not trust the flags, and see "
         "--by-layer: labels with positive margins in most layers are the likelier ones"
     )
