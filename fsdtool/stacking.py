@@ -112,6 +112,8 @@ def scored(combined: np.ndarray, candidates: np.ndarray, noise: Noise) -> Poster
 
 def between(combined: np.ndarray, noise: Noise) -> tuple[float, float]:
     """The least and the largest share of wrong labels, by the combined evidence (N, T) and the noise found in it."""
+    if not noise.layers:  # nothing is known
+        return 0.0, 1.0
     unexplained = _unexplained(combined, noise)
     return max(noise.rate - MISTAKEN * unexplained, 0.0), noise.rate + MISSED * unexplained
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from test_unmixing import NOISES, relabelled, signals
@@ -191,6 +193,7 @@ def test_the_range_is_by_the_labels_that_the_layers_are_against_and_the_noise_le
     assert few.rate == pytest.approx(0.1)
     assert between(combined, few) == pytest.approx((0.1 - MISTAKEN * 0.2, 0.1 + MISSED * 0.2))
     assert between(combined, many) == pytest.approx((0.4, 0.4))  # they are against fewer than are counted as wrong
+    assert between(combined, replace(few, layers=())) == (0, 1)  # no layer tells the classes apart
 
 
 def seen(given: np.ndarray, evidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
