@@ -19,8 +19,8 @@ sources scaling repeatability datasets fitting
 activations infer spellings graph logits nodes translate trace frozen
 spectra component_laws moments components sums budget propagate simulate outputs gradients metrics curvature anchors
 distance_forms distance_calibration penalty
-agreement labelpairs noise posterior unmixing verdict discriminant records features gaussians evidence spreads wrongkinds
-outliers residuals trajectory
+agreement labelpairs noise posterior unmixing verdict discriminant records features gaussians evidence spreads
+wrongkinds outliers residuals trajectory
 networkfile summary writer data_like influence_calibration evidencefile headonly recording finite sweep
 record_curvature run_calibration
 summarize fsd
