@@ -25,9 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fsdtool.component_laws import InputStatistics, Statistics
 from fsdtool.graph import Graph, Parameters
 from fsdtool.memory import BatchSize
-from fsdtool.moments import InputStatistics, Statistics
+from fsdtool.tasks.task import Task
 
 FEWEST_KEPT, MOST_KEPT = 512, 8192
 FEWEST_STORED = 64  # whatever the budget
@@ -162,13 +163,13 @@ class AnchoredOutputs:
         statistics: Statistics,
         anchors: Anchors,
         *,
-        task: str,
+        task: Task,
         device: torch.device,
     ):
         self.graph, self.reference = graph, reference
         self.anchors = anchors.to(device)
         self.inputs = statistics.to(device, torch.float32).input
-        self.meet = task == "classification" and anchors.basis is not None and graph.outputs > 1
+        self.meet = task.has_classes and anchors.basis is not None and graph.outputs > 1
 
     def batches(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """Rows of anchors, with their inputs x~ (batch, ...), outputs f(x~; theta0) and recorded ones (batch, O)."""

@@ -19,7 +19,7 @@ from fsdtool.errors import FsdtoolError, some
 from fsdtool.h5files import H5File
 from fsdtool.npyfiles import CLASS_NAMES_KEY, Entry, NpyFiles, NpzFile
 from fsdtool.readers import ROW_NUMBERS, ArrayReader, Found, Request
-from fsdtool.targets import as_targets, numbered
+from fsdtool.targets import numbered
 
 INPUT_KEYS = ("x", "X", "images", "inputs", "data")
 TARGET_KEYS = ("y", "Y", "labels", "targets", "target")
@@ -52,11 +52,11 @@ def open_arrays(file: ArrayFile | PairedFiles, spec: str, request: Request) -> F
     names = file.class_names(y_key)
     names = None if names is None else [_text(name) for name in np.atleast_1d(names)]
     targets = file.read(y_key)
-    if targets.dtype.kind in "SU" and targets.ndim == 1 and request.task == "classification":
+    if targets.dtype.kind in "SU" and targets.ndim == 1 and request.task.has_classes:
         labels = [_text(label) for label in targets]
         targets, names = numbered(labels, replace(request, class_names=request.class_names or names), spec)
-    converted = as_targets(targets, request.task, ids, request.skip_bad)
-    one_hot = request.task == "classification" and targets.ndim == 2 and targets.shape[1] > 1
+    converted = request.task.targets(targets, ids, request.skip_bad)
+    one_hot = request.task.has_classes and targets.ndim == 2 and targets.shape[1] > 1
     note = "".join(
         (
             f"inputs '{x_key}' {x.dtype} {x.shape} (--x-key), targets '{y_key}' {y.dtype} {y.shape} (--y-key)",

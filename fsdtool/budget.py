@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from fsdtool.graph import Graph, Step, is_convolutional
 from fsdtool.moments import OutputMoments, OutputReservoir
+from fsdtool.tasks.task import Task
 
 log = logging.getLogger("fsdtool")
 
@@ -39,28 +40,28 @@ class StatisticsPlan:
     sampled: int
     anchor_rank: int
 
-    def size(self, graph: Graph, task: str, components: int | None = None) -> int:
+    def size(self, graph: Graph, task: Task, components: int | None = None) -> int:
         """Bytes of the statistics of so many components (None: `count`)."""
         count, inputs, outputs = components or self.count, graph.steps[0].units, graph.outputs
         gates = sum(gate_bytes(graph.steps[i], self.bits) for i in graph.indices("activation"))
-        hessian = 4 * outputs**2 if task == "regression" or outputs <= OutputMoments.LARGEST else 0
+        hessian = 4 * outputs**2 if OutputMoments.keeps(task, outputs) else 0
         basis = 2 * inputs * self.rank if self.rank < inputs else 0
         sample = 0
-        if task == "classification":
+        if not task.quadratic:
             vectors = count * max(self.sampled // (count * outputs), 2)
             sample = vectors * (OUTPUT_BYTES * outputs + COMPONENT_BYTES)
         return count * (gates + 4 * (2 * inputs + self.rank**2) + hessian) + basis + sample
 
 
 def plan_statistics(
-    graph: Graph, task: str, budget: int, components: int | None = None, rank: int | None = None
+    graph: Graph, task: Task, budget: int, components: int | None = None, rank: int | None = None
 ) -> StatisticsPlan:
     """The best plan whose statistics take at most `budget` bytes, or the smallest, which a warning says.
 
-    components: None is one per class (classification) or one (regression).  rank: directions of the input covariance,
+    components: None is one per class, or one where there are none.  rank: directions of the input covariance,
     None to choose.
     """
-    classes = components is None and task == "classification"
+    classes = components is None and task.has_classes
     wanted = graph.outputs if classes else components or 1
     kind = "class" if classes else "cluster" if wanted > 1 else "all"
     if kind == "cluster" and not graph.indices("activation"):
@@ -82,7 +83,7 @@ def plan_statistics(
     return plan
 
 
-def _fewer(plan: StatisticsPlan, graph: Graph, task: str, budget: int) -> StatisticsPlan:
+def _fewer(plan: StatisticsPlan, graph: Graph, task: Task, budget: int) -> StatisticsPlan:
     """The plan with as many components as the budget holds, at least one."""
     low, high = 1, plan.count  # `high` are too many
     while high - low > 1:

@@ -22,7 +22,7 @@ from fsdtool import __version__, hdf5
 from fsdtool.errors import FsdtoolError
 from fsdtool.fields import Fields, is_whole
 from fsdtool.fit import Fit
-from fsdtool.targets import TASKS
+from fsdtool.tasks.task import Task, task_of, tasks
 
 FORMAT = "fsdtool summary"
 SCHEMA = 2  # rises with every change of what is read
@@ -68,7 +68,7 @@ class Catalogue:
     """
 
     path: Path
-    task: str
+    task: Task
     examples: int
     outputs: int
     class_names: tuple[str, ...] | None
@@ -100,8 +100,8 @@ class Catalogue:
         return self.class_names[label] if known else int(label)
 
     def target_name(self, target: np.ndarray) -> int | float | str:
-        """A target as people read it: the class name, or the numbers of a regression."""
-        if self.task == "classification":
+        """A target as people read it: the class name, or numbers."""
+        if self.task.has_classes:
             return self.label_name(int(target))
         return target.item() if target.size == 1 else " ".join(f"{v:.7g}" for v in target.tolist())
 
@@ -165,10 +165,10 @@ class Records:
             raise FsdtoolError(f"'{self._path}' was closed; open it again")
         return self._group
 
-    def check(self, task: str, outputs: int) -> None:
+    def check(self, task: Task, outputs: int) -> None:
         """Raise FsdtoolError unless every dataset has the shape that the rest of the file asks for."""
         n = self.examples
-        if task == "classification":
+        if task.has_classes:
             _, kept = self.dataset("candidates", (n, None), INTEGERS).shape
             self.dataset("evidence", (n, len(self.layers("evidence")), kept), FLOATS)
             if self.parameters().min(initial=0) < 0:
@@ -218,9 +218,10 @@ def summary_file(path: str | Path) -> Iterator[h5py.File]:
 def read_catalogue(file: h5py.File) -> Catalogue:
     """The catalogue of an open file.  Raises FsdtoolError."""
     root, data = identity_part(file, "/"), identity_part(file, "data")
-    task, examples = root.text("task"), data.integer("examples")
-    if task not in TASKS or examples < 1:
-        raise hdf5.unusable(file, f"task '{task}' is not known, or it has no examples")
+    name, examples = root.text("task"), data.integer("examples")
+    if name not in tasks() or examples < 1:
+        raise hdf5.unusable(file, f"task '{name}' is not known, or it has no examples")
+    task = task_of(name)
     outputs = _outputs(file, hdf5.json_in(file, "model/graph"))
     names = None
     if hdf5.has(hdf5.group(file, "data"), "class_names"):
@@ -233,11 +234,11 @@ def read_catalogue(file: h5py.File) -> Catalogue:
     return Catalogue(Path(file.filename), task, examples, outputs, names, spec, records, fit, influence, file)
 
 
-def _read_fit(file: h5py.File, task: str, outputs: int) -> Fit | None:
+def _read_fit(file: h5py.File, task: Task, outputs: int) -> Fit | None:
     if not hdf5.has(file, "calibration") or not hdf5.has(hdf5.group(file, "calibration"), "fit"):
         return None
     group = hdf5.group(file, "calibration/fit")
-    of_targets = outputs if task == "regression" else 0
+    of_targets = outputs if task.quadratic else 0
     lengths = {"r_squared": of_targets, "constant": outputs}
     arrays = {name: hdf5.read(hdf5.dataset(group, name, (n,), FLOATS)) for name, n in lengths.items()}
     return Fit.read(task, hdf5.Attributes(group), arrays)

@@ -13,8 +13,9 @@ import typer
 from fsdtool import report
 from fsdtool.answers import talk, write
 from fsdtool.checks import Checks
+from fsdtool.data_like import load_like
 from fsdtool.errors import ExitStatus, FsdtoolError
-from fsdtool.inputs import load_like, read_checkpoint, rebuild, warn_of_fit
+from fsdtool.inputs import read_checkpoint, rebuild, warn_of_fit
 from fsdtool.options import (
     DATA_HELP,
     MODEL_HELP,

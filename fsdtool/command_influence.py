@@ -10,11 +10,11 @@ import typer
 
 from fsdtool import report
 from fsdtool.answers import check_ids_only, talk, write
+from fsdtool.data_like import load_like
 from fsdtool.errors import FsdtoolError
 from fsdtool.inputs import (
     check_model_options,
     check_output,
-    load_like,
     network_of,
     refuse_options,
     rows_named,

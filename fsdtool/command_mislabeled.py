@@ -12,11 +12,11 @@ import typer
 from fsdtool import report
 from fsdtool.answers import check_ids_only, talk, write
 from fsdtool.checks import Checks
+from fsdtool.data_like import load_like
 from fsdtool.errors import ExitStatus, FsdtoolError
 from fsdtool.inputs import (
     check_model_options,
     check_output,
-    load_like,
     network_of,
     refuse_options,
     rows_named,
@@ -176,10 +176,10 @@ def find_mislabeled_command(
 
     opened = load(summary)
     warn_of_fit(opened)
-    kind = "target" if opened.task == "regression" else "label"
-    if kind == "target" and (by_layer or noise is not None):
+    kind = opened.task.noun
+    if not opened.task.has_classes and (by_layer or noise is not None):
         wanted = "--by-layer" if by_layer else "--noise-matrix"
-        raise FsdtoolError(f"'{summary}' is of a regression, and {wanted} is of class labels; leave it out")
+        raise FsdtoolError(f"'{summary}' is of a {opened.task}, and {wanted} is of class labels; leave it out")
     choice = {"top": top, "everything": everything, "threshold": threshold}
     source = None
     if data is not None:
@@ -199,7 +199,7 @@ def find_mislabeled_command(
             batch_size=batch_size,
             track=report.track,
         )
-    elif kind == "target":
+    elif not opened.task.has_classes:
         from fsdtool.misvalue import find_misvalued
 
         found = find_misvalued(opened, **choice, among=rows_named(opened, ids))
@@ -217,10 +217,9 @@ def find_mislabeled_command(
     write(found.rows(), columns, format, ids_only, _mislabeled_checks(threshold, columns, kind))
     log.info(f"{found.flagged} of {found.judged} {kind}s are flagged (score above {threshold:g})")
     if found.noise_rate is not None:
-        between = getattr(found, "between", None)
-        how = "with those near class boundaries" if getattr(found, "ambiguous", False) else "by single layers"
-        by_one = f" ({between[0]:.1%} to {between[1]:.1%} {how})" if between else ""
-        log.info(f"estimated share of wrong {kind}s: {found.noise_rate:.1%}{by_one}")
+        low, high = found.between or (None, None)
+        between = "" if low is None else f" ({low:.1%} to {high:.1%} {found.between_by})"
+        log.info(f"estimated share of wrong {kind}s: {found.noise_rate:.1%}{between}")
     if by_layer:
         weights = zip(found.layers, found.weights.tolist(), strict=True)
         log.info("weights of the layers: " + ", ".join(f"{layer} {weight:.3f}" for layer, weight in weights))
@@ -245,7 +244,7 @@ def _write_page(
 
 
 def _mislabeled_columns(summary: Catalogue) -> tuple[str, ...]:
-    if summary.task != "regression":
+    if summary.task.has_classes:
         return MISLABELED_COLUMNS
     return (MISVALUED_COLUMNS[0], *(("output",) if summary.outputs > 1 else ()), *MISVALUED_COLUMNS[1:])
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fsdtool import __version__, report
+from fsdtool import __version__, exits, report
 from fsdtool.answers import talk
 from fsdtool.command_fsd import fsd_command
 from fsdtool.command_influence import influence_command
@@ -119,7 +120,7 @@ def demo_command(
 
     from fsdtool.demo import run
 
-    run(folder)
+    run(folder, partial(exits.run, app))
 
 
 def _register(name: str, function: Callable[..., None], short_help: str, findings: str | None = None) -> None:

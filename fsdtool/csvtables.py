@@ -21,7 +21,7 @@ from fsdtool.errors import FsdtoolError, describe
 from fsdtool.imagefiles import PATH_COLUMNS, is_image_path, open_image_list
 from fsdtool.readers import ROW_NUMBERS, ArrayReader, Found, Request
 from fsdtool.tables import Columns, choose_columns, refuse_text, text_ids, text_targets
-from fsdtool.targets import MISSING, as_targets
+from fsdtool.targets import MISSING
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 BLOCK = 2**16  # numbers converted at once
@@ -78,7 +78,7 @@ def _table(lines: Any, columns: Columns, path: Path, request: Request) -> Found:
     row_ids = np.arange(len(y)) if columns.ids is None else text_ids(ids)
     targets, names = text_targets(y, columns, str(path), request, lambda row: f"line {places[row]} of '{path}'")
     return Found(
-        ArrayReader(x, as_targets(targets, request.task, row_ids, request.skip_bad)), row_ids, names, columns.note()
+        ArrayReader(x, request.task.targets(targets, row_ids, request.skip_bad)), row_ids, names, columns.note()
     )
 
 
@@ -97,7 +97,7 @@ def _image_list(lines: Any, columns: Columns, path: Path, request: Request) -> F
     if request.id_key == ROW_NUMBERS:
         row_ids = np.arange(len(files))
     targets, names = text_targets(y, columns, str(path), request, lambda row: f"line {places[row]} of '{path}'")
-    converted = as_targets(targets, request.task, row_ids, request.skip_bad)
+    converted = request.task.targets(targets, row_ids, request.skip_bad)
     return open_image_list(path.parent, files, converted, row_ids, names, columns.names[columns.features[0]], request)
 
 

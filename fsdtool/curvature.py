@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fsdtool.component_laws import Statistics
 from fsdtool.gradients import (
     Block,
     Use,
@@ -41,7 +42,6 @@ from fsdtool.gradients import (
     vectors,
 )
 from fsdtool.graph import Graph, Parameters, is_convolutional
-from fsdtool.moments import Statistics
 from fsdtool.operations import named
 from fsdtool.operations.weighted import Weighted
 from fsdtool.simulate import Simulation
@@ -228,14 +228,13 @@ def _pseudo_gradients(simulation: Simulation, samples: int) -> Iterator[tuple[di
 
 
 def _draw_output(simulation: Simulation, k: int) -> Callable[[Tensor], Tensor]:
-    """The function that draws v ~ N(0, H_k), or v = p - e_y with y ~ p where H_k was too large to keep."""
+    """The function that draws v ~ N(0, H_k), or a drawn gradient where H_k was too large to keep."""
     hessians, generator = simulation.statistics.output_hessian, simulation.generator
+    drawn = simulation.statistics.task.gradient_draw(generator)
 
     def draw(logits: Tensor) -> Tensor:
         if hessians is None:
-            p = torch.softmax(logits, 1)
-            y = torch.multinomial(p, 1, generator=generator)
-            return p.scatter_add(1, y, -torch.ones_like(y, dtype=p.dtype))
+            return drawn(logits)
         values, vectors_ = symmetric_eigen(hessians[k])
         root = vectors_ * values.sqrt().to(logits.dtype)
         return torch.randn(logits.shape, generator=generator, device=logits.device) @ root.T

@@ -25,7 +25,8 @@ from fsdtool.preprocessing import Preprocessing
 from fsdtool.readers import Found, ItemReader, Request, TransformedReader
 from fsdtool.scaling import scale_note
 from fsdtool.sources import DataSource
-from fsdtool.targets import TASKS, corrections, read_labels
+from fsdtool.targets import corrections, read_labels
+from fsdtool.tasks.task import Task, task_of
 
 log = logging.getLogger("fsdtool")
 PAIRED = (".npy", ".npz", ".h5", ".hdf5")
@@ -42,7 +43,7 @@ FILES = {
 def load_dataset(
     spec: str,
     *,
-    task: str = "classification",
+    task: str | Task = "classification",
     preprocessing: Preprocessing | None = None,
     x_key: str | None = None,
     y_key: str | None = None,
@@ -68,8 +69,7 @@ def load_dataset(
     Raises FsdtoolError for a spec that cannot be opened, an empty data set, inputs and targets of different length,
     ids that are not unique, or targets that do not fit the task.
     """
-    if task not in TASKS:
-        raise FsdtoolError(f"there is no task '{task}'; give one of {', '.join(TASKS)}")
+    task = task_of(task)
     preprocessing = preprocessing or Preprocessing()
     wanted = None if class_names is None else [str(name) for name in class_names]
     words = None if missing is None else tuple(missing)
@@ -90,8 +90,8 @@ def load_dataset(
         task=task,
         reader=reader,
         ids=found.ids,
-        class_names=names if task == "classification" else None,
-        relabelling=relabelling if task == "classification" else None,
+        class_names=names if task.has_classes else None,
+        relabelling=relabelling if task.has_classes else None,
         preprocessing=preprocessing,
         corrected=None if labels is None else corrections(read_labels(labels), found.ids, task, names),
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import shlex
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import fsdtool
 from fsdtool import report
 from fsdtool.errors import ExitStatus, FsdtoolError
 
@@ -14,10 +16,13 @@ FILES = ("model.py", "train.npz", "test.npz", "truth.csv", "mlp.pt", "convnet.sa
 NETWORKS = {"mlp": "mlp.pt", "convnet": "convnet.safetensors"}
 
 
-def run(folder: Path) -> None:
-    """Copy the sample data to `folder`, run every command there and say what was found against the known truth."""
+def run(folder: Path, command: Callable[[Sequence[str]], int]) -> None:
+    """Copy the sample data to `folder`, run every command there and say what was found against the known truth.
+
+    command: runs the words of one command line and returns its exit code.
+    """
     _copy(folder)
-    say = _Teller()
+    say = _Teller(command)
     wrong = _wrong_labels(folder / "truth.csv")
     say(f"1,437 handwritten digits, {len(wrong)} of them with a wrong label, and two networks trained on them,")
     say(f"copied to {folder}. The networks have memorised most of the wrong labels.")
@@ -46,7 +51,8 @@ def run(folder: Path) -> None:
 class _Teller:
     """Prints what the demo says, and runs the commands it shows."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: Callable[[Sequence[str]], int]) -> None:
+        self._run = run
         self._quiet = ["--quiet"] if report.talk.quiet else []
 
     def __call__(self, text: str) -> None:
@@ -54,18 +60,16 @@ class _Teller:
 
     def command(self, *words: object) -> None:
         """Run one fsdtool command in this process, after showing it as a shell takes it."""
-        from fsdtool.cli import main
-
         arguments = [str(word) for word in words]
         line = shlex.join(arguments)
         self(f"$ fsdtool {line}")
-        status = main([*arguments, *self._quiet])
+        status = self._run([*arguments, *self._quiet])
         if status != ExitStatus.OK:
             raise FsdtoolError(f"the demo stopped: 'fsdtool {line}' ended with exit code {int(status)}")
 
 
 def _copy(folder: Path) -> None:
-    here = Path(__file__).parent
+    here = Path(fsdtool.__file__).parent
     source = next((p for p in (here / "sample_data", here.parent / "sample_data") if p.is_dir()), None)
     if source is None:
         raise FsdtoolError(f"the sample data is missing beside {here}; install fsdtool again")

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from fsdtool.anchors import AnchoredOutputs, Anchors
+from fsdtool.component_laws import Statistics
 from fsdtool.graph import Graph, Parameters
-from fsdtool.losses import loss
 from fsdtool.memory import BatchSize
-from fsdtool.metrics import measure, metrics_of
-from fsdtool.moments import Statistics
+from fsdtool.metrics import measure
+from fsdtool.tasks.task import Task
 
 EXAMPLES, SHARE = 1024, 0.05  # measured on: at most so many, and at most this share of the data
 FEWEST_EXAMPLES = 128
@@ -79,7 +79,7 @@ def calibrate_anchors(
     signal: Tensor,
     targets: Tensor,
     likely: Tensor | None,
-    task: str,
+    task: Task,
     seed: int,
     batch_size: BatchSize,
     *,
@@ -90,7 +90,7 @@ def calibrate_anchors(
 
     likely: (m,) int64 labels that may be right where the given ones are wrong (None: unknown).
     """
-    names = metrics_of(task)
+    names = tuple(task.metrics)
     if sample.basis is None:
         return DistanceCalibration("examples", 0, 0, dict.fromkeys(names, 1.0), dict.fromkeys(names, 0.0))
     x = signal.reshape(-1, *graph.input_shape)
@@ -115,7 +115,7 @@ def calibrate_simulation(
     signal: Tensor,
     targets: Tensor,
     likely: Tensor | None,
-    task: str,
+    task: Task,
     seed: int,
     batch_size: BatchSize,
     *,
@@ -123,7 +123,7 @@ def calibrate_simulation(
 ) -> DistanceCalibration:
     """The error of distances on pseudo-samples; estimate(others, metrics) gives the summary's own, by metric."""
     x = signal.reshape(-1, *graph.input_shape)
-    by_metric = partial(estimate, metrics=metrics_of(task))
+    by_metric = partial(estimate, metrics=tuple(task.metrics))
     return _calibrate("sampled", graph, reference, x, targets, likely, task, seed, batch_size, by_metric)
 
 
@@ -134,14 +134,14 @@ def _calibrate(
     x: Tensor,
     targets: Tensor,
     likely: Tensor | None,
-    task: str,
+    task: Task,
     seed: int,
     batch_size: BatchSize,
     estimate: Callable[[Sequence[Parameters]], dict[str, list[float]]],
 ) -> DistanceCalibration:
     """estimate(others) gives by metric what the summary says of each."""
     others = list(changes(graph, reference, x, targets, likely, task, seed, batch_size))
-    exact: dict[str, list[float]] = {name: [] for name in metrics_of(task)}
+    exact: dict[str, list[float]] = {name: [] for name in task.metrics}
     with torch.no_grad():
         before = _run(graph, reference, x, batch_size)
         for other in others:
@@ -180,7 +180,7 @@ def changes(
     x: Tensor,
     targets: Tensor,
     likely: Tensor | None,
-    task: str,
+    task: Task,
     seed: int,
     batch_size: BatchSize,
 ) -> Iterator[dict[str, Tensor]]:
@@ -212,7 +212,7 @@ def _descent(
     weights: Sequence[str],
     x: Tensor,
     targets: Tensor,
-    task: str,
+    task: Task,
     batch_size: BatchSize,
     steps: Sequence[int],
 ) -> Iterator[dict[str, Tensor]]:
@@ -223,7 +223,7 @@ def _descent(
             current[name].requires_grad_(True)
 
         def slopes_of(rows: slice, current: dict[str, Tensor] = current) -> tuple[Tensor, ...]:
-            total = loss(task, graph.run(current, x[rows]), targets[rows]).sum()
+            total = task.loss(graph.run(current, x[rows]), targets[rows]).sum()
             return torch.autograd.grad(total, [current[name] for name in weights])
 
         slopes = [sum(parts) for parts in zip(*batch_size.parts(len(x), slopes_of), strict=True)]

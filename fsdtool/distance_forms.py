@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fsdtool.anchors import FEWEST, FEWEST_PROJECTED, AnchoredOutputs, Anchors
+from fsdtool.component_laws import Statistics
+from fsdtool.errors import FsdtoolError
 from fsdtool.graph import Graph, Parameters
-from fsdtool.metrics import measure
-from fsdtool.moments import Statistics
+from fsdtool.metrics import SQUARED_ERROR, measure
 from fsdtool.outputs import OutputCoupling
 from fsdtool.progress import Track, silent
 from fsdtool.propagate import closed_form
-from fsdtool.simulate import MOVING, Simulation
+from fsdtool.simulate import INDEPENDENT, MOVING, Simulation
+from fsdtool.tasks.task import Task
+
+EXAMPLES, SAMPLED, CLOSED = "examples", "sampled", "closed"
 
 SIMULATED_UNITS = 2**28  # scalars of all steps simulated, by default, in all samples together
 FEWEST_SAMPLES, MOST_SAMPLES = 4096, 65536
@@ -40,6 +45,41 @@ class Estimate:
     components: Tensor
 
 
+def choose_form(
+    form: str,
+    metric: str,
+    graph: Graph,
+    statistics: Statistics,
+    anchors: Anchors | None,
+    gates: str | None,
+    *,
+    source: str | Path,
+) -> str:
+    """'examples', 'closed' or 'sampled'.  Raises FsdtoolError where the form asked for does not exist.
+
+    'auto' takes the anchors, which were closest to the true distances on every data set measured.  For independent
+    gates it takes the closed form where that exists: there it is exact.  source: the summary, as an error names it.
+    """
+    obstacles = []
+    if not graph.is_chain():
+        obstacles.append("the network is not a plain chain of fully connected layers")
+    if metric not in ("kl2", "squared_error"):
+        obstacles.append(f"the metric is {metric}, and it knows kl2 and squared_error")
+    if metric == "kl2" and statistics.output_hessian is None:
+        obstacles.append("the summary has no output Hessian (too many outputs)")
+    if form == CLOSED and obstacles:
+        raise FsdtoolError(f"there is no closed form: {'; '.join(obstacles)}; use --form sampled")
+    if form == EXAMPLES and anchors is None:
+        raise FsdtoolError(f"'{source}' keeps no examples (it was written with --no-records); use --form sampled")
+    if form == EXAMPLES and gates is not None:
+        raise FsdtoolError("kept examples have gates of their own; leave out --gates, or use --form sampled")
+    if form != "auto":
+        return form
+    if gates is None and anchors is not None:
+        return EXAMPLES
+    return CLOSED if gates == INDEPENDENT and not obstacles else SAMPLED
+
+
 def default_samples(graph: Graph) -> int:
     """Examples or pseudo-samples by default: as many as 2^28 scalars of all steps allow, from 4096 to 65536.
 
@@ -57,7 +97,7 @@ def on_anchors(
     anchors: Anchors,
     metric: str,
     *,
-    task: str,
+    task: Task,
     device: torch.device,
     track: Track = silent,
 ) -> list[Estimate]:
@@ -133,13 +173,13 @@ def on_pseudo_samples(
     def measured(k: int, n: int) -> tuple[int, Tensor]:
         """Distances (metrics, others, n) of pseudo-samples of component k."""
         x, f0, tape = simulation.draw(k, n)
-        law = _recorded_law(simulation, k, f0) if set(metrics) - {"squared_error"} else None
+        law = _recorded_law(simulation, k, f0) if set(metrics) - {SQUARED_ERROR} else None
         rho = torch.empty(len(metrics), len(others), len(x), dtype=torch.float64)
         for i, other in enumerate(others):
             f1 = graph.run(other, x, gate=tape.replay)
             moved = None if law is None else law.other(f1)
             for j, metric in enumerate(metrics):
-                as_simulated = law is None or metric == "squared_error"
+                as_simulated = law is None or metric == SQUARED_ERROR
                 rho[j, i] = (measure(metric, f0, f1) if as_simulated else measure(metric, law.f0, moved)).cpu()
         return k, rho
 

@@ -15,10 +15,9 @@ from fsdtool.errors import FsdtoolError
 from fsdtool.fit import FitSums, described, doubt_new
 from fsdtool.fitting import fit_layout
 from fsdtool.gradients import Block, Use, blocks, capture, has_rank_one
-from fsdtool.losses import loss, loss_gradient
 from fsdtool.memory import BatchSize
 from fsdtool.repeatability import check_data
-from fsdtool.sources import Batch, DataSource, check_labels
+from fsdtool.sources import Batch, DataSource
 from fsdtool.summary import Summary
 from fsdtool.trace import FULL, LAST_LAYER, Network
 
@@ -47,7 +46,7 @@ class NewFit:
     def update(self, batch: Batch, outputs: Tensor) -> None:
         """A batch and its outputs (n, O) on the CPU."""
         if self._sums is not None:
-            losses = loss(self._sums.task, outputs, batch.y)
+            losses = self._sums.task.loss(outputs, batch.y)
             self._sums.update(losses.numpy(), outputs.numpy(), batch.y.numpy())
 
     def say(self) -> None:
@@ -94,7 +93,8 @@ class Examples:
 
     def _seen(self, batch: Batch) -> Seen:
         x, y = batch.x.to(self.device), batch.y.to(self.device)
-        outputs, uses = capture(self.graph, self.parameters, self.network.signal(x), loss_gradient(self.task, y))
+        gradient_of = self.task.loss_gradient(y)
+        outputs, uses = capture(self.graph, self.parameters, self.network.signal(x), gradient_of)
         return Seen(batch, outputs, uses)
 
     def outputs(self, batch_size: int) -> Iterator[tuple[Batch, Tensor]]:
@@ -133,14 +133,8 @@ class Examples:
             )
 
     def _check(self, batch: Batch) -> None:
-        outputs = self.graph.outputs
-        if self.task == "classification":
-            check_labels(batch.y, batch.index, self.ids, outputs)
-        elif batch.y.shape[1] != outputs:
-            raise FsdtoolError(
-                f"'{self.source.spec}' has {batch.y.shape[1]} target values per example, the model {outputs} outputs; "
-                "give data of the same kind"
-            )
+        ids, source = self.ids[batch.index.numpy()], f"'{self.source.spec}'"
+        self.task.check_targets(batch.y, ids, self.graph.outputs, source, "give data of the same kind")
 
 
 def network_of(summary: Summary, model: nn.Module | None = None) -> Network:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from fsdtool.errors import FsdtoolError, describe
-from fsdtool.losses import loss
 from fsdtool.preprocessing import IMAGE_MODES
 from fsdtool.repeatability import spread
 from fsdtool.sources import DataSource
@@ -126,18 +125,17 @@ def _fit(source: DataSource, model: nn.Module, workers: int) -> _Fit | None:
     y = torch.cat([batch.y for batch in batches])
     with torch.no_grad():
         outputs = torch.cat([model(batch.x) for batch in batches]).double()
-    if source.task == "classification":
-        if int(y.max()) >= outputs.shape[1]:
-            return None
-        right = outputs.argmax(1) == y
-        constant = -(torch.bincount(y).double() / len(y)).log()[y]
-        words = f"accuracy {float(right.double().mean()):.3f}"
-        return _Fit(loss(source.task, outputs, y), constant, words, right)
-    if outputs.shape != y.shape:
+    task, count = source.task, outputs.shape[1]
+    try:
+        task.check_targets(y, source.ids[rows], count)
+    except FsdtoolError:
         return None
-    y = y.double()
-    losses = loss(source.task, outputs, y)
-    return _Fit(losses, loss(source.task, y.mean(0).expand_as(y), y), f"mean loss {float(losses.mean()):.3g}", None)
+    losses, targets = task.loss(outputs, y), y.numpy()
+    constant = torch.from_numpy(task.constant_losses(task.constant(targets, count), targets))
+    if not task.has_classes:
+        return _Fit(losses, constant, f"mean loss {float(losses.mean()):.3g}", None)
+    right = torch.from_numpy(task.right(outputs.numpy(), targets))
+    return _Fit(losses, constant, f"accuracy {float(right.double().mean()):.3f}", right)
 
 
 def _complaint(model: nn.Module, x: Tensor) -> str | None:

@@ -26,23 +26,30 @@ from torch import Tensor, nn
 from fsdtool.checkpoints import Checkpoint, with_plain_weights
 from fsdtool.computed import has_sources, plain_state
 from fsdtool.distance_calibration import DOUBTFUL, UNKNOWN, DistanceCalibration
-from fsdtool.distance_forms import Estimate, default_samples, in_closed_form, on_anchors, on_pseudo_samples
+from fsdtool.distance_forms import (
+    CLOSED,
+    EXAMPLES,
+    Estimate,
+    choose_form,
+    default_samples,
+    in_closed_form,
+    on_anchors,
+    on_pseudo_samples,
+)
 from fsdtool.errors import FsdtoolError
 from fsdtool.graph import Parameters
 from fsdtool.headonly import WholeNetwork, changed, check_seen
 from fsdtool.matching import match_state
 from fsdtool.memory import BatchSize
-from fsdtool.metrics import check_metric, measure, metrics_of
+from fsdtool.metrics import check_metric, default_metric, measure
 from fsdtool.progress import Track, silent
 from fsdtool.repeatability import check_data
-from fsdtool.simulate import INDEPENDENT, MOVING
+from fsdtool.simulate import MOVING
 from fsdtool.sources import DataSource
 from fsdtool.summary import Summary
 from fsdtool.trace import FULL
 
 log = logging.getLogger("fsdtool")
-
-EXAMPLES, SAMPLED, CLOSED = "examples", "sampled", "closed"
 
 
 @dataclass(frozen=True)
@@ -129,8 +136,8 @@ def distances(
 ) -> Distances:
     """The distance of each checkpoint from the reference, over the training data as the summary knows it.
 
-    metric: by default kl for classification and squared_error for regression.  form: 'auto' is 'examples' where the
-    summary has anchors and no gates are asked for, else 'sampled', and 'closed' for independent gates where it exists.
+    metric: by default the task's first, kl or squared_error.  form: 'auto' is 'examples' where the summary has
+    anchors and no gates are asked for, else 'sampled', and 'closed' for independent gates where it exists.
     gates: of pseudo-samples, 'moving' (the default), 'coupled' or 'independent', see `simulate`.  samples: examples or
     pseudo-samples, by default 4096 to 65536, fewer for larger networks.  reference: the summarized checkpoint, for
     summaries without weights.  data: gives the exact mean over these examples as well.  model: builds the network
@@ -142,9 +149,10 @@ def distances(
     not see what changed.
     """
     device = device or torch.device("cpu")
-    metric = metric or metrics_of(summary.task)[0]
+    metric = metric or default_metric(summary.task)
     check_metric(metric, summary.task, summary.path)
-    form = choose_form(summary, metric, form, gates)
+    graph, statistics = summary.identity.graph, summary.statistics
+    form = choose_form(form, metric, graph, statistics, summary.anchors, gates, source=summary.path)
     if data is not None and (summary.identity.mode == FULL or model is None):
         _check_data(summary, data)
     theta0 = _on(_reference(summary, reference, model), device)
@@ -156,7 +164,6 @@ def distances(
     calibration = summary.distance_calibration
     if calibration is not None and (calibration.form != form or gates not in (None, MOVING)):
         calibration = None
-    graph, statistics = summary.identity.graph, summary.statistics
     common = (graph, theta0, others, statistics)
     if form == CLOSED:
         found = in_closed_form(*common, metric, device)
@@ -246,32 +253,6 @@ def _check_data(summary: Summary, data: DataSource) -> None:
             f"the summary was made from {expected}; give data of the same kind"
         )
     check_data(data)
-
-
-def choose_form(summary: Summary, metric: str, form: str, gates: str | None = None) -> str:
-    """'examples', 'closed' or 'sampled'.  Raises FsdtoolError where the form asked for does not exist.
-
-    'auto' takes the anchors, which were closest to the true distances on every data set measured.  For independent
-    gates it takes the closed form where that exists: there it is exact.
-    """
-    obstacles = []
-    if not summary.identity.graph.is_chain():
-        obstacles.append("the network is not a plain chain of fully connected layers")
-    if metric not in ("kl2", "squared_error"):
-        obstacles.append(f"the metric is {metric}, and it knows kl2 and squared_error")
-    if metric == "kl2" and summary.statistics.output_hessian is None:
-        obstacles.append("the summary has no output Hessian (too many outputs)")
-    if form == CLOSED and obstacles:
-        raise FsdtoolError(f"there is no closed form: {'; '.join(obstacles)}; use --form sampled")
-    if form == EXAMPLES and summary.anchors is None:
-        raise FsdtoolError(f"'{summary.path}' keeps no examples (it was written with --no-records); use --form sampled")
-    if form == EXAMPLES and gates is not None:
-        raise FsdtoolError("kept examples have gates of their own; leave out --gates, or use --form sampled")
-    if form != "auto":
-        return form
-    if gates is None and summary.anchors is not None:
-        return EXAMPLES
-    return CLOSED if gates == INDEPENDENT and not obstacles else SAMPLED
 
 
 def _reference(

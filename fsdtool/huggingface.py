@@ -15,7 +15,7 @@ from fsdtool.arrays import ID_KEYS, TARGET_KEYS, choose_split
 from fsdtool.errors import FsdtoolError, describe, some
 from fsdtool.readers import ROW_NUMBERS, Found, ItemReader, Request
 from fsdtool.tables import text_ids
-from fsdtool.targets import as_targets, numbered, refuse_missing
+from fsdtool.targets import numbered, refuse_missing
 
 INPUT_COLUMNS = ("image", "img", "x", "X", "pixel_values", "inputs", "features", "data")
 TARGET_COLUMNS = ("label", *TARGET_KEYS)
@@ -97,11 +97,11 @@ def _open(dataset: Any, split: str, path: Path, request: Request) -> Found:
     ids = np.arange(len(dataset)) if id_key is None else text_ids([str(name) for name in dataset[id_key]])
     names = getattr(dataset.features[y_key], "names", None)
     stored = list(dataset[y_key])
-    if request.task == "classification" and _number_type(dataset.features[y_key]) in ("string", "large_string"):
+    if request.task.has_classes and _number_type(dataset.features[y_key]) in ("string", "large_string"):
         targets, names = numbered(stored, request, str(path))
     else:
         targets = _numbers(stored, y_key, dataset.features[y_key], path, request)
-    pairs = Columns(dataset, inputs, as_targets(targets, request.task, ids, request.skip_bad))
+    pairs = Columns(dataset, inputs, request.task.targets(targets, ids, request.skip_bad))
     reader = ItemReader(functools.partial(_same, pairs), pairs, ids, request)
     note = (
         f"{len(dataset):,} examples, inputs '{','.join(inputs)}' {reader.shape} (--x-key), targets '{y_key}' "

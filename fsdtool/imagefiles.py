@@ -42,8 +42,8 @@ def is_image_path(text: str) -> bool:
 
 def open_image_folder(path: Path, request: Request) -> Found:
     """`folder/CLASS/IMAGE.png`, or the split of `folder/SPLIT/CLASS/IMAGE.png` that is asked for (default: train)."""
-    if request.task == "regression":
-        raise FsdtoolError(f"the folder '{path}' holds classes of images; leave --task regression out")
+    if not request.task.has_classes:
+        raise FsdtoolError(f"the folder '{path}' holds classes of images; leave --task {request.task} out")
     root, split = split_folder(path, request.split)
     found = list_images(root)
     files = found.files

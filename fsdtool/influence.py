@@ -11,7 +11,7 @@ pass by in chunks (fsdtool.candidates), so memory does not grow with either numb
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fsdtool.candidates import Recorded, Streamed, chunks
+from fsdtool.candidates import Recorded, Streamed
 from fsdtool.curvature import MEASURED, BlockCurvature, curvature
 from fsdtool.errors import FsdtoolError
 from fsdtool.examples import Examples, NewFit
-from fsdtool.gradients import Block, Use, gradient, left_out, project, vectors
+from fsdtool.gradients import left_out
 from fsdtool.krylov import ConjugateGradients, GaussNewton
-from fsdtool.losses import UNITS
 from fsdtool.matrix import matrix_file
 from fsdtool.progress import Track, silent
+from fsdtool.query_solves import factors_of, preparation, solved_blocks
 from fsdtool.ranking import Best, largest
 from fsdtool.response import Response, respond
 from fsdtool.selfinfluence import SelfInfluence, gradient_records, recorded_self_influence, say_calibration
@@ -37,14 +37,9 @@ from fsdtool.summary import Summary
 
 log = logging.getLogger("fsdtool")
 
-QUERY_NUMBERS = 2**26  # held by the solved gradients of a block of queries
-FACTOR_COPIES = 16  # of a query's factors that screening holds, and a share of its scores
 SCREENED_FROM = 50_000  # records; below, a few products more cost less than choosing
-CG_VECTORS = 6  # per query that conjugate gradients hold
 
 KRONECKER, CG, PBO = "kronecker", "cg", "pbo"
-
-Form = Callable[[Block, dict[int, Use], BlockCurvature], Tensor]
 
 
 @dataclass(frozen=True)
@@ -81,23 +76,6 @@ class Scored:
                             "query_label": self.labels[q],
                             "query_prediction": self.predictions[q],
                         }
-
-
-@dataclass(frozen=True)
-class _Solve:
-    """How queries are solved: `form` a batch's gradients, `finish` (G + lambda)^-1 of as many as fit into memory.
-
-    numbers: held for each query.
-    """
-
-    form: Form
-    finish: Callable[[list[Tensor]], list[Tensor]]
-    numbers: int
-
-    @property
-    def most(self) -> int:
-        """How many queries are held at once."""
-        return max(QUERY_NUMBERS // self.numbers, 1)
 
 
 @dataclass(frozen=True)
@@ -139,9 +117,9 @@ def influence(
     data that do not fit it.
     """
     device = device or torch.device("cpu")
-    if misclassified and summary.task != "classification":
+    if misclassified and not summary.task.has_classes:
         raise FsdtoolError(
-            f"'{summary.path}' is of a regression, which has no misclassified queries; leave --misclassified out"
+            f"'{summary.path}' is of a {summary.task}, which has no misclassified queries; leave --misclassified out"
         )
     if solver == PBO and data is None:
         raise FsdtoolError("--solver pbo needs the training data; give it by --data")
@@ -153,15 +131,15 @@ def influence(
     gradients = ConjugateGradients(_gauss_newton(summary, explained), used) if solver == CG else None
     plain = data is None and among is None and solver == KRONECKER and matrix is None and not mean
     screened = plain and len(candidates) >= SCREENED_FROM and explained.rank_one
-    solve = _factors_of(used) if screened else _preparation(explained, used, in_basis=data is None, whole=gradients)
+    solve = factors_of(used) if screened else preparation(explained, used, in_basis=data is None, whole=gradients)
     _say_coverage(explained, used)
     ids = ["mean"] if mean else asked.ids
     parts = []
     with (
-        matrix_file(matrix, ids, candidates.ids, UNITS[summary.task]) as put,
+        matrix_file(matrix, ids, candidates.ids, summary.task.units) as put,
         track("influence", len(candidates) * (1 if mean else -(-len(asked.rows) // solve.most))) as advance,
     ):
-        for block, solved in _solved_blocks(explained, asked.rows, used, solve, mean, batch_size):
+        for block, solved in solved_blocks(explained, asked.rows, used, solve, mean, batch_size):
             best = Best(block.stop - block.start, min(top, len(candidates)))
             for rows, scores in candidates.screened(solved, best) if screened else candidates.scores(solved):
                 _check_finite(scores, rows, candidates)
@@ -267,8 +245,7 @@ def _ask(summary: Summary, examples: Examples, misclassified: bool, batch_size: 
     rows, fit = [], NewFit(summary, "query")
     for batch, outputs in examples.outputs(batch_size):
         fit.update(batch, outputs)
-        classification = summary.task == "classification"
-        found = outputs.argmax(1) if classification else outputs
+        found = summary.task.prediction(outputs)
         keep = (found != batch.y).nonzero()[:, 0] if misclassified else torch.arange(len(batch.y))
         rows.append(batch.index[keep].numpy())
         asked.ids.extend(examples.ids[i].item() for i in rows[-1].tolist())
@@ -301,64 +278,3 @@ def _gauss_newton(summary: Summary, examples: Examples) -> GaussNewton:
         seed=summary.identity.seed,
         device=examples.device,
     )
-
-
-def _preparation(
-    examples: Examples, used: list[BlockCurvature], *, in_basis: bool, whole: ConjugateGradients | None
-) -> _Solve:
-    """How queries are solved by the Kronecker curvature or with the `whole` matrix, `in_basis` for the records."""
-
-    def project_all(vectors: list[Tensor]) -> list[Tensor]:
-        return [c.output_basis.T @ v @ c.input_basis for c, v in zip(used, vectors, strict=True)]
-
-    size = sum(block.size for block in examples.blocks.values())
-    if whole is not None:
-        finish = (lambda g: project_all(whole.solve(g))) if in_basis else whole.solve
-        return _Solve(_whole_gradient, finish, CG_VECTORS * size)
-    if in_basis:
-        numbers = sum(c.eigenvalues.numel() for c in used)
-        return _Solve(_projected_gradient, lambda g: [v / c.damped for v, c in zip(g, used, strict=True)], numbers)
-    return _Solve(_whole_gradient, lambda g: [c.solve(v) for v, c in zip(g, used, strict=True)], size)
-
-
-def _factors_of(used: list[BlockCurvature]) -> _Solve:
-    """Queries as factors in the kept directions, for gradients of rank one; the inverse is left to the screening."""
-
-    def form(block: Block, uses: dict[int, Use], c: BlockCurvature) -> Tensor:
-        b, a = vectors(block, uses)
-        return torch.cat([b @ c.output_basis, a @ c.input_basis], 1)
-
-    def finish(joined: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        return [v.split(list(c.eigenvalues.shape), 1) for v, c in zip(joined, used, strict=True)]
-
-    return _Solve(form, finish, FACTOR_COPIES * sum(sum(c.eigenvalues.shape) for c in used))
-
-
-def _whole_gradient(block: Block, uses: dict[int, Use], c: BlockCurvature) -> Tensor:
-    return gradient(block, uses)
-
-
-def _projected_gradient(block: Block, uses: dict[int, Use], c: BlockCurvature) -> Tensor:
-    return project(block, uses, c.output_basis, c.input_basis)
-
-
-def _solved_blocks(
-    examples: Examples, rows: np.ndarray, used: list[BlockCurvature], solve: _Solve, mean: bool, batch_size: int
-) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Ranges of queries, and their solved gradients per weight; with `mean` one query, their mean."""
-    for block in [slice(0, len(rows))] if mean else chunks(len(rows), solve.most):
-        parts: list[list[Tensor]] = []
-        for seen in examples.batches(min(batch_size, solve.most), rows[block]):
-            formed = [solve.form(b, seen.uses, c) for b, c in zip(examples.blocks.values(), used, strict=True)]
-            for values in formed:
-                examples.check_finite(values, seen.batch)
-            parts = _add(parts, formed) if mean else [*parts, formed]
-        if mean:
-            yield slice(0, 1), solve.finish([total / len(rows) for total in parts[0]])
-        else:
-            yield block, solve.finish([torch.cat(values) for values in zip(*parts, strict=True)])
-
-
-def _add(parts: list[list[Tensor]], values: list[Tensor]) -> list[list[Tensor]]:
-    summed = [value.sum(0, keepdim=True) for value in values]
-    return [[a + b for a, b in zip(parts[0], summed, strict=True)] if parts else summed]

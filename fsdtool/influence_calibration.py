@@ -29,9 +29,9 @@ from fsdtool.catalogue import InfluenceCalibration
 from fsdtool.curvature import BlockCurvature
 from fsdtool.gradients import Block, Use, blocks, capture, gradient, has_rank_one, project, vectors
 from fsdtool.graph import Graph, Parameters
-from fsdtool.losses import loss, loss_gradient
 from fsdtool.memory import BatchSize
 from fsdtool.records import factors
+from fsdtool.tasks.task import Task
 
 EXAMPLES = 64
 FEWEST = 12  # where the gradients of more would not fit
@@ -55,7 +55,7 @@ class _Sides:
 def calibrate_influence(
     graph: Graph,
     parameters: Parameters,
-    task: str,
+    task: Task,
     signal: Tensor,
     targets: Tensor,
     kept: Sequence[BlockCurvature],
@@ -77,7 +77,7 @@ def calibrate_influence(
 
     def seen(rows: slice) -> list[_Sides]:
         x, y = inputs[chosen[rows]], targets[chosen[rows]]
-        uses = capture(graph, parameters, x, loss_gradient(task, y))[1]
+        uses = capture(graph, parameters, x, task.loss_gradient(y))[1]
         return [_sides(block, *pair, uses) for block, *pair in zip(found, kept, exact, strict=True)]
 
     batches = list(batch_size.parts(len(chosen), seen))
@@ -95,7 +95,7 @@ def calibrate_influence(
 def _choose(
     graph: Graph,
     parameters: Parameters,
-    task: str,
+    task: Task,
     inputs: Tensor,
     targets: Tensor,
     most: int,
@@ -107,7 +107,7 @@ def _choose(
     def losses(rows: slice) -> Tensor:
         part = candidates[rows]
         with torch.no_grad():
-            return loss(task, graph.run(parameters, inputs[part]), targets[part])
+            return task.loss(graph.run(parameters, inputs[part]), targets[part])
 
     found = torch.cat(list(batch_size.parts(len(candidates), losses)))
     even = candidates[even_rows(len(candidates), most - most // 2).to(candidates.device)]

@@ -9,10 +9,9 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fsdtool.cells import known_text, unescaped
 from fsdtool.errors import FsdtoolError, describe
@@ -64,28 +63,6 @@ def build_model(spec: str | None, arguments: dict[str, str], checkpoint: Checkpo
 
     state, _ = plain_state(checkpoint.state, source=checkpoint.path)
     return infer_mlp(state, spec, arguments, source=checkpoint.path)
-
-
-def load_like(summary: Summary, spec: str, transform: str | None = None, **reading: Any) -> DataSource:
-    """A data set read as the summarized one was; `reading` are further arguments of `load_dataset`.
-
-    Raises FsdtoolError where that takes a transform of the user's and `transform` does not name it: a summary
-    never says which code is run.
-    """
-    from fsdtool.datasets import load_dataset
-
-    asked = summary.preprocessing
-    if transform is not None or asked.runs_code:
-        if transform is None:
-            raise FsdtoolError(
-                f"'{summary.path}' was made with --transform {asked.transform}, which is code; "
-                "give --transform again to run it"
-            )
-        if asked.transform is None:
-            raise FsdtoolError(f"'{summary.path}' was made without --transform; leave --transform {transform} out")
-        asked = replace(asked, transform=transform)
-    names = summary.class_names
-    return load_dataset(spec, task=summary.task, preprocessing=asked, class_names=names, prepared=True, **reading)
 
 
 def warn_of_fit(summary: Catalogue) -> None:

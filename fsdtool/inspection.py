@@ -61,7 +61,7 @@ def _header(summary: Summary, stored: dict[str, int]) -> list[tuple[str, str]]:
     each = (stored["statistics/gates"] + stored["statistics/input"]) // components
     lines = [
         ("written", f"{identity.created} by fsdtool {identity.tool_version}"),
-        ("task", identity.task),
+        ("task", identity.task.name),
         ("model", f"{identity.model_spec} ({network}, {len(identity.graph.steps)} steps)"),
         ("checkpoint", f"{identity.checkpoint_name} (SHA-256 {identity.checkpoint_sha256[:16]}...)"),
         *(("earlier", f"{name} (SHA-256 {sha256[:16]}...)") for name, sha256 in identity.earlier),

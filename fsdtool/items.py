@@ -54,7 +54,7 @@ def open_items(open_dataset: Callable[[], Any], spec: str, request: Request) -> 
     reader = ItemReader(open_dataset, dataset, ids, request)
     split = f", split {request.split}" if request.split else ""
     note = f"{count:,} examples with inputs {reader.shape}{split}, ids are row numbers"
-    if request.task == "classification" and math.prod(reader.target_shape) != 1:
+    if request.task.has_classes and math.prod(reader.target_shape) != 1:
         note += f", one-hot labels of shape {reader.target_shape}"
     return Found(reader, ids, list(classes) if named else None, note)
 

@@ -26,12 +26,13 @@ from fsdtool.examples import Examples, NewFit
 from fsdtool.features import FEATURES, INPUT, Narrowing, observe, watch
 from fsdtool.gaussians import bounded
 from fsdtool.mislabel import FEW_EXAMPLES, THRESHOLD, Judged, Mislabeled, check_judges, ranked
+from fsdtool.noise import estimate
 from fsdtool.progress import Track, silent
 from fsdtool.sources import Batch, DataSource
-from fsdtool.stacking import scored, stacked
+from fsdtool.stacking import between, scored, stacked
 from fsdtool.summary import Summary
 from fsdtool.trace import FULL, Network
-from fsdtool.verdict import Plain, verdict_by
+from fsdtool.verdict import Plain, Verdict, verdict_by
 
 log = logging.getLogger("fsdtool")
 
@@ -102,14 +103,14 @@ def judge(
         factors, weights = stacked(judged.evidence, classes)
         new = True
     weighing = Plain(factors)
-    said = verdict_by(weighing, weights, many.evidence, many.candidates, classes, many.parameters)
     choice = {"top": top, "everything": everything, "threshold": threshold, "among": among}
     if not new:
+        said = verdict_by(weighing, weights, many.evidence, many.candidates, classes, many.parameters)
         return ranked(summary, judged, said, **choice, like=like)
     combined = weighing.combined(judged.evidence, judged.candidates)
-    scores, noise = scored(combined, judged.candidates, said.noise)
-    said = replace(said, noise=noise, rates=np.array([noise.rate, said.noise.rate]))
-    return ranked(summary, judged, said, **choice, found=scores)
+    noise = estimate(combined[:, None], judged.candidates, 1, classes)
+    said = Verdict(weighing, weights, noise, np.array(between(combined, noise)))
+    return ranked(summary, judged, said, **choice, found=scored(combined, judged.candidates, noise))
 
 
 def _known(summary: Summary, logits: np.ndarray) -> float:

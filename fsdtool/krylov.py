@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
+from fsdtool.component_laws import Statistics
 from fsdtool.curvature import BlockCurvature, default_samples
 from fsdtool.errors import FsdtoolError
 from fsdtool.gradients import Block, capture, has_rank_one, vectors
 from fsdtool.graph import Graph, Parameters
-from fsdtool.moments import Statistics
 from fsdtool.simulate import Simulation, Tape
 from fsdtool.spectra import symmetric_eigen
 
@@ -66,7 +66,7 @@ class GaussNewton:
     ):
         self.graph, self.parameters, self.blocks = graph, parameters, list(blocks)
         simulation = Simulation(graph, parameters, statistics, seed=seed, device=device)
-        self.hessians = simulation.statistics.output_hessian
+        self.hessians, self.task = simulation.statistics.output_hessian, statistics.task
         held = sum(graph.steps[i].units for i in (0, *graph.indices("activation", "maximum")))
         samples = samples or SAMPLES or default_samples(graph, int(statistics.count.sum()))
         most = min(samples, max(POOL_BYTES // (4 * held), 64))
@@ -175,8 +175,7 @@ class GaussNewton:
         """H u for output vectors u (..., n, O): the component's mean Hessian, or the samples' own where O is large."""
         if self.hessians is not None:
             return u @ self.hessians[draw.component]
-        p = torch.softmax(draw.outputs, 1)
-        return p * (u - (p * u).sum(-1, keepdim=True))
+        return self.task.hessian_product(draw.outputs, u)
 
 
 @dataclass

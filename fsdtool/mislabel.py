@@ -56,9 +56,9 @@ class Mislabeled:
     class minus that for the given label, in nats.  order (M,) holds the rows that were asked for, most suspicious
     first; flagged is how many of the judged examples (all, or those named) have a score above `threshold`; layers and
     weights (L,) say how much each layer counted.  noise: None where there are too few examples to tell.  between: the
-    lowest and highest share of wrong labels by one layer alone, where known; ambiguous: whether the highest is that of
-    labels near class boundaries, which may be wrong or not; contradicted: whether the layers together contradict the
-    estimate.
+    lowest and highest share of wrong labels by one layer alone, where known; near: whether it is instead by how many
+    labels near class boundaries are wrong; ambiguous: whether the estimate leaves most of those out; contradicted:
+    whether the layers together contradict the estimate.
     """
 
     summary: Catalogue
@@ -77,8 +77,14 @@ class Mislabeled:
     threshold: float
     noise: Noise | None
     between: tuple[float, float] | None = None
+    near: bool = False
     ambiguous: bool = False
     contradicted: bool = False
+
+    @property
+    def between_by(self) -> str:
+        """What the ends of the range differ by, in words."""
+        return "with those near class boundaries" if self.near else "by single layers"
 
     @property
     def noise_rate(self) -> float | None:
@@ -160,7 +166,7 @@ def find_mislabeled(
 
 def check_judges(summary: Catalogue) -> None:
     """Raise FsdtoolError for a summary that judges no labels."""
-    if summary.task != "classification":
+    if not summary.task.has_classes:
         raise FsdtoolError(
             f"'{summary.path}' is of a {summary.task}, and only class labels can be judged; "
             "give a summary of a classification"
@@ -189,25 +195,27 @@ def ranked(
     """Scores and ranking from the evidence and the verdict on it; the options are those of `find_mislabeled`.
 
     like: other examples, of whom the verdict is, where these are too few to estimate how many labels are wrong.
-    found: the scores, where they are known.
+    found: the scores, of labels that no layer has learned; the verdict then has the range of the share.
     """
-    many, noise = judged if like is None else like, said.noise
+    many, noise, new = judged if like is None else like, said.noise, found is not None
     if not noise.layers:
         log.warning("no layer tells the classes apart; do not trust the estimated share of wrong labels")
-    combined = said.weighing.combined(many.evidence, many.candidates)
+    combined = said.together
+    if combined is None:
+        combined = said.weighing.combined(many.evidence, many.candidates)
     found = posterior(combined, many.candidates, noise) if found is None else found
     between = None if said.rates is None else (float(np.nanmin(said.rates)), float(np.nanmax(said.rates)))
     contradicted = _contradicted(found.score, combined)
     if contradicted:
         between = between or _by_layer(many, summary.outputs)
-        _warn(noise, between, found.score, combined)
+        _warn(noise, between, found.score, combined, "" if new else "by one layer alone ")
     against = float((combined[:, 1:].max(1) > 0).mean())
     ambiguous = like is None and not contradicted and noise.rate < EXPLAINED * against
-    if ambiguous:
+    if ambiguous and not new:
         low, high = between or _by_layer(many, summary.outputs)
         between = low, max(high, unsupported(combined, found.unit))
-        if against - noise.rate > UNEXPLAINED and len(combined) >= FEW_EXAMPLES:
-            _warn_ambiguous(noise, between, against)
+    if ambiguous and against - noise.rate > UNEXPLAINED and len(combined) >= FEW_EXAMPLES:
+        _warn_ambiguous(noise, between, against)
     if like is not None:
         combined = said.weighing.combined(judged.evidence, judged.candidates)
         found = posterior(combined, judged.candidates, noise, found)
@@ -233,6 +241,7 @@ def ranked(
         threshold=threshold,
         noise=noise if like is None else None,
         between=between,
+        near=ambiguous or new,
         ambiguous=ambiguous,
         contradicted=contradicted,
     )
@@ -283,11 +292,11 @@ def _warn_ambiguous(noise: Noise, between: tuple[float, float], against: float) 
     )
 
 
-def _warn(noise: Noise, between: tuple[float, float], score: np.ndarray, combined: np.ndarray) -> None:
+def _warn(noise: Noise, between: tuple[float, float], score: np.ndarray, combined: np.ndarray, how: str) -> None:
     low, high = between
     log.warning(
         f"the estimated share of wrong labels ({noise.rate:.1%}) is contradicted by the layers together: "
         f"their evidence is for the given label of {1 - _supported(score, combined):.0%} of the labels counted as "
-        f"wrong, and by one layer alone the share is {low:.1%} to {high:.1%}; do not trust the flags, and see "
+        f"wrong, and {how}the share is {low:.1%} to {high:.1%}; do not trust the flags, and see "
         "--by-layer: labels with positive margins in most layers are the likelier ones"
     )

@@ -3,14 +3,16 @@
 The residual of a target is what it lies off its prediction from all other examples (fsdtool.residuals); with the
 model of fsdtool.outliers
     score             = the probability that the target is an outlier and no right value
-    suggested_target  = that prediction, and standard_error the scale of what right targets lie off it
+    suggested_target  = that prediction, and standard_error the scale of what right targets like it lie off it
 Where an example has several target values each is judged by itself, and the example by its most suspicious one.
+
+How many are wrong depends on tails that nobody knows, so the share stands with its range.  Where the range is wide
+the residuals of right and of wrong targets overlap, and a warning says that the share is not to be trusted.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,22 +21,24 @@ import numpy as np
 
 from fsdtool.catalogue import Catalogue
 from fsdtool.errors import FsdtoolError
-from fsdtool.outliers import STEPS, Outliers, middle, outliers, robust_unit, spread
+from fsdtool.outliers import STEPS, outliers
 
 log = logging.getLogger("fsdtool")
 
 THRESHOLD = 0.5
 FEW_EXAMPLES = 100
+WIDE = 0.1  # between the ends of the range, from which on the share is not to be trusted
 
 
 @dataclass(frozen=True)
 class Misvalued:
     """Scores of all examples (N,), of each its most suspicious output (N,) int64, and the ranking.
 
-    given, suggested (N,) float32: that output's target and its prediction; standard_error (O,) float64.  order (M,)
-    holds the rows that were asked for, most suspicious first; flagged is how many of the judged examples (all, or
-    those named) have a score above `threshold`; layers and weights (L,) say how much each layer counted;
-    noise_rate: the estimated share of wrong target values.
+    given, suggested, standard_error (N,): that output's target, its prediction, and the scale of what right targets
+    lie off that.  order (M,) holds the rows that were asked for, most suspicious first; flagged is how many of the
+    judged examples (all, or those named) have a score above `threshold`; layers and weights (L,) say how much each
+    layer counted.  noise_rate: the estimated share of wrong target values; between: the lowest and highest share that
+    other tails or other kinds of wrong targets give; contradicted: whether these are too far apart to trust it.
     """
 
     summary: Catalogue
@@ -50,6 +54,10 @@ class Misvalued:
     weights: np.ndarray
     threshold: float
     noise_rate: float
+    between: tuple[float, float]
+    contradicted: bool
+    between_by: str = "with other tails"
+    ambiguous: bool = False
     noise_matrix: None = None
 
     @property
@@ -71,7 +79,7 @@ class Misvalued:
                 "output": int(self.output[i]),
                 "given_target": float(self.given[i]),
                 "suggested_target": float(self.suggested[i]),
-                "standard_error": float(self.standard_error[self.output[i]]),
+                "standard_error": float(self.standard_error[i]),
                 "score": float(self.score[i]),
                 "rank": rank,
             }
@@ -88,8 +96,13 @@ def find_misvalued(
     """Rank the training examples of a regression by how probably a target value of theirs is wrong.
 
     By default the flagged ones, with a score above `threshold`, are listed; `top` lists that many, `everything` all;
-    `among` (N,) bool: of these alone.  Raises FsdtoolError for a summary without records.
+    `among` (N,) bool: of these alone.  Raises FsdtoolError for a summary without records, or of another task.
     """
+    if not summary.task.quadratic:
+        raise FsdtoolError(
+            f"'{summary.path}' is of a {summary.task}, and only class labels and target values can be judged; "
+            "give a summary of a classification or a regression"
+        )
     records = summary.records
     if records is None:
         raise FsdtoolError(f"'{summary.path}' was written with --no-records; write it again with records")
@@ -98,14 +111,23 @@ def find_misvalued(
             f"{len(records)} examples are too few to predict targets well; trust the order more than the scores"
         )
     targets, residuals = records.read("target"), records.read("residual")
-    judged = [_judge(targets[:, o], residuals[:, o]) for o in range(targets.shape[1])]
-    if not all(found.settled for found, _ in judged):
+    judged = [outliers(targets[:, o], residuals[:, o]) for o in range(targets.shape[1])]
+    if not all(found.settled for found in judged):
         log.warning(
             f"the share of wrong targets had not settled after {STEPS} steps, since wrong targets lie little farther "
             "off than right ones; take it as rough"
         )
-    probability = np.stack([found.probability for found, _ in judged], 1)
-    distance = np.stack([far for _, far in judged], 1)  # breaks ties: scores end at 1
+    rate = sum(found.share for found in judged) / len(judged)
+    low, high = np.mean([found.between for found in judged], 0).tolist()
+    unsure = high - low > WIDE
+    if unsure:
+        log.warning(
+            f"the share of wrong targets cannot be told: {rate:.1%} is the likeliest, but it may be {low:.1%} to "
+            f"{high:.1%}, since right targets lie off by almost as much as wrong ones would; trust the order more than "
+            "the flags"
+        )
+    probability = np.stack([found.probability for found in judged], 1)
+    distance = np.stack([found.distance for found in judged], 1)  # breaks ties: scores are the same over stretches
     output = (probability + 1e-9 * distance / (1 + distance)).argmax(1)
 
     def of_output(values: np.ndarray) -> np.ndarray:
@@ -121,20 +143,14 @@ def find_misvalued(
         output=output,
         given=given,
         suggested=given - of_output(residuals),
-        standard_error=np.array([found.scale for found, _ in judged]),
+        standard_error=of_output(np.stack([found.scale for found in judged], 1)),
         order=order if everything else order[: flagged if top is None else top],
         flagged=flagged,
         judged=len(order),
         layers=records.layers("residual"),
         weights=records.weights(),
         threshold=threshold,
-        noise_rate=sum(found.share for found, _ in judged) / len(judged),
+        noise_rate=rate,
+        between=(low, high),
+        contradicted=unsure,
     )
-
-
-def _judge(target: np.ndarray, residual: np.ndarray) -> tuple[Outliers, np.ndarray]:
-    """The outliers among the residuals (N,) of one output, and how many units (N,) each lies off the middle."""
-    residual = residual.astype(np.float64)
-    centred, unit = residual - middle(residual), robust_unit(residual)
-    broad = math.hypot(spread(target), spread(target - residual))
-    return outliers(centred, broad, unit), np.abs(centred) / unit

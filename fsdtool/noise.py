@@ -23,9 +23,14 @@ explain wrong labels among many classes better than even noise does.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 
 import numpy as np
+
+from fsdtool.labelpairs import AllPairs, Cells, Pairs
 
 log = logging.getLogger("fsdtool")
 
@@ -76,8 +81,16 @@ class Noise:
     def log_confusion(self, candidates: np.ndarray) -> np.ndarray:
         """log M[t, y] (N, T) float32 for candidates t (N, T), the given label y in column 0."""
         true = candidates.astype(np.int64)
-        right = true == true[:, :1]
         wanted = true * self.classes + true[:, :1]
+        if wanted.size <= self.classes**2:
+            return self._log_confusion(wanted)
+        every = self._log_confusion(np.arange(self.classes**2))
+        return every.take(wanted.T).T  # by candidate in memory
+
+    def _log_confusion(self, wanted: np.ndarray) -> np.ndarray:
+        """log M[t, y] float32 of pairs with these keys."""
+        true = wanted // self.classes
+        right = true == wanted % self.classes
         place = np.searchsorted(self.key, wanted).clip(max=len(self.key) - 1)
         count = np.where(self.key[place] == wanted, self.count[place], 0.0)
         totals = Cells(self.key, self.classes).totals(self.count)
@@ -112,135 +125,128 @@ def estimate(
 
 
 def forward(
-    evidence: np.ndarray, candidates: np.ndarray, layers: int, classes: int, parameters: np.ndarray | None = None
+    evidence: np.ndarray,
+    candidates: np.ndarray,
+    layers: int,
+    classes: int,
+    parameters: np.ndarray | None = None,
+    *,
+    patient: bool = True,
 ) -> Estimate:
     """The noise in labels, from those of the first `layers` layers that have not memorised them, or all together.
 
     evidence: (N, L, T), nats, relative to the given label in column 0.  candidates: (N, T) classes, the given label
     first.  parameters: (L,) of the network before each layer, for each label that it learned; without, only the first
-    layer is sure not to have memorised.  Many examples are estimated on an even sample and scaled to all.
+    layer is sure not to have memorised.  Many examples are estimated on an even sample and scaled to all.  patient:
+    fit on what does not settle; otherwise the fits end there, and what was found is of no use.
     """
-    sample, cells, cell = _sampled(candidates, classes)
-    fits = _fits(evidence, layers, sample, cells, cell)
-    given = sample[:, 0]
+    pairs = _sampled(candidates, classes)
+    fits = _Fits(evidence, pairs)
+    given = pairs.given
     frequency = np.bincount(given, minlength=classes) / len(given)
     entropy = -float(np.log(frequency[given]).mean())
     if parameters is None:
         parameters = np.where(np.arange(layers) > 0, np.inf, 0)
-    information = np.array([entropy + fit.likelihood for fit in fits])
-    chosen = _choice(information, BITS * np.log(2) * parameters[:layers], entropy)
+    chosen = _choice(lambda layer: entropy + fits[layer].likelihood, BITS * np.log(2) * parameters[:layers], entropy)
     if chosen:
-        used, say = [fits[layer] for layer in chosen], information[list(chosen)] ** 2
+        used = [fits[layer] for layer in chosen]
+        say = np.array([entropy + fit.likelihood for fit in used]) ** 2
     else:
-        together = sum((fit.evidence for fit in fits), np.zeros(sample.shape, np.float32))
-        used, say = [_Fit(together, sample, cells, cell)], None
-    settled = [fit.run() for fit in used]
-    count = np.average([fit.count for fit in used], 0, say)
+        none = np.zeros((len(given), candidates.shape[1]), np.float32)
+        used, say = [_Fit(sum((fits[layer].evidence for layer in range(layers)), none), pairs)], None
+    settled = True
+    for fit in used:
+        settled = (settled or patient) and fit.run(patient) and settled
+    cells, count = pairs.cells, np.average([fit.count for fit in used], 0, say)
     share = np.bincount(candidates[:, 0], minlength=classes) / np.maximum(np.bincount(given, minlength=classes), 1)
     noise = Noise(classes, cells.key, count * share[cells.key % classes], cells.concentration(count), chosen)
-    return Estimate(noise, all(settled), float(np.average([fit.reached() for fit in used], 0, say)))
+    return Estimate(noise, settled, float(np.average([fit.reached() for fit in used], 0, say)))
 
 
 def shares(evidence: np.ndarray, candidates: np.ndarray, layers: int, classes: int) -> np.ndarray:
     """The share of wrong labels (layers,) by each of the first `layers` layers alone, memorised or not."""
-    found = []
-    for fit in _fits(evidence, layers, *_sampled(candidates, classes)):
+    fits, found = _Fits(evidence, _sampled(candidates, classes)), []
+    for layer in range(layers):
+        fit = fits[layer]
         fit.run()
         found.append(fit.count[~fit.cells.right].sum() / len(fit.evidence))
     return np.array(found)
 
 
-def _sampled(candidates: np.ndarray, classes: int) -> tuple[np.ndarray, Cells, np.ndarray]:
-    """Candidates (n, T) of an even sample of many examples, the pairs among them, and the place (n, T) of each."""
-    stride = -(-len(candidates) * candidates.shape[1] // NUMBERS)
-    # All is by candidate in memory (Fortran's order): sums over the few candidates of an example are slow otherwise.
-    sample = np.asfortranarray(candidates[::stride], np.int64)
-    key, cell = np.unique(sample * classes + sample[:, :1], return_inverse=True)
-    return sample, Cells(key, classes), np.asfortranarray(cell.reshape(sample.shape))
+def _sampled(candidates: np.ndarray, classes: int) -> Pairs:
+    """The pairs of an even sample of many examples."""
+    sample = candidates[:: -(-len(candidates) * candidates.shape[1] // NUMBERS)].astype(np.int64)
+    return AllPairs(sample) if candidates.shape[1] == classes else Pairs(sample, classes)
 
 
-def _fits(evidence: np.ndarray, layers: int, sample: np.ndarray, cells: Cells, cell: np.ndarray) -> list[_Fit]:
-    """A fit of each of the first layers on the same sample, still to be run."""
-    stride = -(-len(evidence) * evidence.shape[2] // NUMBERS)  # as `_sampled` has it
-    return [_Fit(_scaled(evidence[::stride, layer]), sample, cells, cell) for layer in range(layers)]
+class _Fits(dict):
+    """The fit of each layer on the same sample, once it is asked for; still to be run."""
+
+    def __init__(self, evidence: np.ndarray, pairs: Pairs):
+        super().__init__()
+        self._evidence, self._pairs = evidence[:: -(-len(evidence) * evidence.shape[2] // NUMBERS)], pairs
+
+    def __missing__(self, layer: int) -> _Fit:
+        self[layer] = _Fit(self._pairs.ordered(_scaled(self._evidence[:, layer])), self._pairs)
+        return self[layer]
 
 
-def _choice(information: np.ndarray, capacity: np.ndarray, entropy: float) -> tuple[int, ...]:
+def _choice(information: Callable[[int], float], capacity: np.ndarray, entropy: float) -> tuple[int, ...]:
     """The layers to estimate from, by what each says of a label and can hold of it, in nats."""
-    informed = np.flatnonzero(information > LEAST_INFORMATION * entropy).tolist()
-    naive = [i for i in informed if capacity[i] <= BY_HEART * entropy] or informed[:1]
-    return tuple(sorted({naive[0], max(naive, key=lambda i: information[i])})) if naive else ()
-
-
-class Cells:
-    """Pairs of a true class and a given label, as the keys (M,) true class x classes + given label."""
-
-    def __init__(self, key: np.ndarray, classes: int):
-        self.key, self.classes, self.true = key, classes, key // classes
-        self.right = self.true == key % classes
-        self._wrong = np.flatnonzero(~self.right)
-
-    def totals(self, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Examples (classes,) of each true class, and the wrongly labelled of them, from the examples (M,) by key."""
-        wrong = np.bincount(self.true[self._wrong], count[self._wrong], self.classes)
-        return np.bincount(self.true, count, self.classes), wrong
-
-    def concentration(self, count: np.ndarray) -> float:
-        """The Dirichlet concentration whose multinomial cells spread as the wrong labels do, by its second moment."""
-        cells = max(self.classes - 1, 1)
-        wrong = self.totals(count)[1]
-        squares = float((count[self._wrong] ** 2).sum())
-        spread = (squares - float((wrong**2).sum()) / cells) / max(1 - 1 / cells, 1e-12)
-        if spread <= wrong.sum():
-            return np.inf
-        return max(float((wrong**2).sum()) - spread, 1e-6) / (spread - float(wrong.sum()))
+    small = capacity <= BY_HEART * entropy
+    naive = [i for i in np.flatnonzero(small).tolist() if information(i) > LEAST_INFORMATION * entropy]
+    if not naive:
+        others = (i for i in np.flatnonzero(~small).tolist() if information(i) > LEAST_INFORMATION * entropy)
+        naive = list(islice(others, 1))
+    return tuple(sorted({naive[0], max(naive, key=information)})) if naive else ()
 
 
 class _Fit:
-    """Expectation maximization on evidence (n, T) of candidates (n, T), whose `cell` (n, T) is a place in `cells`.
+    """Expectation maximization on evidence (n, T) of the candidates of `pairs`.
 
     `likelihood` is the mean log-likelihood of the labels at the start, by the best unit; count holds what `run` finds.
     """
 
-    def __init__(self, evidence: np.ndarray, candidates: np.ndarray, cells: Cells, cell: np.ndarray):
-        self.evidence, self.candidates, self.cells, self.cell = evidence, candidates, cells, cell
-        first = np.where(cells.right, 1 - FIRST_RATE, FIRST_RATE / max(cells.classes - 1, 1))
+    def __init__(self, evidence: np.ndarray, pairs: Pairs):
+        self.evidence, self.pairs, self.cells = evidence, pairs, pairs.cells
+        first = np.where(self.cells.right, 1 - FIRST_RATE, FIRST_RATE / max(self.cells.classes - 1, 1))
         self.confusion = first.astype(np.float32)
-        self.bias = np.zeros(cells.classes, np.float32)
-        self.count = np.zeros(len(cells.key))
+        self.bias = np.zeros(self.cells.classes, np.float32)
+        self.count = np.zeros(len(self.cells.key))
         stride = -(-len(evidence) // OF_UNIT)
-        log_confusion = np.log(self.confusion)[cell[::stride]]
-        self.likelihood, self.unit = max(
-            (label_likelihood(evidence[::stride], log_confusion, unit), float(unit)) for unit in COARSE
-        )
+        self.unit, self.likelihood = likeliest(evidence[::stride], pairs.of_cells(self.confusion)[::stride], COARSE)
 
-    def run(self) -> bool:
+    def run(self, patient: bool = True) -> bool:
         """Fit the unit, the biases and the confusion with loose cells, then the confusion alone, drawn together.
 
-        Whether both phases settled within their steps.
+        Whether both phases settled within their steps.  patient: whether to go on where the first did not.
         """
-        settled = 0
-        for drawn in (False, True):
-            for step in range(STEPS):
-                before = self.count
-                self._step(drawn)
-                # The first step counts by the confusion that the phase before has left.
-                if step and np.abs(self.count - before).sum() < SETTLED * len(self.evidence):
-                    settled += 1
-                    break
-        return settled == 2
+        settled = self._phase(drawn=False)
+        return (settled or patient) and self._phase(drawn=True) and settled
+
+    def _phase(self, drawn: bool) -> bool:
+        for step in range(STEPS):
+            before = self.count
+            self._step(drawn)
+            # The first step counts by the confusion that the phase before has left.
+            if step and np.abs(self.count - before).sum() < SETTLED * len(self.evidence):
+                return True
+        return False
 
     def reached(self) -> float:
         """Mean log-likelihood of the labels under what was fitted."""
-        expected = softmax(np.float32(self.unit) * self.evidence + self.bias[self.candidates])
-        return float(np.log(np.einsum("nt,nt->n", expected, self.confusion[self.cell]) + 1e-30).mean(dtype=np.float64))
+        likelihood = (self._expected() * self.pairs.of_cells(self.confusion)).sum(1)
+        return float(np.log(likelihood + 1e-30).mean(dtype=np.float64))
+
+    def _expected(self) -> np.ndarray:
+        """Probabilities (n, T) of the candidates by the evidence."""
+        return softmax(np.float32(self.unit) * self.evidence + self.pairs.of_classes(self.bias))
 
     def _step(self, drawn: bool) -> None:
-        cells = self.cells
-        expected = softmax(np.float32(self.unit) * self.evidence + self.bias[self.candidates])
-        responsibility = expected * self.confusion[self.cell]
+        cells, expected = self.cells, self._expected()
+        responsibility = expected * self.pairs.of_cells(self.confusion)
         responsibility /= responsibility.sum(1, keepdims=True)
-        self.count = np.bincount(self.cell.ravel("F"), responsibility.ravel("F"), len(cells.key))
+        self.count = self.pairs.by_cell(responsibility)
         concentration = cells.concentration(self.count) if drawn else LOOSE
         totals = cells.totals(self.count)
         self.confusion = _confusion(*totals, concentration, cells.true, cells.right, self.count).astype(np.float32)
@@ -250,41 +256,50 @@ class _Fit:
 
     def _more_bias(self, responsibility: np.ndarray, expected: np.ndarray) -> np.ndarray:
         """What the bias (classes,) lacks: log of the examples that a class has over those that it is expected to."""
-        of = self.candidates.ravel("F")
-        has, should = (np.bincount(of, part.ravel("F"), len(self.bias)) for part in (responsibility, expected))
+        has, should = self.pairs.by_class(responsibility), self.pairs.by_class(expected)
         return np.log((has + BIAS_SMOOTHING) / (should + BIAS_SMOOTHING)).astype(np.float32)
 
     def _more_unit(self, responsibility: np.ndarray, expected: np.ndarray) -> float:
         """Newton's step of the unit, relative to it."""
-        mean = np.einsum("nt,nt->n", expected, self.evidence)
-        slope = np.einsum("nt,nt->", responsibility, self.evidence, dtype=np.float64) - mean.sum(dtype=np.float64)
-        square = np.einsum("nt,nt,nt->", expected, self.evidence, self.evidence, dtype=np.float64)
-        curvature = square - float((mean.astype(np.float64) ** 2).sum())
+        first = expected * self.evidence
+        mean = first.sum(1)
+        slope = float(np.vdot(responsibility.T, self.evidence.T)) - mean.sum(dtype=np.float64)
+        curvature = float(np.vdot(first.T, self.evidence.T)) - float((mean.astype(np.float64) ** 2).sum())
         return float(np.clip(slope / max(curvature * self.unit, 1e-12), -LARGEST_STEP, LARGEST_STEP))
 
 
-def label_likelihood(evidence: np.ndarray, log_confusion: np.ndarray, unit: float) -> float:
-    """Mean log-likelihood of the labels, for evidence E (n, T) and log M[t, y] (n, T), both float32, and unit u."""
-    scaled = np.float32(unit) * evidence
-    return float((_log_sum(scaled + log_confusion) - _log_sum(scaled)).mean(dtype=np.float64))
+def likeliest(evidence: np.ndarray, confusion: np.ndarray, units: np.ndarray) -> tuple[float, float]:
+    """Of ascending units u that under which the labels are likeliest, for evidence E (n, T) and M[t, y] (n, T) float32.
+
+    And their mean log-likelihood, in nats.  Every fourth unit is tried, then those beside the best.
+    """
+    below = evidence - evidence.max(1, keepdims=True)
+
+    @cache
+    def likelihood(place: int) -> float:
+        if not 0 <= place < len(units):
+            return -np.inf
+        expected = np.exp(np.float32(units[place]) * below)
+        return float(np.log((expected * confusion).sum(1) / expected.sum(1)).mean(dtype=np.float64))
+
+    best = max(range(0, len(units), 4), key=likelihood)
+    while (other := max(best, best - 1, best + 1, key=likelihood)) != best:
+        best = other
+    return float(units[best]), likelihood(best)
 
 
 def softmax(values: np.ndarray) -> np.ndarray:
     """exp of values (n, T), in sum 1."""
-    raised = np.exp(values - values.max(1, keepdims=True))
-    return raised / raised.sum(1, keepdims=True)
+    raised = values - values.max(1, keepdims=True)
+    np.exp(raised, out=raised)
+    raised /= raised.sum(1, keepdims=True)
+    return raised
 
 
 def _scaled(evidence: np.ndarray) -> np.ndarray:
     """Evidence (n, T) float32 with margins that spread by one."""
     values = np.asfortranarray(evidence, np.float32)
     return values / np.float32(max(values[:, 1:].max(1).std(dtype=np.float64), 1e-12))
-
-
-def _log_sum(values: np.ndarray) -> np.ndarray:
-    """log of the sum (n,) of exp of values (n, T)."""
-    largest = values.max(1)
-    return largest + np.log(np.exp(values - largest[:, None]).sum(1))
 
 
 def _confusion(

@@ -9,11 +9,9 @@ from typing import Annotated
 import typer
 
 from fsdtool import report
+from fsdtool.tasks.task import task_names
 
-
-class Task(str, Enum):
-    classification = "classification"
-    regression = "regression"
+Task = Enum("Task", {name: name for name in task_names()}, type=str)
 
 
 class Layout(str, Enum):

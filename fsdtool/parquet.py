@@ -13,7 +13,6 @@ import numpy as np
 from fsdtool.errors import FsdtoolError, describe
 from fsdtool.readers import Found, Request
 from fsdtool.tables import Columns, choose_columns, refuse_text, text_ids, text_targets
-from fsdtool.targets import as_targets
 
 
 def open_parquet(path: Path, request: Request) -> Found:
@@ -124,7 +123,7 @@ def _open(file: Any, path: Path, request: Request) -> Found:
         stored = _whole(file, columns, [columns.ids])[0]
         ids = text_ids([str(stored[i]) for i in rows])
     features = [columns.names[column] for column in columns.features]
-    converted = as_targets(targets, request.task, ids, request.skip_bad)
+    converted = request.task.targets(targets, ids, request.skip_bad)
     reader = ParquetReader(file, features, converted, rows, path, request.skip_bad)
     groups = f"{file.num_row_groups} row group{'s' if file.num_row_groups > 1 else ''}"
     return Found(reader, ids, names, f"{columns.note()}, {groups}")

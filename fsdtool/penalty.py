@@ -16,21 +16,22 @@ networks run on the pseudo-inputs as they are.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from fsdtool.anchors import Anchors
+from fsdtool.component_laws import Statistics
 from fsdtool.computed import plain_values
-from fsdtool.distance_forms import output_hessian
+from fsdtool.distance_forms import CLOSED, choose_form, output_hessian
 from fsdtool.errors import FsdtoolError
-from fsdtool.fsd import choose_form
-from fsdtool.graph import Graph
+from fsdtool.graph import Graph, Parameters
 from fsdtool.matching import match_state
-from fsdtool.metrics import check_metric, measure, metrics_of
-from fsdtool.moments import Statistics
+from fsdtool.metrics import check_metric, default_metric, measure
 from fsdtool.propagate import closed_form
 from fsdtool.simulate import COUPLED, INDEPENDENT, MOVING, Simulation, Tape
-from fsdtool.summary import Summary
+from fsdtool.tasks.task import Task
 
 POOL_BYTES = 2**28  # held by the gates of a pool
 LARGEST_POOL = 4096
@@ -42,35 +43,50 @@ PASSES = 4  # over a pool before the next one is drawn
 class Penalty:
     """One summary's distance for live modules, with its pool of pseudo-samples.
 
+    graph, statistics, anchors, parameters (of the reference, None where the summary has none) and shapes (of every
+    entry of the model's state_dict) are those of the summary `source`.
+
     Raises FsdtoolError for a metric, form or kind of gates that does not exist or does not fit the summary, or a
     summary without weights.
     """
 
-    def __init__(self, summary: Summary, *, metric: str | None, form: str, gates: str, seed: int, device: torch.device):
-        self.metric = metric or metrics_of(summary.task)[0]
-        check_metric(self.metric, summary.task, summary.path)
-        self.form = choose_form(summary, self.metric, form, gates)
+    def __init__(
+        self,
+        graph: Graph,
+        parameters: Parameters | None,
+        statistics: Statistics,
+        anchors: Anchors | None,
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        task: Task,
+        source: str | Path,
+        metric: str | None,
+        form: str,
+        gates: str,
+        seed: int,
+        device: torch.device,
+    ):
+        self.metric = metric or default_metric(task)
+        check_metric(self.metric, task, source)
+        self.form = choose_form(form, self.metric, graph, statistics, anchors, gates, source=source)
         if gates not in GATES:
             raise FsdtoolError(f"there are no gates '{gates}'; give one of {', '.join(GATES)}")
         self._own = gates == OWN
-        if summary.parameters is None:
-            raise FsdtoolError(f"'{summary.path}' was written with --no-weights; write it again with weights")
-        self._shapes = summary.identity.shapes
-        self._graph: Graph = summary.identity.graph
-        self._reference = {name: value.to(device) for name, value in summary.parameters.items()}
-        self._statistics: Statistics = summary.statistics.to(device, torch.float32)
-        closed = self.form == "closed"
-        self._hessian = output_hessian(self._statistics, self.metric, self._graph.outputs) if closed else None
-        self._simulation = Simulation(
-            self._graph, self._reference, summary.statistics, gates=gates, seed=seed, device=device
-        )
+        if parameters is None:
+            raise FsdtoolError(f"'{source}' was written with --no-weights; write it again with weights")
+        self._shapes, self._graph = shapes, graph
+        self._reference = {name: value.to(device) for name, value in parameters.items()}
+        self._statistics: Statistics = statistics.to(device, torch.float32)
+        closed = self.form == CLOSED
+        self._hessian = output_hessian(self._statistics, self.metric, graph.outputs) if closed else None
+        self._simulation = Simulation(graph, self._reference, statistics, gates=gates, seed=seed, device=device)
         self._pool: tuple[Tensor, Tensor, Tape | None] | None = None
         self._order = torch.empty(0, dtype=torch.int64)
 
     def __call__(self, model: nn.Module, batch: int) -> Tensor:
         """The distance of the module's current weights over `batch` pseudo-samples: a scalar with gradients."""
         parameters = self._live(model)
-        if self.form == "closed":
+        if self.form == CLOSED:
             each = closed_form(self._graph, self._reference, parameters, self._statistics, self._hessian)
             return self._statistics.weight.to(each) @ each
         x, f0, tape = self._next(batch)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fsdtool.noise import Noise, label_likelihood, softmax
+from fsdtool.noise import Noise, likeliest, softmax
 
 SAMPLE = 16384  # examples on which the unit is fitted
 NEAR = 0.003
@@ -82,8 +82,9 @@ def _with_near(combined: np.ndarray, unit: float, prior: np.ndarray) -> np.ndarr
 
 
 def _unit(combined: np.ndarray, prior: np.ndarray) -> float:
-    coarse = max(COARSE, key=lambda unit: label_likelihood(combined, prior, unit))
-    return float(max(coarse * FINE, key=lambda unit: label_likelihood(combined, prior, unit)))
+    confusion = np.exp(prior)
+    coarse, _ = likeliest(combined, confusion, COARSE)
+    return likeliest(combined, confusion, coarse * FINE)[0]
 
 
 def _offset(margin: np.ndarray, rate: float) -> float:

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fsdtool.component_laws import Statistics
 from fsdtool.graph import Graph, Parameters, Step
-from fsdtool.moments import Statistics
 from fsdtool.operations.base import ACTIVATION, INPUT
 
 

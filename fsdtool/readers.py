@@ -15,6 +15,7 @@ from torch import Tensor
 from fsdtool.errors import FsdtoolError, describe, some
 from fsdtool.images import image_array, is_image
 from fsdtool.preprocessing import Preprocessing, load_transform
+from fsdtool.tasks.task import Task
 
 TRIED = 100  # examples, in search of the first that can be read
 log = logging.getLogger("fsdtool")
@@ -43,7 +44,7 @@ class Found:
 class Request:
     """What the user said about the data, as `load_dataset` takes it."""
 
-    task: str
+    task: Task
     x_key: str | None = None
     y_key: str | None = None
     id_key: str | None = None

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from fsdtool.features import OUTPUTS, ROWS, FeatureStore
-from fsdtool.outliers import NORMAL_SPREAD, robust_unit
+from fsdtool.spreads import NORMAL_SPREAD, robust_unit
 
 SCALES = (0.25, 0.5, 1.0, 2.0)  # of the kernel, in typical distances between two examples
 FREQUENCIES = 128
@@ -70,7 +70,7 @@ class TargetEvidence:
 def target_evidence(
     store: FeatureStore, targets: Tensor, outputs: Tensor, seed: int, fits: int = FITS
 ) -> TargetEvidence:
-    """Leave-one-out residuals of the targets (N, O) under all layers and the network's outputs (N, O).
+    """Leave-one-out residuals of the targets (N, O) under all layers and the network's own (N, O).
 
     The layers of the store count from the input on.  fits: how often the regressions are fitted.
     """

@@ -28,8 +28,8 @@ from torch import Tensor
 from fsdtool.curvature import BlockCurvature
 from fsdtool.examples import Examples
 from fsdtool.krylov import GaussNewton, Vectors, length
-from fsdtool.losses import loss
 from fsdtool.progress import Track, silent
+from fsdtool.tasks.task import Task
 
 log = logging.getLogger("fsdtool")
 
@@ -46,7 +46,7 @@ class Response:
     lengths: of the steps so far, in lengths of their Kronecker solutions.  unsolved: how many have not converged.
     """
 
-    def __init__(self, matrix: GaussNewton, curvature: list[BlockCurvature], task: str, examples: int):
+    def __init__(self, matrix: GaussNewton, curvature: list[BlockCurvature], task: Task, examples: int):
         self.matrix, self.task, self.examples = matrix.double(), task, examples
         self.curvature = [c.to(torch.float64) for c in curvature]
         self.lengths: list[float] = []
@@ -127,7 +127,7 @@ class Response:
 
     def _losses(self, weights: Weights, signal: Tensor, y: Tensor) -> Tensor:
         outputs = self.matrix.graph.run(weights, signal.double())
-        return loss(self.task, outputs, y if self.task == "classification" else y.double())
+        return self.task.loss(outputs, y)
 
 
 def respond(

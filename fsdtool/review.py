@@ -16,8 +16,8 @@ from itertools import islice
 import numpy as np
 
 from fsdtool import __version__
+from fsdtool.data_like import load_like
 from fsdtool.errors import FsdtoolError
-from fsdtool.inputs import load_like
 from fsdtool.markup import count
 from fsdtool.mislabel import Mislabeled
 from fsdtool.misvalue import Misvalued
@@ -57,10 +57,12 @@ READING = (
         "Look before correcting: rare but correct examples are suspicious too, and some have two right labels.",
     ),
 )
-CONTRADICTED = (
-    "The estimated share of wrong labels is contradicted by the layers together: their evidence is for the given label "
-    "of most of those counted as wrong. Do not trust the flags."
-)
+CONTRADICTED = {
+    "label": "The estimated share of wrong labels is contradicted by the layers together: their evidence is for the "
+    "given label of most of those counted as wrong. Do not trust the flags.",
+    "target": "The share of wrong targets cannot be told: right targets lie off by almost as much as wrong ones would. "
+    "Trust the order more than the flags.",
+}
 AMBIGUOUS = (
     "Noise between classes explains few of the labels that the layers together are against. The others are ambiguous "
     "examples, or labels that are wrong near class boundaries, which look the same: the range counts all that may be "
@@ -74,10 +76,14 @@ TARGET_READING = (
     ),
     (
         "Suggested target",
-        "What the layers of the network predict from all other examples. Right targets lie about one standard error "
-        "off it.",
+        "What the layers of the network predict from all other examples. Right targets like it lie about one standard "
+        "error off it.",
     ),
-    ("Wrong targets", "The number in all is an estimate, too high where targets are hard to predict."),
+    (
+        "Wrong targets",
+        "The number in all is an estimate. How many of the far targets are right is in the tails of right ones, which "
+        "are not known: the range says what other tails and other kinds of wrong targets would give.",
+    ),
     ("Layer weights", "The better a layer predicts targets that it was not fitted to, the more it counts."),
     ("Then", "Look before correcting: rare but correct examples are suspicious too."),
 )
@@ -108,7 +114,7 @@ def review(found: Mislabeled | Misvalued, pictures: Sequence[Picture | None] = (
         facts=_facts(found),
         rows=rows,
         pictures=[*pictures, *[None] * (len(rows) - len(pictures))] if pictures else (),
-        remarks=[said, *_doubts(found), *remarks],
+        remarks=[said, *_doubts(found, kind), *remarks],
         histogram=histogram(found.score, found.threshold),
         cut=found.threshold,
         matrix=matrix,
@@ -219,14 +225,11 @@ def _last(spec: str) -> str:
     return spec.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _doubts(found: Mislabeled | Misvalued) -> list[str]:
-    """Why the estimated share of wrong labels is not to be trusted."""
-    contradicted, ambiguous = (getattr(found, name, False) for name in ("contradicted", "ambiguous"))
-    return [CONTRADICTED] * contradicted + [AMBIGUOUS] * ambiguous
+def _doubts(found: Mislabeled | Misvalued, kind: str) -> list[str]:
+    """Why the estimated share is not to be trusted."""
+    return [CONTRADICTED[kind]] * found.contradicted + [AMBIGUOUS] * found.ambiguous
 
 
 def _between(found: Mislabeled | Misvalued) -> str:
     """The range of the estimated share, where there is one."""
-    between = getattr(found, "between", None)
-    how = "with those near class boundaries" if getattr(found, "ambiguous", False) else "by one layer alone"
-    return f"; {between[0]:.1%} to {between[1]:.1%} {how}" if between else ""
+    return f"; {found.between[0]:.1%} to {found.between[1]:.1%} {found.between_by}" if found.between else ""

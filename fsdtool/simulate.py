@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 
 from fsdtool.activations import Pieces
+from fsdtool.component_laws import GateStatistics, Statistics
 from fsdtool.graph import GateRule, Graph, Parameters, Step
 from fsdtool.memory import BatchSize, undrawn
-from fsdtool.moments import GateStatistics, Statistics
 from fsdtool.operations.base import ACTIVATION, gated
 
 COUPLED, INDEPENDENT, MOVING = "coupled", "independent", "moving"

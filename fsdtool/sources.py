@@ -25,7 +25,8 @@ from fsdtool.cells import known_text
 from fsdtool.errors import FsdtoolError, describe, some
 from fsdtool.preprocessing import Preprocessing
 from fsdtool.readers import ItemReader, Reader, channels_last
-from fsdtool.targets import as_targets
+from fsdtool.tasks.classification import check_classes
+from fsdtool.tasks.task import Task
 
 log = logging.getLogger("fsdtool")
 
@@ -71,7 +72,7 @@ class Fingerprint:
 class DataSource:
     """A data set opened for reading, made by `load_dataset`.
 
-    spec, task: as given. ids: (N,) int64 or fixed-width text, each once. class_names: the name of each class number,
+    spec: as given. ids: (N,) int64 or fixed-width text, each once. class_names: the name of each class number,
     or None. preprocessing: what is done to the inputs. input_shape: the shape of one input as the model gets it.
     """
 
@@ -79,7 +80,7 @@ class DataSource:
         self,
         *,
         spec: str,
-        task: str,
+        task: Task,
         reader: Reader,
         ids: np.ndarray,
         class_names: list[str] | None,
@@ -262,33 +263,15 @@ class DataSource:
 
     def _labels(self, stored: np.ndarray, rows: np.ndarray) -> Tensor:
         ids = self.ids[rows]
-        y = torch.from_numpy(as_targets(stored, self.task, ids))
+        y = torch.from_numpy(self.task.targets(stored, ids))
         if self._relabelling is not None:
             classes = len(self._relabelling)
-            _check_range(y, ids, classes, f"the data names {classes} classes")
+            check_classes(y, ids, classes, f"the data names {classes} classes")
             y = torch.from_numpy(self._relabelling)[y]
         for i, row in enumerate(self._rows[rows].tolist() if self._corrected else ()):
             if row in self._corrected:
                 y[i] = self._corrected[row]
         return y
-
-
-def check_labels(y: Tensor, index: Tensor, ids: np.ndarray, num_classes: int) -> None:
-    """Raise FsdtoolError unless each label y (B,) of the rows index (B,) is one of the model's outputs.
-
-    `ids` are those of the whole data set; the first offending example is named by its id.
-    """
-    _check_range(y, ids[index.numpy()], num_classes, f"the model has {num_classes} outputs")
-
-
-def _check_range(y: Tensor, ids: np.ndarray, count: int, limit: str) -> None:
-    outside = (y >= count).nonzero()
-    if len(outside):
-        row = int(outside[0])
-        raise FsdtoolError(
-            f"label {int(y[row])} of example {ids[row]} is out of range: {limit} (0..{count - 1}); "
-            "correct the label or give the model that knows this class"
-        )
 
 
 class _InWorker(torch.utils.data.Dataset):

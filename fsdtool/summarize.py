@@ -21,6 +21,7 @@ from fsdtool.anchors import ANCHORS_SHARE, AnchorRows, anchor_count
 from fsdtool.budget import plan_statistics
 from fsdtool.catalogue import InfluenceCalibration
 from fsdtool.checkpoints import Checkpoint, apply_checkpoint, tensors_of, tied_names, with_plain_weights
+from fsdtool.component_laws import Statistics
 from fsdtool.computed import computed_weights
 from fsdtool.curvature import MEASURED, SIMULATED, BlockCurvature
 from fsdtool.distance_calibration import DistanceCalibration
@@ -34,8 +35,7 @@ from fsdtool.frozen import check_trained, frozen_names
 from fsdtool.gradients import left_out
 from fsdtool.headonly import digests
 from fsdtool.logits import answer_with, say_link
-from fsdtool.losses import UNITS
-from fsdtool.moments import OutputMoments, Statistics
+from fsdtool.moments import OutputMoments
 from fsdtool.progress import Track, silent
 from fsdtool.record_curvature import fix_curvature
 from fsdtool.records import bytes_per_example, self_influence
@@ -45,6 +45,7 @@ from fsdtool.run_calibration import calibrate_distance, likely_labels
 from fsdtool.sources import DataSource
 from fsdtool.summary import Identity
 from fsdtool.sweep import Pass, Sample, Seen, auto_batch
+from fsdtool.tasks.task import Task
 from fsdtool.trace import FULL, Network, trace
 from fsdtool.trajectory import check_distinct, earlier_networks, parameters_before
 from fsdtool.writer import Writer, encode_ids
@@ -119,7 +120,7 @@ def summarize(
     """Summarize `data` under `model` with `checkpoint` and write the file `output`.
 
     earlier: other checkpoints of the same training, which add evidence on labels (fsdtool.trajectory).
-    components: None is one per class (classification) or one (regression); an integer is that many clusters of gate
+    components: None is one per class, or one where there are none; an integer is that many clusters of gate
     patterns.  record_bytes: gradient factors per example.  statistics_budget: bytes that all statistics may
     take (fsdtool.budget).  curvature: 'simulated' from the statistics, or
     'measured' on the data in the same pass, which costs a second backward pass and is kept without records too.
@@ -215,11 +216,11 @@ def summarize(
         if records:
             writer.write_anchors(seen.anchors, statistics)
             with track("evidence", None):
-                if data.task == "classification":
+                if data.task.has_classes:
                     before = [parameters_before(network, trajectory, layer) for layer in (*store.layers, OUTPUTS)]
                     found_evidence = evidence(store, seen.targets, seen.logits, before)
                 else:
-                    found_evidence = target_evidence(store, seen.targets, seen.logits, seed)
+                    found_evidence = target_evidence(store, seen.targets, data.task.prediction(seen.logits), seed)
             _write_outputs(writer, data, seen, found_evidence, [other.name for other in trajectory])
             _write_self_influence(writer, found, len(data), data.task, calibrated)
             likely = likely_labels(found_evidence)
@@ -265,10 +266,10 @@ def _write_outputs(
         "records/loss",
         seen.losses,
         "loss at the reference checkpoint",
-        UNITS[data.task],
+        data.task.units,
     )
     if classification:
-        writer.put("records/prediction", seen.logits.argmax(1).int(), "class with the largest logit")
+        writer.put("records/prediction", data.task.prediction(seen.logits).int(), "class with the largest logit")
     if not classification or seen.logits.shape[1] <= OutputMoments.LARGEST:
         writer.put("records/logits", seen.logits.half().clamp(-65504, 65504), "outputs of the network (N, O)")
     if classification:
@@ -286,7 +287,7 @@ def _write_outputs(
 
 
 def _write_self_influence(
-    writer: Writer, found: list[BlockCurvature], examples: int, task: str, calibrated: InfluenceCalibration | None
+    writer: Writer, found: list[BlockCurvature], examples: int, task: Task, calibrated: InfluenceCalibration | None
 ) -> None:
     """From the factors as the file holds them: measured eigenvalues are known only after the pass that wrote these."""
     if not found:
@@ -295,7 +296,7 @@ def _write_self_influence(
     scale = 1.0 if calibrated is None else calibrated.self_scale
     values = self_influence(lambda name, rows: records[name][rows], found, examples, scale)
     description = "first-order rise of the example's loss if it were removed (N,)"
-    writer.put("records/self_influence", values, description, UNITS[task])
+    writer.put("records/self_influence", values, description, task.units)
 
 
 def _describe(network: Network) -> str:

@@ -15,7 +15,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -25,13 +24,14 @@ from torch import Tensor, nn
 from fsdtool import hdf5
 from fsdtool.anchors import Anchors
 from fsdtool.catalogue import FLOATS, Catalogue, Records, identity_part, read_catalogue, summary_file
+from fsdtool.component_laws import GateStatistics, InputStatistics, OutputSample, Statistics
 from fsdtool.curvature import MEASURED, SIMULATED, BlockCurvature
 from fsdtool.distance_calibration import DistanceCalibration
 from fsdtool.graph import Graph
-from fsdtool.metrics import metrics_of
-from fsdtool.moments import GateStatistics, InputStatistics, OutputSample, Statistics
 from fsdtool.networkfile import read_names, read_network
+from fsdtool.penalty import Penalty
 from fsdtool.preprocessing import Preprocessing
+from fsdtool.tasks.task import Task
 from fsdtool.trace import FULL, LAST_LAYER
 
 
@@ -39,7 +39,7 @@ from fsdtool.trace import FULL, LAST_LAYER
 class Identity:
     """What was summarized: everything of the file that is neither statistics nor records."""
 
-    task: str
+    task: Task
     mode: str
     reasons: tuple[str, ...]
     graph: Graph
@@ -80,7 +80,7 @@ class Summary(Catalogue):
     parameters: dict[str, Tensor] | None
     anchors: Anchors | None = None
     distance_calibration: DistanceCalibration | None = None
-    _penalties: dict[tuple[object, ...], Any] = field(default_factory=dict, repr=False, compare=False)
+    _penalties: dict[tuple[object, ...], Penalty] = field(default_factory=dict, repr=False, compare=False)
 
     def penalty(
         self,
@@ -95,17 +95,30 @@ class Summary(Catalogue):
         """The function space distance of a live module from the summarized checkpoint: a scalar with gradients.
 
         For training loops: `loss + strength * summary.penalty(model)`.  Over `batch` pseudo-samples of the summary,
-        others at each call, or exactly with form 'closed'; metrics as in fsdtool.fsd.  Batch norm counts in eval form.
+        others at each call, or exactly with form 'closed'.  Batch norm counts in eval form.
+        metric: one of fsdtool.metrics.
         gates: 'coupled' or 'independent' gates of the reference (LAFTR), or 'own': both networks run as they are on the
         summary's pseudo-inputs, which sees that training moves the gates and served continual learning better.
         Raises FsdtoolError for a module that is not the network summarized, or a summary without weights.
         """
-        from fsdtool.penalty import Penalty
-
         device = next(model.parameters()).device
         settings = (metric, form, gates, seed, device)
         if settings not in self._penalties:
-            self._penalties[settings] = Penalty(self, metric=metric, form=form, gates=gates, seed=seed, device=device)
+            identity = self.identity
+            self._penalties[settings] = Penalty(
+                identity.graph,
+                self.parameters,
+                self.statistics,
+                self.anchors,
+                identity.shapes,
+                task=self.task,
+                source=self.path,
+                metric=metric,
+                form=form,
+                gates=gates,
+                seed=seed,
+                device=device,
+            )
         return self._penalties[settings](model, batch)
 
     @property
@@ -200,7 +213,8 @@ def _read_statistics(file: h5py.File, identity: Identity) -> Statistics:
     square = (components, graph.outputs, graph.outputs)
     hessian = tensor(group, "output_hessian", square) if hdf5.has(group, "output_hessian") else None
     outputs = _read_outputs(group, components, graph.outputs) if hdf5.has(group, "outputs") else None
-    return Statistics(hdf5.Attributes(group).text("kind"), names, count, gaussian, gates, hessian, outputs)
+    kind = hdf5.Attributes(group).text("kind")
+    return Statistics(kind, names, count, gaussian, gates, hessian, outputs, identity.task)
 
 
 def _read_outputs(group: h5py.Group, components: int, outputs: int) -> OutputSample:
@@ -226,10 +240,10 @@ def _read_anchors(file: h5py.File, statistics: Statistics, outputs: int) -> Anch
     return Anchors(inputs, tensor(group, "outputs", (len(inputs), outputs)), component, alone, basis)
 
 
-def _read_distance_calibration(file: h5py.File, task: str) -> DistanceCalibration | None:
+def _read_distance_calibration(file: h5py.File, task: Task) -> DistanceCalibration | None:
     if not hdf5.has(file, "calibration") or not hdf5.has(hdf5.group(file, "calibration"), "distance"):
         return None
-    group, metrics = hdf5.group(file, "calibration/distance"), metrics_of(task)
+    group, metrics = hdf5.group(file, "calibration/distance"), tuple(task.metrics)
     held = hdf5.Attributes(group)
     correction, error = (tensor(group, name, (len(metrics),), torch.float64) for name in ("correction", "error"))
     if correction.min() <= 0 or error.min() < 0:

@@ -11,17 +11,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from fsdtool.component_laws import Statistics
 from fsdtool.components import Assignment
 from fsdtool.errors import FsdtoolError
 from fsdtool.graph import Graph, Step
-from fsdtool.moments import (
-    CentredMoments,
-    GateMoments,
-    OutputMoments,
-    OutputReservoir,
-    Statistics,
-    names_present,
-)
+from fsdtool.moments import CentredMoments, GateMoments, OutputMoments, OutputReservoir, names_present
+from fsdtool.tasks.task import Task
 
 
 class StatisticsSums:
@@ -35,7 +30,7 @@ class StatisticsSums:
         graph: Graph,
         assignment: Assignment,
         basis: Tensor | None,
-        task: str,
+        task: Task,
         device: torch.device | None = None,
         sampled: int | None = None,
     ):
@@ -46,7 +41,7 @@ class StatisticsSums:
             graph.steps[i].name: GateMoments(graph.steps[i], count, device) for i in graph.indices("activation")
         }
         self.outputs = OutputMoments(count, graph.outputs, task, device)
-        self.sample = OutputReservoir(count, graph.outputs, sampled) if task == "classification" else None
+        self.sample = None if task.quadratic else OutputReservoir(count, graph.outputs, sampled)
         self._component: Tensor | None = None
         self._patterns: list[Tensor] = []
         self._pending: list[tuple[str, Tensor]] = []
@@ -153,6 +148,7 @@ class StatisticsSums:
             {i: self.gates[self.graph.steps[i].name].finalize() for i in self.graph.indices("activation")},
             self.outputs.finalize(),
             None if self.sample is None else self.sample.finalize(),
+            self.outputs.task,
         ).to(torch.device("cpu"))
 
     def _tensors(self) -> list[Tensor]:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,18 +18,18 @@ from torch import Tensor
 
 from fsdtool.anchors import AnchorRows, Anchors, even_rows, stored
 from fsdtool.budget import StatisticsPlan
+from fsdtool.component_laws import Statistics
 from fsdtool.components import Assignment, GatePattern, k_means
 from fsdtool.curvature import BlockCurvature, EigenvalueSums, eigenbases
-from fsdtool.errors import FsdtoolError
 from fsdtool.features import FEATURES, INPUT, MOST_LAYERS, FeatureStore, Keep, choose_layers, observe, watch
+from fsdtool.finite import check_features, check_losses, check_outputs
 from fsdtool.gradients import Use, blocks, capture
 from fsdtool.graph import Observer, Step
-from fsdtool.losses import curvature_draw, loss, loss_gradient
 from fsdtool.memory import BatchSize, undrawn
-from fsdtool.moments import Statistics, principal_basis
+from fsdtool.moments import principal_basis
 from fsdtool.progress import Track
-from fsdtool.records import factors
-from fsdtool.sources import Batch, DataSource, Fingerprint, check_labels
+from fsdtool.recording import GradientRecords
+from fsdtool.sources import Batch, DataSource, Fingerprint
 from fsdtool.sums import StatisticsSums
 from fsdtool.trace import FULL, Network
 from fsdtool.trajectory import Earlier, layers_each
@@ -82,7 +82,6 @@ class Pass:
         self.batch_size, self.workers = BatchSize(batch_size), workers
         self.graph, self.parameters = network.graph, network.parameters
         self.outputs = self.graph.outputs
-        self.classification = data.task == "classification"
         self._generator = torch.Generator(device).manual_seed(seed)
 
     def each(
@@ -95,7 +94,7 @@ class Pass:
         rows = np.arange(len(self.data)) if rows is None else rows
         with self.track(label, len(rows)) as advance:
             for batch in self._read(rows):
-                self._check_targets(batch)
+                self.data.task.check_targets(batch.y, self.data.ids[batch.index.numpy()], self.outputs)
 
                 def part(rows: slice, batch: Batch = batch) -> T:
                     batch = Batch(batch.index[rows], batch.x[rows], batch.y[rows])
@@ -157,7 +156,7 @@ class Pass:
                 logits = self.graph.run(
                     self.parameters, signal, observe=lambda step, inputs, output: sums.see(step, inputs)
                 )
-                self._check_outputs(logits, rows, signal)
+                check_outputs(logits, self.data.ids[rows.numpy()], self.graph, self.parameters, signal)
                 sums.finish(signal.flatten(1), logits)
 
         for _ in self._parts(sample, see):
@@ -207,7 +206,7 @@ class Pass:
 
     def drawn_gradients(self, signal: Tensor) -> dict[int, Use]:
         """What each weight sees for a gradient drawn from the loss's Hessian at each example's own outputs."""
-        draw = curvature_draw(self.data.task, self._generator)
+        draw = self.data.task.curvature_draw(self._generator)
         return capture(self.graph, self.parameters, signal, draw)[1]
 
     def whole(
@@ -225,7 +224,7 @@ class Pass:
         measured: sums of eigenvalues to be taken from these examples.  earlier: checkpoints that give evidence too.
         anchors: to be filled.
         """
-        gradient_records = _GradientRecords(self, writer, curvatures)
+        gradient_records = GradientRecords(self.graph, self.parameters, self.data, writer, curvatures, self.device)
         watched = self._watched_layers()
         of_earlier = self._watched_layers(layers_each(len(earlier)))
         fingerprint = Fingerprint(self.data.ids)
@@ -237,21 +236,23 @@ class Pass:
             rows = slice(int(batch.index[0]), int(batch.index[-1]) + 1)
 
             def keep(layer: str, features: Tensor) -> None:
-                self._keep(store, layer, rows, features)
+                check_features(layer, features, self.data.ids[rows])
+                store.put(layer, rows, features)
 
             with sums.whole_or_nothing():
                 signal = self.network.signal(x, watch(watched, keep) if watched else None)
                 self._put_input(store, rows, signal.flatten(1), sums.basis)
                 sums.start(y)
                 found = gradient_records.run(signal, y, rows, self._observer(sums, watched, keep))
-                self._check_outputs(found, batch.index, signal)
+                check_outputs(found, self.data.ids[batch.index.numpy()], self.graph, self.parameters, signal)
                 uses = self.drawn_gradients(signal) if measured else {}
                 for other in earlier:
                     other.see(x, of_earlier, keep)
                 sums.finish(signal.flatten(1), found)
                 if anchors is not None:
                     anchors.update(rows, signal.flatten(1), found, sums.component)
-                logits[rows], losses[rows] = found.cpu(), self._loss(found, batch, y).cpu()
+                logits[rows], losses[rows] = found.cpu(), self.data.task.loss(found, y).cpu()
+                check_losses(losses[rows], logits[rows], self.data.ids[rows])
             return batch, uses
 
         for batch, uses in self.each("summarizing", see):
@@ -282,18 +283,6 @@ class Pass:
 
         return self.batch_size.parts(len(sample.signal), undrawn(self._generator, part))
 
-    def _keep(self, store: FeatureStore, layer: str, rows: slice, features: Tensor) -> None:
-        """Features (batch, D) of a layer, known to be finite."""
-        broken = (~torch.isfinite(features).all(1)).nonzero()[:, 0].tolist()
-        if broken:
-            example = self.data.ids[rows.start + broken[0]]
-            raise FsdtoolError(
-                f"the activations of layer '{layer}' for example {example} are not finite "
-                f"({len(broken)} of {len(features)} in its batch); check the weights and the preprocessing, "
-                "or remove the example"
-            )
-        store.put(layer, rows, features)
-
     def _put_input(self, store: FeatureStore, rows: slice, flat: Tensor, basis: Tensor | None) -> None:
         features = flat if basis is None else flat @ basis.to(flat)
         store.put(INPUT if self.network.mode == FULL else FEATURES, rows, features)
@@ -303,86 +292,9 @@ class Pass:
         layers = self.network.evidence_layers()
         return {name: layers[name] for name in choose_layers(list(layers), most)}
 
-    def _loss(self, outputs: Tensor, batch: Batch, y: Tensor) -> Tensor:
-        """Loss (batch,) of each example, known to be finite."""
-        losses = loss(self.data.task, outputs, y)
-        broken = (~torch.isfinite(losses)).nonzero()[:, 0].tolist()
-        if broken:
-            raise FsdtoolError(
-                f"the loss of example {self.data.ids[int(batch.index[broken[0]])]} is not finite ({len(broken)} of "
-                f"{len(losses)} in its batch): its outputs are up to {float(outputs[broken[0]].abs().max()):.3g}; "
-                "check the weights, the preprocessing and the targets"
-            )
-        return losses
-
-    def _check_outputs(self, logits: Tensor, rows: Tensor, signal: Tensor) -> None:
-        broken = (~torch.isfinite(logits).all(1)).nonzero()[:, 0].tolist()
-        if broken:
-            raise FsdtoolError(
-                f"the model's outputs for example {self.data.ids[int(rows[broken[0]])]} are not finite, "
-                f"from layer '{self._first_broken(signal[broken[:1]])}' on ({len(broken)} of {len(logits)} in its "
-                "batch); check the weights and the preprocessing, or remove the example"
-            )
-
-    def _first_broken(self, signal: Tensor) -> str:
-        """The first step whose output for this signal is not finite."""
-        names: list[str] = []
-
-        def observe(step: Step, inputs: list[Tensor], output: Tensor) -> None:
-            names.extend([] if torch.isfinite(output).all() else [step.name])
-
-        with torch.no_grad():
-            self.graph.run(self.parameters, signal, observe=observe)
-        return names[0]
-
-    def _check_targets(self, batch: Batch) -> None:
-        if self.data.task == "classification":
-            check_labels(batch.y, batch.index, self.data.ids, self.outputs)
-        elif batch.y.shape[1] != self.outputs:
-            raise FsdtoolError(
-                f"the data has {batch.y.shape[1]} target values per example and the model {self.outputs} outputs; "
-                "they must agree (for class labels give --task classification)"
-            )
-
-
-class _GradientRecords:
-    """The gradient records of the pass, written batch by batch; without curvatures there are none."""
-
-    def __init__(self, run: Pass, writer: Writer, curvatures: list[BlockCurvature]):
-        self.graph, self.parameters, self.task, self.writer = run.graph, run.parameters, run.data.task, writer
-        found = {block.weight: block for block in blocks(run.graph, run.parameters)}
-        self.kept = [
-            (found[c.weight], c.to(run.device), _reserve_factors(writer, c, len(run.data))) for c in curvatures
-        ]
-
-    def run(self, signal: Tensor, y: Tensor, rows: slice, observe: Observer) -> Tensor:
-        """Logits of a batch, seen by `observe` on the way; its gradient factors go to the file."""
-        if not self.kept:
-            with torch.no_grad():
-                return self.graph.run(self.parameters, signal, observe=observe)
-        gradient_of = loss_gradient(self.task, y)
-        logits, uses = capture(self.graph, self.parameters, signal, gradient_of, observe=observe)
-        for block, c, datasets in self.kept:
-            batch = factors(block, c, uses)
-            for dataset, values in zip(datasets, (batch.output, batch.input, batch.scale), strict=True):
-                dataset[rows] = values.cpu().numpy()
-        self.writer.check()
-        return logits
-
 
 def auto_batch(network: Network) -> int:
     held = sum(step.units for step in network.graph.steps)
     if network.mode != FULL:  # the graph is one layer, the model around it is not
         held = max(held, 2**22)
     return min(1000, max(8, BATCH_UNITS // held))
-
-
-def _reserve_factors(writer: Writer, c: BlockCurvature, examples: int) -> tuple[Any, Any, Any]:
-    name = f"records/gradients/{c.weight}"
-    ks, ka = c.eigenvalues.shape
-    output, inputs = "unit vector along S^T b (N, ks)", "unit vector along A^T [a; 1] (N, ka)"
-    return (
-        writer.reserve(f"{name}/output", (examples, ks), "float16", output, compressed=False),
-        writer.reserve(f"{name}/input", (examples, ka), "float16", inputs, compressed=False),
-        writer.reserve(f"{name}/scale", (examples,), "float32", "length of the projected gradient", "loss per weight"),
-    )

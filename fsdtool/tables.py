@@ -73,8 +73,8 @@ def choose_columns(header: list[str], spec: str, request: Request) -> Columns:
             f"'{spec}' has no column for the inputs beside {roles}; add numbers, or the paths of image files as a "
             f"column 'path', relative to the folder of the table ({PATH_EXAMPLE})"
         )
-    if len(targets) > 1 and request.task == "classification":
-        raise FsdtoolError(f"--y-key names {len(targets)} columns ({some(targets)}); classification takes one")
+    if len(targets) > 1 and request.task.has_classes:
+        raise FsdtoolError(f"--y-key names {len(targets)} columns ({some(targets)}); {request.task} takes one")
     numbers = {name: column for column, name in enumerate(header)}
     return Columns(
         header,
@@ -121,8 +121,8 @@ def text_targets(
         numbers = np.array([[_number(cell, request) for cell in row] for row in rows])
     except ValueError:
         name = columns.names[columns.targets[0]]
-        if request.task == "regression":
-            raise FsdtoolError(f"the target '{name}' of '{spec}' is text; give numbers for regression") from None
+        if not request.task.has_classes:
+            raise FsdtoolError(f"the target '{name}' of '{spec}' is text; give numbers for {request.task}") from None
         return numbered([row[0] for row in rows], request, spec, place, columns.names[columns.targets[0]])
     absent = np.argwhere(np.isnan(numbers))
     if len(absent) and not (request.skip_bad and len(absent) < numbers.size):

@@ -19,74 +19,13 @@ from fsdtool.errors import FsdtoolError, describe, some
 
 if TYPE_CHECKING:  # torch comes with it, and commands that read labels back start without
     from fsdtool.readers import Request
+    from fsdtool.tasks.task import Task
 
 log = logging.getLogger("fsdtool")
-TASKS = ("classification", "regression")
 LEAVE_OUT = "give --skip-bad to leave such examples out"
 # Labels in text, in any case, that say there is none: as spreadsheets, pandas and databases write them.
 MISSING = ("", "na", "n/a", "<na>", "#na", "#n/a", "nan", "-nan", "nat", "null", "\\n", "none", "?")
-MANY = 0.1  # the share of improper labels above which they are likelier a class than missing
 LABEL_COLUMNS = ("label", "suggested_label", "suggested_target")  # of corrections; find-mislabeled writes the others
-
-
-def as_targets(stored: np.ndarray, task: str, ids: np.ndarray, lenient: bool = False) -> np.ndarray:
-    """Stored targets as (N,) int64 or (N, O) float32; raises FsdtoolError naming the first improper one.
-
-    lenient: where some are improper, give all as float64 instead; each is found again when its example is read.
-    """
-    if stored.dtype.kind not in "buif":
-        raise FsdtoolError(f"the targets have dtype {stored.dtype}; give numbers, or text for classes")
-    if stored.ndim > 2 and stored.size == len(stored):
-        stored = stored.reshape(-1)  # (N, 1, 1, 1)
-    if task == "regression":
-        return _regression_targets(stored, ids, lenient)
-    y = stored[:, 0] if stored.ndim == 2 and stored.shape[1] == 1 else stored
-    if y.ndim == 2:
-        y = _from_one_hot(y, ids, lenient)
-    if y.ndim != 1:
-        raise FsdtoolError(f"the labels have shape {stored.shape}; give one class number per example")
-    y = y.astype(np.float64) if y.dtype.kind in "bf" else y
-    bad = np.flatnonzero(~((y >= 0) & (y == np.floor(y)) & (y < 2**31)))
-    if len(bad) and not lenient:
-        raise _no_class(y[bad[0]], ids[bad[0]], len(bad) / len(y))
-    return y.astype(np.float64 if len(bad) else np.int64)
-
-
-def _no_class(label: Any, name: Any, share: float) -> FsdtoolError:
-    if np.isnan(label):
-        return FsdtoolError(f"example {name} has no label (NaN); fill it in, or give --skip-bad to leave it out")
-    remedy = "correct it, or give --skip-bad to leave it out"
-    if share > MANY:
-        remedy = f"number the classes from 0, or give --skip-bad to leave out {share:.0%} of the examples"
-    if label != np.floor(label):
-        remedy = "correct it, or use --task regression"
-    return FsdtoolError(f"label {label:g} of example {name} is not a class number (0, 1, 2, ...); {remedy}")
-
-
-def _regression_targets(stored: np.ndarray, ids: np.ndarray, lenient: bool) -> np.ndarray:
-    with np.errstate(over="ignore"):  # what float32 cannot hold is named below
-        y = stored.astype(np.float32)
-    y = y[:, None] if y.ndim == 1 else y
-    if y.ndim != 2:
-        raise FsdtoolError(f"the targets have shape {stored.shape}; give one row of numbers per example")
-    bad = np.flatnonzero(~np.isfinite(y).all(axis=1))
-    if len(bad) and not lenient:
-        raise FsdtoolError(
-            f"the target of example {ids[bad[0]]} is NaN or infinite; fill it in, or give --skip-bad to leave it out"
-        )
-    return y
-
-
-def _from_one_hot(stored: np.ndarray, ids: np.ndarray, lenient: bool) -> np.ndarray:
-    proper = ((stored == 0) | (stored == 1)).all(axis=1) & (stored.sum(axis=1) == 1)
-    absent = np.isnan(stored).any(axis=1) if lenient and stored.dtype.kind == "f" else np.zeros(len(stored), dtype=bool)
-    improper = np.flatnonzero(~proper & ~absent)
-    if len(improper):
-        raise FsdtoolError(
-            f"the labels have shape {stored.shape} and that of example {ids[improper[0]]} is not one-hot; "
-            "give one class number per example (several classes for one example, or shares of them, are not supported)"
-        )
-    return np.where(absent, np.nan, stored.argmax(axis=1)) if absent.any() else stored.argmax(axis=1)
 
 
 def is_missing(label: str | None, request: Request) -> bool:
@@ -105,7 +44,7 @@ def refuse_missing(label: str | None, where: str, request: Request, column: str 
         found = f"'{text}' for '{column}', which says that it is missing"
     if request.skip_bad:
         remedy = "so have all the others; give another column by --y-key"
-    if text and request.class_names is None and request.task == "classification":
+    if text and request.class_names is None and request.task.has_classes:
         leave_out = "so have all the others: give another --y-key" if request.skip_bad else LEAVE_OUT
         remedy = f"{leave_out}, or --missing '' if it is the name of a class"
     return FsdtoolError(f"{where} has {found}; {remedy}")
@@ -179,7 +118,7 @@ def _label_rows(lines: Any, path: Path) -> dict[str, str]:
     return labels
 
 
-def corrections(labels: dict[str, str], ids: np.ndarray, task: str, class_names: list[str] | None) -> dict[int, Any]:
+def corrections(labels: dict[str, str], ids: np.ndarray, task: Task, class_names: list[str] | None) -> dict[int, Any]:
     """Row number to target, for labels given by id; raises FsdtoolError for an unknown id or an improper label."""
     rows = {str(name): row for row, name in enumerate(ids.tolist())}
     labels = {known_text(key, rows): label for key, label in labels.items()}
@@ -190,17 +129,16 @@ def corrections(labels: dict[str, str], ids: np.ndarray, task: str, class_names:
     return {rows[key]: _corrected(key, label, task, names) for key, label in labels.items()}
 
 
-def _corrected(key: str, label: str, task: str, names: dict[str, int]) -> float:
+def _corrected(key: str, label: str, task: Task, names: dict[str, int]) -> float:
     if known_text(label, names) in names:
         return names[known_text(label, names)]
     try:
         value = float(label)
     except ValueError:
         value = float("nan")
-    if task == "regression" and np.isfinite(value):
-        return value
     # where classes have names, a number among them would be ambiguous
-    if task == "classification" and not names and value >= 0 and value.is_integer():
-        return int(value)
-    known = f"one of {some(list(names), 6)}" if names else "a number" if task == "regression" else "a class number"
+    target = None if names and task.has_classes else task.target_of(value)
+    if target is not None:
+        return target
+    known = f"one of {some(list(names), 6)}" if names else "a class number" if task.has_classes else "a number"
     raise FsdtoolError(f"--labels gives example {key} the label '{label}'; give {known}")

@@ -21,6 +21,7 @@ from fsdtool.graph import Graph, Step
 from fsdtool.logits import LINKS, PLAIN, ZERO_FIRST, Answer, answering, are_probabilities, link_between
 from fsdtool.nodes import EXAMPLES, Untraceable, first_line
 from fsdtool.operations.base import reader
+from fsdtool.tasks.task import Task, task_of
 from fsdtool.translate import Translator
 
 FULL, LAST_LAYER = "full", "last layer"
@@ -107,7 +108,7 @@ class Network:
         return replace(self, parameters=moved, model=model)
 
 
-def trace(model: nn.Module, example: Tensor, *, task: str = "classification", output: str = "") -> Network:
+def trace(model: nn.Module, example: Tensor, *, task: str | Task = "classification", output: str = "") -> Network:
     """The network of `model` (eval mode) for inputs like `example` (batch, *input_shape).
 
     output: which of the model's outputs is asked for. Raises FsdtoolError when not even the last layer can be used,
@@ -115,7 +116,7 @@ def trace(model: nn.Module, example: Tensor, *, task: str = "classification", ou
     """
     if not example.shape[0]:
         raise FsdtoolError("the data set is empty; nothing to trace the model with")
-    classification = task == "classification"
+    classification = task_of(task).has_classes
     few = torch.cat([example] * EXAMPLES)[:EXAMPLES]
     with answering(model, output), torch.no_grad():
         try:

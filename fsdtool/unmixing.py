@@ -53,10 +53,10 @@ class Clouds:
 
     def log_likelihood(self, evidence: np.ndarray) -> np.ndarray:
         """Log-likelihoods (n, classes) float32 from evidence (n, classes), up to a constant; -inf of absent classes."""
-        found = np.full((len(evidence), self.classes), -np.inf, np.float32)
+        found = np.full((self.classes, len(evidence)), -np.inf, np.float32)
         z = self.whiten.T @ coordinates(evidence, self.present)
-        found[:, self.present] = student(squares(z, self.centres), len(z), self.freedom).T
-        return found
+        found[self.present] = student(squares(z, self.centres), len(z), self.freedom)
+        return found.T
 
 
 @dataclass(frozen=True)
@@ -93,18 +93,24 @@ def unmixed_as(evidence: np.ndarray, given: np.ndarray, confusion: np.ndarray) -
 
 def coordinates(evidence: np.ndarray, present: np.ndarray) -> np.ndarray:
     """Evidence (n, classes) of the `present` classes (c,) without what is the same for all, (c - 1, n) float32."""
-    return _basis(len(present)).T @ np.clip(evidence, -LARGEST, LARGEST).astype(np.float32).T[present]
+    x = evidence.T.astype(np.float32, "C")[present]
+    return _basis(len(present)).T @ np.clip(x, -LARGEST, LARGEST, out=x)
 
 
-def squares(z: np.ndarray, centres: np.ndarray) -> np.ndarray:
+def squares(z: np.ndarray, centres: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """Squared distances (c, n) of z (d, n) from the centres (c, d)."""
-    lengths = np.einsum("dn,dn->n", z, z) + np.einsum("cd,cd->c", centres, centres)[:, None]
-    return np.maximum(lengths - 2 * (centres @ z), 0)
+    q = np.matmul(-2 * centres, z, out=out)
+    q += np.einsum("dn,dn->n", z, z)
+    q += np.einsum("cd,cd->c", centres, centres)[:, None]
+    return np.clip(q, 0, np.inf, out=q)
 
 
-def student(q: np.ndarray, dimensions: int, freedom: float) -> np.ndarray:
+def student(q: np.ndarray, dimensions: int, freedom: float, out: np.ndarray | None = None) -> np.ndarray:
     """Log-density of a Student t at squared distances q, up to a constant."""
-    return np.float32(-(freedom + dimensions) / 2) * np.log1p(q / np.float32(freedom))
+    density = np.multiply(q, np.float32(1 / freedom), out=out)
+    np.log1p(density, out=density)
+    density *= np.float32(-(freedom + dimensions) / 2)
+    return density
 
 
 def drawn(count: np.ndarray, cells: float, each: float = 0.0) -> np.ndarray:
@@ -131,22 +137,26 @@ def _basis(count: int) -> np.ndarray:
 
 
 def _fit(evidence: np.ndarray, given: np.ndarray, classes: int, known: np.ndarray | None) -> Unmixed:
-    present, label = np.unique(given, return_inverse=True)
-    own = np.eye(len(present), dtype=np.float32)[:, label]
+    present = np.flatnonzero(np.bincount(given, minlength=classes))
+    own = (present[:, None] == given).astype(np.float32)
     freedom, steps, temper = (part[known is not None] for part in (FREEDOM, STEPS, (1.0, TEMPER)))
     x = coordinates(evidence, present)
     d, n = x.shape
     confusion = _first(len(present)) if known is None else known[np.ix_(present, present)]
-    belongs, trust = own, np.ones(n, np.float32)
+    belongs, trust = own.copy(), np.ones(n, np.float32)
     rate, count = np.inf, np.diag(own.sum(1)).astype(np.float64)
-    for _ in range(steps):  # all is by class and then example in memory: sums over few classes are slow otherwise
-        centres, whiten = _moments(x, belongs, trust)
-        q = squares(whiten.T @ x, centres)
-        share = np.log(np.maximum(belongs.sum(1), 1e-9) / n)[:, None]
-        joint = np.float32(temper) * student(q, d, freedom)
-        joint += (share + np.log(confusion + 1e-12)).astype(np.float32)[:, label]
-        joint -= joint.max(0)
-        belongs = np.exp(joint, out=joint)
+    # All is by class and then example in memory: sums over few classes are slow otherwise.  So is new memory.
+    q, z, work = np.empty_like(belongs), np.empty_like(x), np.empty_like(belongs)
+    for _ in range(steps):
+        centres, whiten = _moments(x, belongs, trust, work)
+        squares(np.matmul(whiten.T, x, out=z), centres, out=q)
+        student(q, d, freedom, out=belongs)
+        belongs -= belongs.max(0)
+        if temper != 1:
+            belongs *= np.float32(temper)
+        np.exp(belongs, out=belongs)
+        prior = np.maximum(count.sum(1, keepdims=True) / n, 1e-12) * (confusion + 1e-12)
+        belongs *= np.matmul(prior.astype(np.float32), own, out=work)  # faster than prior[:, label]
         belongs /= belongs.sum(0)
         trust = np.float32(freedom + d) / (np.float32(freedom) + np.einsum("cn,cn->n", belongs, q))
         count = (belongs @ own.T).astype(np.float64)
@@ -166,17 +176,17 @@ def _first(classes: int) -> np.ndarray:
     return confusion
 
 
-def _moments(x: np.ndarray, belongs: np.ndarray, trust: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _moments(x: np.ndarray, belongs: np.ndarray, trust: np.ndarray, work: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Centres (c, d) of the classes, and what makes the shape the identity (d, d), in whose coordinates they are.
 
-    x: (d, n).  belongs: (c, n).  trust: (n,).
+    x: (d, n).  belongs: (c, n).  trust: (n,).  work: (c, n), memory to use.
     """
-    parts = belongs * trust
-    total = parts.sum(1, dtype=np.float64)
+    parts = np.multiply(belongs, trust, out=work)
+    total = parts.sum(1).astype(np.float64)
     sums = (parts @ x.T).astype(np.float64)
     # A class that has lost all of its examples is where all are.
     centres = (sums + EMPTY * sums.sum(0) / total.sum()) / (total + EMPTY)[:, None]
-    shape = ((x * trust) @ x.T).astype(np.float64) - (centres.T * total) @ centres
+    shape = (np.multiply(x, trust, out=work[: len(x)]) @ x.T).astype(np.float64) - (centres.T * total) @ centres
     values, vectors = np.linalg.eigh(shape / x.shape[1])
     whiten = vectors / np.sqrt(np.maximum(values, RIDGE * max(values.mean(), 1e-30)))
     return (centres @ whiten).astype(np.float32), whiten.astype(np.float32)

@@ -79,13 +79,14 @@ class Verdict:
     """weighing of the layers, and their weights (L,) in sum 1; the noise in labels, by all layers.
 
     rates: the share of wrong labels by each layer alone (L,), NaN of one that says nothing, or by other estimates; None
-    where there are none.
+    where there are none.  together: the evidence (N, T) of all layers on the examples judged, where it is at hand.
     """
 
     weighing: Weighing
     weights: np.ndarray
     noise: Noise
     rates: np.ndarray | None = None
+    together: np.ndarray | None = None
 
 
 def verdict(evidence: np.ndarray, candidates: np.ndarray, classes: int, parameters: np.ndarray) -> Verdict:
@@ -96,14 +97,13 @@ def verdict(evidence: np.ndarray, candidates: np.ndarray, classes: int, paramete
     rows = slice(None, None, -(-len(candidates) // SAMPLE))
     choices = candidates[rows].astype(np.int64)
     given = choices[:, 0]
-    if not _many(candidates[:, 0], classes) or not evidence.any():
+    layers = _by_layer(evidence[rows], choices, classes) if _many(candidates[:, 0], classes) else []
+    if all(x is None for x in layers):
         factors, weights = combination(evidence)
         noise = estimate(evidence, candidates, evidence.shape[1] - 1, classes, parameters)
         return Verdict(Plain(factors), weights, noise)
-    layers = [
-        of_all_classes(values, choices, classes) if values.any() else None for values in evidence[rows].swapaxes(0, 1)
-    ]
     few = slice(None, None, -(-len(given) // FEW))
+    some, of_some = evidence[rows][few].astype(np.float32), choices[few]
     alone = [None if x is None else unmixed(x[few], given[few], classes) for x in layers]
     rates = np.array([np.nan if found is None else found.rate for found in alone])
     first = _Sample(_under_clouds(alone, layers, choices), choices)
@@ -113,15 +113,17 @@ def verdict(evidence: np.ndarray, candidates: np.ndarray, classes: int, paramete
     honest = np.nan_to_num(np.minimum((rates + LEAST_RATE) / (together.rate + LEAST_RATE), 1))
     last = _Sample(_under_clouds(again, layers, choices), choices)
     weights = last.weights(honest)
-    against = float((last.combined(weights)[:, 1:].max(1) > 0).mean())
-    once_more = last.unmixed(last.agreed, classes)
-    found = forward(evidence[rows][few], choices[few], evidence.shape[1] - 1, classes, parameters)
-    rate = math.sqrt(together.rate * once_more.rate)
-    if _explains(found, evidence[rows][few], choices[few], alone):
+    combined = last.combined(weights)
+    against = float((combined[:, 1:].max(1) > 0).mean())
+    found = forward(some, of_some, evidence.shape[1] - 1, classes, parameters, patient=False)
+    if _explains(found, some, of_some, alone):
         rate = found.noise.rate
+    else:
+        rate = math.sqrt(together.rate * last.unmixed(last.agreed, classes).rate)
     noise = _noise(together, rate, against, candidates[:, 0], found.noise.layers)
     clouds = tuple(None if found is None else found.clouds for found in again)
-    return Verdict(Recast(clouds, last.factors(weights), classes), weights, noise, rates)
+    weighing = Recast(clouds, last.factors(weights), classes)
+    return Verdict(weighing, weights, noise, rates, combined if len(combined) == len(evidence) else None)
 
 
 def _explains(found: Estimate, evidence: np.ndarray, candidates: np.ndarray, alone: list[Unmixed | None]) -> bool:
@@ -138,6 +140,12 @@ def _explains(found: Estimate, evidence: np.ndarray, candidates: np.ndarray, alo
     by_clouds = np.mean([likelihood(alone[layer], x, given) for layer, x in zip(used, dense, strict=True)])
     more = (classes - 1) * (classes - 2) + classes * (classes - 1) / 2  # parameters: centres and shape, less biases
     return found.likelihood >= by_clouds - more / len(given)
+
+
+def _by_layer(evidence: np.ndarray, candidates: np.ndarray, classes: int) -> list[np.ndarray | None]:
+    """Evidence (n, classes) of each layer for all classes, None of one that says nothing."""
+    layers = evidence.astype(np.float32).swapaxes(0, 1)
+    return [of_all_classes(values, candidates, classes) if values.any() else None for values in layers]
 
 
 class _Sample:
@@ -169,11 +177,11 @@ class _Sample:
 
 def _under_clouds(found: list[Unmixed | None], dense: list[np.ndarray | None], candidates: np.ndarray) -> np.ndarray:
     """Evidence (n, L, T) float32 under the clouds of each layer, from that for all classes."""
-    evidence = np.zeros((len(candidates), len(found), candidates.shape[1]), np.float32)
+    evidence = np.zeros((len(found), *candidates.T.shape), np.float32)
     for layer, (one, x) in enumerate(zip(found, dense, strict=True)):
         if one is not None:
-            evidence[:, layer] = _relative(one.clouds.log_likelihood(x), candidates)
-    return evidence
+            evidence[layer] = _relative(one.clouds.log_likelihood(x), candidates).T
+    return evidence.transpose(2, 0, 1)
 
 
 def _noise(found: Unmixed, rate: float, against: float, given: np.ndarray, layers: tuple[int, ...]) -> Noise:
@@ -217,9 +225,17 @@ def _many(given: np.ndarray, classes: int) -> bool:
 
 def of_all_classes(evidence: np.ndarray, candidates: np.ndarray, classes: int) -> np.ndarray:
     """Evidence (n, classes) of one layer from that of candidates (n, T); other classes have that of the weakest."""
-    dense = np.repeat(evidence.min(1, keepdims=True).astype(np.float32), classes, 1)
-    np.put_along_axis(dense, candidates.astype(np.int64), evidence.astype(np.float32), 1)
-    return dense
+    evidence = evidence.astype(np.float32)
+    dense = np.empty((classes, len(evidence)), np.float32)
+    if candidates.shape[1] < classes:
+        dense[:] = evidence.min(1)
+    dense.reshape(-1)[_places(candidates)] = evidence
+    return dense.T
+
+
+def _places(candidates: np.ndarray) -> np.ndarray:
+    """Where values of candidates (n, T) are in those of all classes, by class and then example in memory."""
+    return candidates * np.int64(len(candidates)) + np.arange(len(candidates))[:, None]
 
 
 def _relative(found: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -228,8 +244,10 @@ def _relative(found: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     A class without examples in the sample has no cloud.  It has what the weakest class has; for labels of it there is
     no evidence either way.
     """
-    of = np.take_along_axis(found, candidates.astype(np.int64), 1)
+    of = found.T.reshape(-1).take(_places(candidates).T).T  # by candidate and then example in memory
+    if np.isfinite(of).all():
+        of -= of[:, :1].copy()
+        return np.clip(of, WEAKEST, np.inf, out=of)
     known = np.isfinite(of[:, :1])
-    if not np.isfinite(of).all():
-        of = np.where(np.isfinite(of), of, np.where(np.isfinite(found), found, np.inf).min(1, keepdims=True))
+    of = np.where(np.isfinite(of), of, np.where(np.isfinite(found), found, np.inf).min(1, keepdims=True))
     return np.where(known, np.maximum(of - np.where(known, of[:, :1], 0), WEAKEST), 0).astype(np.float32)

@@ -24,13 +24,12 @@ from torch import Tensor
 
 from fsdtool.anchors import Anchors, stored
 from fsdtool.catalogue import FORMAT, SCHEMA, InfluenceCalibration
+from fsdtool.component_laws import Statistics
 from fsdtool.curvature import BlockCurvature
 from fsdtool.distance_calibration import DistanceCalibration
 from fsdtool.files import Sibling, Sink, cannot_write
 from fsdtool.fit import Fit
 from fsdtool.graph import Graph
-from fsdtool.losses import UNITS
-from fsdtool.moments import Statistics
 from fsdtool.summary import Identity
 
 CHUNK_BYTES = 2**18
@@ -139,7 +138,7 @@ class Writer:
         """`/calibration/fit`: numbers as attributes, and two arrays."""
         group = self.file.require_group("calibration/fit")
         description = "how well the network fits the training data, beside a constant answer"
-        _attributes(group, description=description, units=UNITS[fit.task], **fit.numbers())
+        _attributes(group, description=description, units=fit.task.units, **fit.numbers())
         constant = "the constant answer: class frequencies, or the mean of each target (O,)"
         self.put("calibration/fit/constant", np.array(fit.constant), constant)
         self.put("calibration/fit/r_squared", np.array(fit.r_squared), "of each output of a regression (O,)")
@@ -233,7 +232,7 @@ def _parts(identity: Identity) -> dict[str, dict[str, Any]]:
     """What the file says of itself, of the model and of the data, as JSON values."""
     return {
         "/": {
-            "task": identity.task,
+            "task": identity.task.name,
             "tool_version": identity.tool_version,
             "created": identity.created,
             "command_line": identity.command_line,

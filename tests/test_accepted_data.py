@@ -244,7 +244,7 @@ def test_csv_of_image_paths(summarize, here, refused):
     assert list(summary.class_names) == ["cat", "dog"]
     (here / "ages.csv").write_text("foto;alter\n" + "".join(f"{name};{i / 2}\n" for i, name in enumerate(names)))
     flags = ("--x-key", "foto", "--y-key", "alter", "--task", "regression")
-    assert summarize("ages.csv", "conv", *flags, outputs=1)[0].task == "regression"
+    assert summarize("ages.csv", "conv", *flags, outputs=1)[0].task.name == "regression"
     (here / "list.csv").write_text("path,label\npets/no.png,cat\n")
     assert "1 of 1 images in column 'path' do not exist below" in refused("list.csv", network="conv")
 

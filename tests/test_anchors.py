@@ -13,14 +13,14 @@ from torch import nn
 
 from fsdtool.anchors import AnchorRows, anchor_count, even_rows, expand, met
 from fsdtool.checkpoints import Checkpoint
+from fsdtool.component_laws import InputStatistics
 from fsdtool.datasets import load_dataset
 from fsdtool.distance_calibration import DistanceCalibration, _fit
 from fsdtool.distance_forms import _stratified
 from fsdtool.errors import FsdtoolError
 from fsdtool.fsd import distances
 from fsdtool.graph import Graph
-from fsdtool.metrics import METRICS, measure
-from fsdtool.moments import InputStatistics
+from fsdtool.metrics import measure, metrics
 
 
 def moved(network: nn.Module, size: float) -> Checkpoint:
@@ -40,7 +40,7 @@ def exact(metric: str, network: nn.Module, other: Checkpoint, x: np.ndarray) -> 
     return float(torch.cat(each).mean())
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", metrics())
 @pytest.mark.parametrize("components", [None, 1, 5])
 def test_where_all_examples_are_kept_whole_the_distance_is_exact(summarized, metric, components):
     network, (x, y) = perceptron(4, 12, 3), gaussian_classes(90, 4, 3)

@@ -11,16 +11,17 @@ from conftest import gaussian_classes, perceptron
 from torch import nn
 from torch.func import functional_call, jacrev
 
+from fsdtool.component_laws import InputStatistics, Statistics
 from fsdtool.curvature import BlockCurvature, allot, curvature, default_samples
 from fsdtool.datasets import load_dataset
 from fsdtool.gradients import blocks
 from fsdtool.graph import Graph, Parameters
 from fsdtool.influence import influence
 from fsdtool.inspection import inspect_rows
-from fsdtool.losses import curvature_draw
-from fsdtool.moments import CentredMoments, GateMoments, InputStatistics, OutputMoments, Statistics
+from fsdtool.moments import CentredMoments, GateMoments, OutputMoments
 from fsdtool.propagate import kronecker_factors
 from fsdtool.spectra import Axis
+from fsdtool.tasks.task import task_of
 from fsdtool.trace import trace
 
 CLASSES = 3
@@ -43,7 +44,7 @@ def measured(model: nn.Module, shape: tuple[int, ...], components: int = 2, exam
         if step.kind == "activation":
             gates[index[step.name]].update(given[0], component)
 
-    outputs = OutputMoments(components, graph.outputs, "classification")
+    outputs = OutputMoments(components, graph.outputs, task_of("classification"))
     with torch.no_grad():
         outputs.update(graph.run(parameters, x, observe=observe), component)
     statistics = Statistics(
@@ -254,7 +255,7 @@ def test_fewer_samples_are_drawn_for_very_wide_inputs(inputs, samples):
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_curvature_draws_have_the_hessian_as_second_moment(task):
     outputs = torch.randn(4, generator=torch.Generator().manual_seed(0)).expand(200_000, 4)
-    v = curvature_draw(task, torch.Generator().manual_seed(1))(outputs)
+    v = task_of(task).curvature_draw(torch.Generator().manual_seed(1))(outputs)
     p = torch.softmax(outputs[0], 0)
     hessian = torch.diag(p) - torch.outer(p, p) if task == "classification" else torch.eye(4)
     assert torch.allclose(v.T @ v / len(v), hessian, atol=0.01)

@@ -20,7 +20,8 @@ from fsdtool.errors import FsdtoolError
 from fsdtool.fitting import fit_layout
 from fsdtool.models import import_torchvision
 from fsdtool.preprocessing import Preprocessing
-from fsdtool.sources import Batch, DataSource, Fingerprint, check_labels
+from fsdtool.sources import Batch, DataSource, Fingerprint
+from fsdtool.tasks.task import task_of
 
 N = 7  # divisible by none of the batch sizes used
 RNG = np.random.default_rng(0)
@@ -455,10 +456,9 @@ def test_targets_of_regression_are_float_columns(tmp_path):
 
 
 def test_a_label_beyond_the_outputs_is_named():
-    ids = np.array([f"img{i}" for i in range(20)])
-    y, index = torch.tensor([3, 12, 11]), torch.tensor([4, 17, 2])
-    check_labels(y, index, ids, 13)
-    line = error_line(check_labels, y, index, ids, 10)
+    task, y, ids = task_of("classification"), torch.tensor([3, 12, 11]), np.array(["img4", "img17", "img2"])
+    task.check_targets(y, ids, 13)
+    line = error_line(task.check_targets, y, ids, 10)
     assert line.startswith("label 12 of example img17 is out of range: the model has 10 outputs (0..9); ")
 
 

@@ -19,6 +19,7 @@ from fsdtool.influence import influence
 from fsdtool.inspection import inspect_rows
 from fsdtool.judge import judge
 from fsdtool.summary import load
+from fsdtool.tasks.task import task_of
 
 
 def trained(x, y, *, regression: bool = False, steps: int = 200) -> nn.Sequential:
@@ -37,7 +38,7 @@ def classified(outputs, labels):
     """The training fit of outputs (n, O)."""
     outputs, labels = np.asarray(outputs, np.float32), np.asarray(labels)
     losses = nn.functional.cross_entropy(torch.from_numpy(outputs), torch.from_numpy(labels), reduction="none")
-    return training_fit("classification", losses.numpy(), outputs, labels)
+    return training_fit(task_of("classification"), losses.numpy(), outputs, labels)
 
 
 def honest(labels: np.ndarray, classes: int, knowledge: float, seed: int = 0) -> np.ndarray:
@@ -69,7 +70,7 @@ def test_the_numbers_of_a_regression_are_those_of_a_loop():
     generator = np.random.default_rng(1)
     targets = generator.normal(size=(40, 2)) * [1, 10]
     outputs = targets + generator.normal(size=(40, 2))
-    fit = training_fit("regression", 0.5 * ((outputs - targets) ** 2).sum(1), outputs, targets)
+    fit = training_fit(task_of("regression"), 0.5 * ((outputs - targets) ** 2).sum(1), outputs, targets)
     for o in range(2):
         squared = sum((outputs[i, o] - targets[i, o]) ** 2 for i in range(40))
         around = sum((targets[i, o] - targets[:, o].mean()) ** 2 for i in range(40))
@@ -80,7 +81,7 @@ def test_the_numbers_of_a_regression_are_those_of_a_loop():
 def test_batches_do_not_change_the_fit():
     generator = np.random.default_rng(2)
     outputs, labels, losses = generator.normal(size=(31, 4)), generator.integers(0, 4, 31), generator.random(31)
-    whole, parts = (FitSums("classification", np.full(4, 0.25)) for _ in range(2))
+    whole, parts = (FitSums(task_of("classification"), np.full(4, 0.25)) for _ in range(2))
     whole.update(losses, outputs, labels)
     for rows in np.split(np.arange(31), [3, 4, 20]):
         parts.update(losses[rows], outputs[rows], labels[rows])
@@ -149,7 +150,7 @@ def test_random_outputs_have_no_order_to_be_found():
 
 
 def regressed(outputs, targets):
-    return training_fit("regression", 0.5 * ((outputs - targets) ** 2).sum(1), outputs, targets)
+    return training_fit(task_of("regression"), 0.5 * ((outputs - targets) ** 2).sum(1), outputs, targets)
 
 
 def test_targets_in_other_units_are_named():
@@ -174,7 +175,7 @@ def test_new_data_that_a_sure_network_gets_partly_wrong_is_no_fault():
     training = classified(outputs, labels)
     for share, fault in ((0.3, None), (0.9, "does not know the new data")):
         given = np.where(generator.random(500) < share, (labels + 1) % 4, labels)
-        sums = FitSums("classification", np.array(training.constant))
+        sums = FitSums(task_of("classification"), np.array(training.constant))
         losses = nn.functional.cross_entropy(torch.from_numpy(outputs), torch.from_numpy(given), reduction="none")
         sums.update(losses.numpy(), outputs, given)
         found = doubt_new(sums.finalize(), training, "new")

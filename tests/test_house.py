@@ -9,32 +9,32 @@ from pathlib import Path
 
 import fsdtool
 
-# One line for each layer of the house; a package has one place, and its modules import each other.
+# One line for each layer of the house.
 ROOMS = """
 errors fields device progress memory files cells hdf5 models standins weightfiles computed foreign matching unwrapping
-checkpoints preprocessing images readers targets
-losses fit catalogue selfinfluence
+checkpoints preprocessing images tasks readers targets
+fit catalogue selfinfluence
 npyfiles h5files arrays imagefolders imagefiles tables csvtables parquet items huggingface
 sources scaling repeatability datasets fitting
 activations operations infer graph logits nodes translate trace frozen
-spectra moments components sums budget propagate simulate outputs gradients metrics curvature anchors
-distance_forms distance_calibration
-agreement noise posterior unmixing verdict discriminant records features gaussians evidence outliers residuals
-trajectory
-networkfile summary writer influence_calibration evidencefile headonly sweep record_curvature run_calibration
-summarize fsd penalty
-examples ranking screening matrix candidates krylov response influence misvalue mislabel stacking judge inspection
+spectra component_laws moments components sums budget propagate simulate outputs gradients metrics curvature anchors
+distance_forms distance_calibration penalty
+agreement labelpairs noise posterior unmixing verdict discriminant records features gaussians evidence spreads
+wrongkinds outliers residuals trajectory
+networkfile summary writer data_like influence_calibration evidencefile headonly recording finite sweep
+record_curvature run_calibration
+summarize fsd
+examples ranking screening matrix candidates krylov response query_solves influence misvalue mislabel stacking judge
+inspection
 checks report noisefile options inputs answers markup charts page thumbnails review
-command_summarize command_mislabeled command_influence command_fsd commands cli demo
+exits demo command_summarize command_mislabeled command_influence command_fsd commands cli
 """
 ORDER = re.findall(r"\w+", ROOMS)
-# Imported inside a function: the demo runs commands, and is one; `load(path).penalty` is a method of what load returns.
-LATER = {("commands", "demo"), ("summary", "penalty")}
 ANYWHERE = {"__init__", "__main__"}
 FOLDER = Path(fsdtool.__file__).parent
 
 
-def files(module: str) -> list[Path]:
+def files_of(module: str) -> list[Path]:
     """The file of a module, or those of a package."""
     return sorted((FOLDER / module).glob("*.py")) or [FOLDER / f"{module}.py"]
 
@@ -59,29 +59,30 @@ def registered(tree: ast.Module) -> set[str]:
 
 
 def test_every_module_has_a_place():
-    modules = {path.stem for path in FOLDER.glob("*.py")} | {path.parent.name for path in FOLDER.glob("*/__init__.py")}
+    packages = {path.parent.name for path in FOLDER.glob("*/__init__.py")}
+    modules = {path.stem for path in FOLDER.glob("*.py")} | packages
     modules -= ANYWHERE
     assert modules == set(ORDER)
 
 
 def test_imports_go_only_upward():
     for position, module in enumerate(ORDER):
-        above = set(ORDER[:position]) | {"__version__"} | ({module} if (FOLDER / module).is_dir() else set())
-        found = set().union(*(imports(path) for path in files(module)))
-        downward = {name for name in found - above if (module, name) not in LATER}
+        above = set(ORDER[:position]) | {"__version__"}
+        imported = set().union(*map(imports, files_of(module))) - {module}
+        downward = imported - above
         assert not downward, f"{module} imports {downward} from below it"
 
 
 def test_what_a_module_names_is_named_once_and_used():
-    every = [*FOLDER.rglob("*.py"), *Path(__file__).parent.rglob("*.py")]
-    words = Counter(word for file in every for word in re.findall(r"\w+", file.read_text()))
-    for path in (path for module in ORDER for path in files(module)):
-        tree = ast.parse(path.read_text())
+    files = [*FOLDER.rglob("*.py"), *Path(__file__).parent.rglob("*.py")]
+    words = Counter(word for file in files for word in re.findall(r"\w+", file.read_text()))
+    for module in [path for name in ORDER for path in files_of(name)]:
+        tree = ast.parse(module.read_text())
         defined = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
         names = [node.name for node in defined if not node.decorator_list or isinstance(node, ast.ClassDef)]
         assigned = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
         names += [target.id for target in assigned if isinstance(target, ast.Name)]
         twice = [name for name, count in Counter(names).items() if count > 1]
         unused = [name for name in names if words[name] < 2 and name not in registered(tree)]
-        assert not twice, f"{path.stem} defines {twice} twice"
-        assert not unused, f"nothing uses {unused} of {path.stem}"
+        assert not twice, f"{module} defines {twice} twice"
+        assert not unused, f"nothing uses {unused} of {module}"

@@ -17,7 +17,6 @@ from fsdtool import influence as influence_module
 from fsdtool.datasets import load_dataset
 from fsdtool.errors import FsdtoolError
 from fsdtool.influence import influence, self_influence
-from fsdtool.losses import loss
 from fsdtool.models import load_model
 from fsdtool.ranking import Best
 from fsdtool.records import read_factors
@@ -32,7 +31,7 @@ def weight_gradients(network: nn.Module, summary: Summary, x: Tensor, y: Tensor)
     parameters = {name: p.detach() for name, p in network.named_parameters()}
 
     def example_loss(p: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return loss(summary.task, functional_call(network, p, (x[None],)), y[None])[0]
+        return summary.task.loss(functional_call(network, p, (x[None],)), y[None])[0]
 
     each = torch.vmap(torch.func.grad(example_loss), (None, 0, 0))(parameters, x.double(), y)
     found = []

@@ -19,10 +19,10 @@ from fsdtool.gradients import blocks, capture, gradient
 from fsdtool.influence import influence, self_influence
 from fsdtool.influence_calibration import calibrate_influence
 from fsdtool.inspection import inspect_rows
-from fsdtool.losses import loss_gradient
 from fsdtool.memory import BatchSize
 from fsdtool.records import factors
 from fsdtool.summary import load
+from fsdtool.tasks.task import task_of
 
 
 def convolutions(seed: int = 0) -> nn.Module:
@@ -90,9 +90,10 @@ def test_the_calibration_is_that_of_dense_matrices_over_all_pairs(summarized, bu
     sums = simulated_sums(graph, parameters, summary.statistics, seed=0, numbers=numbers, samples=300)
     kept, exact = [s.finalize("simulated") for s in sums], [s.complete("simulated") for s in sums]
     x, y = torch.from_numpy(x), torch.from_numpy(y)
-    found = calibrate_influence(graph, parameters, "classification", x.flatten(1), y, kept, exact, BatchSize(7))
+    task = task_of("classification")
+    found = calibrate_influence(graph, parameters, task, x.flatten(1), y, kept, exact, BatchSize(7))
     assert (found.examples, found.pairs) == (60, 60 * 59)
-    _, uses = capture(graph, parameters, x, loss_gradient("classification", y))
+    _, uses = capture(graph, parameters, x, task.loss_gradient(y))
     records, true, own = 0, 0, 0
     for block, few, whole in zip(blocks(graph, parameters), kept, exact, strict=True):
         g = gradient(block, uses).double()

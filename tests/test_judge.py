@@ -69,6 +69,8 @@ def test_right_labels_that_were_never_seen_are_hardly_flagged(mlp_summary):
     clean = judge(mlp_summary, load_dataset(str(SAMPLE / "test.npz")))
     assert clean.flagged < 0.05 * 360
     assert clean.noise_rate < 0.03
+    assert clean.near
+    assert clean.between[0] <= clean.noise_rate < clean.between[1] < 0.1
 
 
 def test_a_new_example_has_the_score_that_it_has_in_the_data(summarized, arrays):
@@ -250,6 +252,7 @@ def test_new_labels_are_listed_counted_and_pictured_like_old_ones(shell, tmp_pat
     labels = np.load(SAMPLE / "test.npz")["y"]
     assert [row["given_label"] for row in rows] == labels[[row["id"] for row in rows]].tolist()
     assert "of 360 labels are flagged" in err
+    assert re.search(r"estimated share of wrong labels: .*% \(.*% to .*% with those near class boundaries\)", err)
     page = Reader((tmp_path / "p.html").read_text("utf-8"))
     assert len(page.all("img")) == 3
     assert "Suspicious labels in test.npz" in page.of("h1")[0]

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from fsdtool.checkpoints import read_checkpoint
+from fsdtool.data_like import load_like
 from fsdtool.datasets import load_dataset
 from fsdtool.fitting import fit_layout
 from fsdtool.influence import influence
-from fsdtool.inputs import load_like
 from fsdtool.preprocessing import Preprocessing
 from fsdtool.summarize import summarize
 from fsdtool.summary import load

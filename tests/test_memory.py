@@ -21,6 +21,7 @@ from fsdtool import (
     influence,
     moments,
     penalty,
+    recording,
     screening,
     simulate,
     sweep,
@@ -33,6 +34,7 @@ from fsdtool.krylov import GaussNewton
 from fsdtool.memory import BatchSize, out_of_memory, undrawn
 from fsdtool.summary import load
 from fsdtool.sums import StatisticsSums
+from fsdtool.tasks.task import task_of
 from fsdtool.trace import trace
 
 ERRORS = {
@@ -95,8 +97,8 @@ PLACES = {
     "gates": (moments.GateMoments, "update", lambda self, s, component: len(s)),
     "inputs": (moments.CentredMoments, "update", lambda self, x, component: len(x)),
     "outputs": (moments.OutputReservoir, "update", lambda self, logits, component: len(logits)),
-    "records": (sweep._GradientRecords, "run", lambda self, signal, *rest: len(signal)),
-    "loss": (sweep, "loss", lambda task, logits, y: len(y)),
+    "records": (recording.GradientRecords, "run", lambda self, signal, *rest: len(signal)),
+    "loss": (sweep, "check_losses", lambda losses, *rest: len(losses)),
 }
 
 
@@ -137,7 +139,7 @@ def test_measured_curvature_draws_what_it_drew_before_memory_ran_out(summarized,
         patch.setattr(sweep.Pass, "whole", smaller)
         expected = eigenvalues_of(summarized(perceptron(4, 8, 3), *data, **options))
     with monkeypatch.context() as patch:
-        failing(patch, sweep, "loss", above=12, error=ERRORS["cpu"], rows=lambda task, logits, y: len(y))
+        failing(patch, sweep, "check_losses", above=12, error=ERRORS["cpu"], rows=lambda losses, *_: len(losses))
         found = eigenvalues_of(summarized(perceptron(4, 8, 3), *data, **options))
     torch.testing.assert_close(found, expected)
 
@@ -159,7 +161,7 @@ def test_a_failed_attempt_draws_nothing():
 
 def test_the_pass_goes_on_from_the_batch_that_failed(summarized, monkeypatch):
     seen = []
-    original = sweep._GradientRecords.run
+    original = recording.GradientRecords.run
 
     def run(self, signal, y, rows, observe):
         seen.append((rows.start, rows.stop))
@@ -167,7 +169,7 @@ def test_the_pass_goes_on_from_the_batch_that_failed(summarized, monkeypatch):
             raise ERRORS["cuda"]
         return original(self, signal, y, rows, observe)
 
-    monkeypatch.setattr(sweep._GradientRecords, "run", run)
+    monkeypatch.setattr(recording.GradientRecords, "run", run)
     summarized(perceptron(4, 8, 3), *gaussian_classes(60, 4, 3), batch_size=20)
     assert seen == [(0, 20), (20, 40), (40, 60), (40, 50), (40, 45), (45, 50), (50, 55), (55, 60)]
 
@@ -194,7 +196,7 @@ def test_a_network_that_not_even_one_example_fits_into_leaves_the_old_file(tmp_p
     def run(*arguments):
         raise ERRORS["cpu"]
 
-    monkeypatch.setattr(sweep._GradientRecords, "run", run)
+    monkeypatch.setattr(recording.GradientRecords, "run", run)
     torch.save(perceptron(4, 8, 3).state_dict(), tmp_path / "n.pt")
     (tmp_path / "n.py").write_text(
         "from torch import nn\ndef f(): return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))\n"
@@ -338,7 +340,7 @@ def test_of_a_batch_that_fails_nothing_stays_and_only_its_components_are_copied(
     centres = pattern.of(graph, parameters, x)[:5]
     names = tuple("abcde")
     assignment = Assignment(kind, names) if kind == "class" else Assignment(kind, names, pattern, centres)
-    sums = StatisticsSums(graph, assignment, None, "classification")
+    sums = StatisticsSums(graph, assignment, None, task_of("classification"))
 
     def batch(rows, fail=False):
         with sums.whole_or_nothing():
@@ -361,7 +363,7 @@ def test_of_a_batch_that_fails_nothing_stays_and_only_its_components_are_copied(
         assert torch.equal(after.outputs.values, before.outputs.values)
         for i in before.gates:
             assert torch.equal(after.gates[i].probabilities, before.gates[i].probabilities)
-    fresh = StatisticsSums(graph, assignment, None, "classification")
+    fresh = StatisticsSums(graph, assignment, None, task_of("classification"))
     with fresh.whole_or_nothing():
         fresh.start(y[:2])
         if kind == "class":

@@ -14,13 +14,16 @@ from conftest import perceptron
 
 from fsdtool import outliers as outliers_module
 from fsdtool import residuals as module
+from fsdtool import wrongkinds as kinds_module
 from fsdtool.cli import main
 from fsdtool.errors import FsdtoolError
 from fsdtool.features import FeatureStore
 from fsdtool.mislabel import find_mislabeled
 from fsdtool.misvalue import find_misvalued
-from fsdtool.outliers import outliers, spread
+from fsdtool.outliers import outliers
 from fsdtool.residuals import target_evidence, weighted
+from fsdtool.spreads import spread, step_of
+from fsdtool.wrongkinds import kinds
 
 
 def draw(n: int, d: int, outputs: int = 1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -223,28 +226,188 @@ def test_examples_outside_the_sample_have_the_network_s_say_too(monkeypatch):
 # Right values and wrong ones
 
 
-def test_the_share_of_wrong_values_is_recovered():
+def mixture(
+    kind: str, n: int = 2000, rate: float = 0.05, scale: float = 0.2, tail: float = 5, seed: int = 0, grades: float = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Targets (n,), their residuals and which are wrong.
+
+    Right targets lie `scale` off predictions of deviation 1 as a Student t of `tail` degrees of freedom; wrong ones are
+    those of other examples, any in their range, or far off.  grades: what the targets are rounded to.
+    """
+    generator = np.random.default_rng(seed)
+    prediction = generator.normal(size=n)
+    target = prediction + scale * (generator.standard_t(tail, n) if tail else generator.normal(size=n))
+    wrong = generator.permutation(n) < round(rate * n)
+    low, high = np.quantile(target, [0.005, 0.995])
+    target = {
+        "other": np.where(wrong, generator.permutation(target), target),
+        "any": np.where(wrong, generator.uniform(low, high, n), target),
+        "off": np.where(wrong, prediction + 2**0.5 * generator.normal(size=n), target),
+    }[kind]
+    target = (target / grades).round() * grades if grades else target
+    return target, target - prediction, wrong
+
+
+@pytest.mark.parametrize("kind", ["other", "any", "off"])
+@pytest.mark.parametrize(("rate", "tail"), [(0.05, 4), (0.05, 0), (0.02, 5), (0.2, 5)])
+def test_the_share_of_wrong_values_is_recovered_whatever_they_are(kind, rate, tail):
+    target, residual, wrong = mixture(kind, 10_000, rate, tail=tail)
+    found = outliers(target, residual)
+    assert found.share == pytest.approx(wrong.mean(), rel=0.35)
+    assert float(found.probability.mean()) == pytest.approx(found.share, rel=0.05)
+    assert float((found.probability[wrong] > 0.5).mean()) > 0.4
+    assert float(wrong[found.probability > 0.5].mean()) > 0.7
+
+
+HARD = {
+    "few": {"n": 60},
+    "close": {"scale": 0.7},
+    "heavy": {"tail": 3},
+    "light": {"tail": 0},
+    "grades": {"grades": 0.5, "scale": 0.4},
+    "coarse": {"grades": 1.0, "scale": 0.5},
+    "none": {"rate": 0.0},
+    "many": {"rate": 0.3},
+}
+
+
+@pytest.mark.parametrize("kind", ["other", "any", "off"])
+@pytest.mark.parametrize("case", HARD)
+def test_the_range_holds_the_share(kind, case):
+    held = []
+    for seed in range(5):
+        target, residual, wrong = mixture(kind, **{"n": 800} | HARD[case], seed=seed)
+        found = outliers(target, residual)
+        low, high = found.between
+        assert 0 <= low <= found.share <= high <= 0.5
+        held.append(low - 1e-9 <= wrong.mean() <= high)
+    assert np.mean(held) == 1
+
+
+@pytest.mark.parametrize("kind", ["other", "any", "off"])
+def test_the_range_is_narrow_where_wrong_values_are_many_and_lie_far_off(kind):
+    target, residual, _ = mixture(kind, 5000, 0.1, scale=0.03)
+    low, high = outliers(target, residual).between
+    assert 0.08 < low < 0.1 < high < 0.12
+
+
+def test_the_range_is_wide_where_wrong_values_lie_no_farther_off():
+    target, residual, _ = mixture("other", 400, 0.05, scale=1.0)
+    low, high = outliers(target, residual).between
+    assert low == 0
+    assert high > 0.1
+
+
+@pytest.mark.parametrize("tail", [1, 2])
+def test_the_range_of_very_heavy_tails_without_wrong_values_begins_at_zero(tail):
+    target, residual, _ = mixture("any", 1000, 0.0, scale=0.1, tail=tail)
+    assert outliers(target, residual).between[0] == 0
+
+
+def test_the_range_begins_at_zero_where_most_residuals_are_zero():
     generator = np.random.default_rng(0)
-    right, wrong = 0.2 * generator.standard_t(4, 19_000), generator.normal(size=1000)
-    found = outliers(np.concatenate([right, wrong]), broad=1.0, unit=0.2)
-    assert found.share == pytest.approx(0.05, rel=0.1)
-    assert found.scale == pytest.approx(0.2, rel=0.05)
-    assert float(found.probability.mean()) == pytest.approx(0.05, rel=0.1)
+    target = np.where(generator.random(500) < 0.6, 0, generator.exponential(size=500))
+    assert outliers(target, target).between[0] == 0
+
+
+@pytest.mark.parametrize("grades", [0.5, 1.0])
+def test_rounded_targets_are_no_wrong_ones(grades):
+    clean = mixture("any", 3000, 0.0, scale=0.4, tail=0, grades=grades)
+    assert outliers(*clean[:2]).share < 0.02
+    target, residual, wrong = mixture("any", 3000, 0.1, scale=0.4, tail=0, grades=grades)
+    assert outliers(target, residual).share == pytest.approx(wrong.mean(), rel=0.35)
 
 
 def test_values_without_wrong_ones_are_hardly_ever_flagged():
-    residuals = 0.2 * np.random.default_rng(0).standard_t(5, 5000)
-    found = outliers(residuals, broad=1.0, unit=0.2)
+    target, residual, _ = mixture("any", 5000, 0.0)
+    found = outliers(target, residual)
     assert found.share < 0.005
     assert float((found.probability > 0.5).mean()) < 0.002
 
 
-@pytest.mark.parametrize(("spread_of_wrong", "settles"), [(5.0, True), (1.2, False)])
-def test_a_share_that_has_not_settled_is_told(spread_of_wrong, settles):
+def uneven(n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Targets, residuals, which are wrong, and the scale of right residuals, fivefold from one end to the other."""
+    generator = np.random.default_rng(seed)
+    prediction = generator.uniform(size=n)
+    scale = 0.03 * 5**prediction
+    wrong = generator.random(n) < 0.05
+    target = np.where(wrong, generator.uniform(size=n), prediction + scale * generator.standard_t(5, n))
+    return target, target - prediction, wrong, scale
+
+
+def test_a_scale_that_changes_with_the_prediction_is_found_and_ranks_better():
+    target, residual, wrong, scale = uneven(4000, 0)
+    found = outliers(target, residual)
+    np.testing.assert_allclose(found.scale, scale, rtol=0.3)
+    assert found.share == pytest.approx(wrong.mean(), rel=0.25)
+    count = wrong.sum()
+    hits = [wrong[np.argsort(-by)[:count]].sum() for by in (found.distance, np.abs(residual))]
+    assert hits[0] > 1.05 * hits[1]
+
+
+def test_unit_and_zero_of_targets_change_nothing_about_outliers():
+    target, residual, _ = mixture("other", 500, grades=0.25)
+    found, again = outliers(target, residual), outliers(1000 * target + 300, 1000 * residual)
+    np.testing.assert_allclose(again.probability, found.probability, atol=1e-5)
+    np.testing.assert_allclose(again.scale, 1000 * found.scale, rtol=1e-5)
+    np.testing.assert_allclose(again.between, found.between, atol=1e-5)
+
+
+def test_a_sample_tells_the_components_of_all(monkeypatch):
+    target, residual, _, _ = uneven(4000, 1)
+    whole = outliers(target, residual)
+    monkeypatch.setattr(outliers_module, "SAMPLE", 2000)
+    found = outliers(target, residual)
+    assert found.share == pytest.approx(whole.share, rel=0.25)
+    np.testing.assert_allclose(found.scale, whole.scale, rtol=0.15)
+
+
+@pytest.mark.parametrize(("step", "nu"), [(0.0, 4.0), (0.0, np.inf), (1.0, 4.0), (1.0, np.inf)])
+def test_the_density_of_right_residuals_and_its_slope_are_those_of_sums(step, nu):
+    """Over a grid of the step the rounded density adds up to one; the slope is that of differences."""
+    points = np.arange(-400.0, 401.0) if step else np.linspace(-400, 400, 400_001)
+    right = outliers_module._Right(points, np.ones((len(points), 1)), step, unit=1.0)
+    density, slope = right.density(np.full(len(points), 1.5), nu)
+    assert float(density.sum()) * (points[1] - points[0]) == pytest.approx(1, rel=1e-3)
+    ahead = right.density(np.full(len(points), 1.5 * np.exp(1e-6)), nu)[0]
+    near = np.abs(points) < 10
+    np.testing.assert_allclose(slope[near], np.log(ahead / density)[near] / 1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("step", [0.0, 0.5])
+def test_the_densities_of_wrong_targets_add_up_to_one(monkeypatch, step):
     generator = np.random.default_rng(0)
-    right, wrong = generator.standard_t(4, 4500), spread_of_wrong * generator.normal(size=500)
-    found = outliers(np.concatenate([right, wrong]), broad=spread_of_wrong, unit=1.0)
-    assert found.settled is settles
+    target = generator.normal(size=40_000)
+    target = (target / step).round() * step if step else target
+    found = kinds(target, 0.1 * generator.normal(size=len(target)), step)
+    values, first = np.unique(target, return_index=True)
+    middle = (values >= np.quantile(target, 0.005)) & (values <= np.quantile(target, 0.995))
+    for name in ("other", "any"):
+        density = found[name][first[middle]]
+        total = density.sum() * step if step else np.trapezoid(density, values[middle])
+        assert float(total) == pytest.approx(1, abs=0.05)
+    monkeypatch.setattr(kinds_module, "spread", lambda values: 1.0)
+    monkeypatch.setattr(kinds_module, "robust_unit", lambda values: 1.0)
+    residual = np.linspace(-20, 20, 4001)
+    for name in ("off", "farther"):
+        assert float(kinds(np.zeros(4001), residual, 0.0)[name].sum() * 0.01) == pytest.approx(1, abs=0.02)
+
+
+def test_values_made_to_rise_are_the_nearest_that_do():
+    """By the formula of the greatest of least means (Robertson, Wright, Dykstra 1988)."""
+    generator = np.random.default_rng(0)
+    values, by = generator.uniform(size=30), generator.permutation(30).astype(float)
+    ordered = values[by.argsort()]
+    naive = [max(min(ordered[i : j + 1].mean() for j in range(k, 30)) for i in range(k + 1)) for k in range(30)]
+    found = outliers_module._rising(values, by)
+    np.testing.assert_allclose(found[by.argsort()], naive)
+    assert float(found.sum()) == pytest.approx(float(values.sum()))
+
+
+@pytest.mark.parametrize("steps", [300, 2])
+def test_a_share_that_has_not_settled_is_told(monkeypatch, steps):
+    monkeypatch.setattr(outliers_module, "STEPS", steps)
+    assert outliers(*mixture("any")[:2]).settled is (steps == 300)
 
 
 @pytest.mark.parametrize("steps", [300, 2])
@@ -255,17 +418,47 @@ def test_a_share_that_has_not_settled_is_said(wrong, monkeypatch, caplog, steps)
     assert caplog.text.count("the share of wrong targets had not settled") == (steps == 2)
 
 
-def test_what_lies_further_off_is_no_less_suspicious():
-    residuals = np.random.default_rng(0).standard_t(2, 500)
-    probability = outliers(residuals, broad=2.0, unit=0.5).probability[np.abs(residuals).argsort()]
-    assert (np.diff(probability) >= 0).all()
+@pytest.mark.parametrize("kind", ["other", "any", "off"])
+def test_what_lies_further_off_is_no_less_suspicious(kind):
+    target, residual, _ = mixture(kind, 500, tail=2)
+    found = outliers(target, residual)
+    probability = found.probability[found.distance.argsort(kind="stable")]
+    assert (np.diff(probability) >= -1e-12).all()
     assert 0 <= float(probability.min()) <= float(probability.max()) <= 1
 
 
-def test_one_slip_of_the_decimal_point_does_not_widen_the_spread():
-    values = np.random.default_rng(0).normal(size=1000)
-    values[0] = 1e6
-    assert spread(values) == pytest.approx(1, rel=0.1)
+def test_one_slip_of_the_decimal_point_is_found_and_changes_no_other():
+    target, residual, _ = mixture("any", 1000)
+    before = outliers(target, residual)
+    slipped, off = target.copy(), residual.copy()
+    slipped[3] += 1e6
+    off[3] += 1e6
+    found = outliers(slipped, off)
+    assert found.probability[3] > 0.9
+    rest = np.arange(1000) != 3
+    np.testing.assert_allclose(found.probability[rest], before.probability[rest], atol=0.1)
+    assert found.share == pytest.approx(before.share, rel=0.2)
+    assert spread(slipped) == pytest.approx(spread(target), rel=0.1)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10])
+@pytest.mark.parametrize("moved", [0.0, 1.0])
+def test_few_or_constant_targets_give_numbers(n, moved):
+    target, residual = np.ones(n), np.zeros(n)
+    target[0] += moved
+    residual[0] += moved
+    found = outliers(target, residual)
+    for values in (found.probability, found.scale, found.distance, found.between, found.share):
+        assert np.isfinite(values).all()
+    assert (found.scale > 0).all()
+
+
+def test_the_step_of_values_is_that_of_those_that_occur_again():
+    grades = np.array([3.0, 3, 4, 4, 4, 5, 5, 7, 7])
+    assert step_of(grades) == 1
+    assert step_of(np.append(grades, [3.3, 4.71, 6.2])) == 1
+    assert step_of(np.random.default_rng(0).normal(size=50)) == 0
+    assert step_of(np.ones(5)) == 0
 
 
 # The command
@@ -323,13 +516,45 @@ def test_thresholds_limits_and_words_are_those_of_targets(wrong, capsys, tmp_pat
     assert main(["find-mislabeled", path, "--max-flagged", "2"]) == 1
     err = capsys.readouterr().err
     assert f"{flagged} of 400 targets are flagged (score above 0.5)" in err
-    assert "estimated share of wrong targets: " in err
+    low, high = find_misvalued(wrong[0]).between
+    assert f"({low:.1%} to {high:.1%} with other tails)" in err.split("estimated share of wrong targets: ")[1]
     assert f"warning: {flagged} targets are flagged, more than --max-flagged 2" in err
     assert main(["find-mislabeled", path, "--max-rate", "0.5", "-q"]) == 0
     (tmp_path / "ids").write_text("3\n4\n")
     assert {row["id"] for row in rows_of(capsys, path, "--all", "--ids", tmp_path / "ids")} == {3, 4}
     main(["find-mislabeled", path, "--top", "1", "--format", "github", "-q"])
     assert capsys.readouterr().out.startswith("::warning title=fsdtool find-mislabeled::the target ")
+
+
+@pytest.mark.parametrize("noise", [0.05, 2.0])
+def test_a_share_that_cannot_be_told_is_said_with_its_range(summarized, capsys, tmp_path, noise):
+    generator = np.random.default_rng(0)
+    x, y = draw(400, 3)
+    y += noise * generator.normal(size=y.shape).astype(np.float32)
+    y[:20] = generator.permutation(y)[:20]
+    summary = summarized(perceptron(3, 16, 1), x, y, task="regression")
+    found = find_misvalued(summary)
+    low, high = found.between
+    assert low <= found.noise_rate <= high
+    assert low <= 0.05 <= high
+    assert found.contradicted is (high - low > 0.1) is (noise > 1)
+    capsys.readouterr()
+    assert main(["find-mislabeled", str(summary.path), "--report", f"{tmp_path}/page.html", "-q"]) == 0
+    said = f"cannot be told: {found.noise_rate:.1%} is the likeliest, but it may be {low:.1%} to {high:.1%}, since"
+    assert capsys.readouterr().err.count(said) == found.contradicted
+    text = (tmp_path / "page.html").read_text()
+    assert f"; {low:.1%} to {high:.1%} with other tails" in text
+    assert ("The share of wrong targets cannot be told" in text) is found.contradicted
+
+
+def test_the_standard_error_is_that_of_the_example(wrong):
+    summary = wrong[0]
+    found = find_misvalued(summary, everything=True)
+    target, residual = summary.records.read("target"), summary.records.read("residual")
+    scales = np.stack([outliers(target[:, o], residual[:, o]).scale for o in range(2)], 1)
+    rows = {row["id"]: row for row in found.rows()}
+    for i in (0, 17, 399):
+        assert rows[i]["standard_error"] == pytest.approx(scales[i, rows[i]["output"]])
 
 
 def test_the_page_of_a_regression_leaves_out_what_has_no_meaning(wrong, capsys, tmp_path):

@@ -8,17 +8,11 @@ import torch
 from torch import nn
 
 from fsdtool.activations import MODULES
+from fsdtool.component_laws import Statistics
 from fsdtool.errors import FsdtoolError
 from fsdtool.graph import Step
-from fsdtool.moments import (
-    CentredMoments,
-    GateMoments,
-    OutputMoments,
-    OutputReservoir,
-    Statistics,
-    names_present,
-    principal_basis,
-)
+from fsdtool.moments import CentredMoments, GateMoments, OutputMoments, OutputReservoir, names_present, principal_basis
+from fsdtool.tasks.task import task_of
 
 COMPONENTS, EXAMPLES, DIMENSIONS = 4, 47, 6
 ACTIVATIONS = [
@@ -74,7 +68,7 @@ def makers():
     for task in ("classification", "regression"):
         yield (
             task,
-            lambda task=task: OutputMoments(COMPONENTS, DIMENSIONS, task),
+            lambda task=task: OutputMoments(COMPONENTS, DIMENSIONS, task_of(task)),
             lambda a, x, k: a.update(x - 100, k),
         )
 
@@ -211,19 +205,19 @@ def test_gate_moments_take_units_of_any_shape(data):
 def test_output_hessians_equal_a_loop(data):
     x, component = data
     logits = x - 100
-    accumulator = OutputMoments(COMPONENTS, DIMENSIONS, "classification")
+    accumulator = OutputMoments(COMPONENTS, DIMENSIONS, task_of("classification"))
     accumulator.update(logits, component)
     for k in range(3):
         p = [torch.softmax(row, 0).numpy() for row in logits[component == k]]
         expected = sum(np.diag(q) - np.outer(q, q) for q in p) / len(p)
         np.testing.assert_allclose(accumulator.finalize()[k], expected, rtol=1e-12, atol=1e-14)
-    regression = OutputMoments(COMPONENTS, DIMENSIONS, "regression")
+    regression = OutputMoments(COMPONENTS, DIMENSIONS, task_of("regression"))
     regression.update(logits, component)
     assert torch.equal(regression.finalize(), torch.eye(DIMENSIONS, dtype=torch.float64).expand(3, -1, -1))
 
 
 def test_a_hessian_of_very_many_outputs_is_not_kept():
-    accumulator = OutputMoments(2, OutputMoments.LARGEST + 1, "classification")
+    accumulator = OutputMoments(2, OutputMoments.LARGEST + 1, task_of("classification"))
     accumulator.update(torch.randn(3, OutputMoments.LARGEST + 1), torch.tensor([0, 1, 1]))
     assert accumulator.finalize() is None
     assert accumulator.count.tolist() == [1, 2]

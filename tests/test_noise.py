@@ -9,8 +9,9 @@ import pytest
 from conftest import gaussian_classes, perceptron
 
 from fsdtool import noise as module
+from fsdtool.labelpairs import Pairs
 from fsdtool.mislabel import find_mislabeled
-from fsdtool.noise import Noise, estimate
+from fsdtool.noise import Noise, estimate, forward, likeliest
 
 
 def uniform(classes: int, rate: float) -> np.ndarray:
@@ -265,3 +266,37 @@ def test_an_estimate_that_has_not_settled_is_said(caplog, separation, settles):
     with caplog.at_level(logging.WARNING, "fsdtool"):
         estimate(evidence[:, None], candidates, 1, 10)
     assert ("the share of wrong labels had not settled after 100 steps" in caplog.text) is not settles
+
+
+def test_noise_is_the_same_where_all_classes_are_candidates_as_where_they_are_listed(monkeypatch):
+    evidence, candidates, _ = draw(pairs(4, 0.4), 3000, separation=2.5)
+    found = estimate(evidence[:, None], candidates, 1, 4)
+    monkeypatch.setattr(module, "AllPairs", lambda sample: Pairs(sample, 4))
+    listed = estimate(evidence[:, None], candidates, 1, 4)
+    np.testing.assert_array_equal(found.key, listed.key)
+    np.testing.assert_allclose(found.count, listed.count, rtol=0.01, atol=2)
+
+
+def test_fits_that_do_not_settle_end_early_only_where_that_is_asked_for(monkeypatch):
+    evidence, candidates, _ = draw(uniform(4, 0.2), 500)
+    monkeypatch.setattr(module, "STEPS", 3)
+    steps, step = [], module._Fit._step
+    monkeypatch.setattr(module._Fit, "_step", lambda fit, drawn: (steps.append(drawn), step(fit, drawn)))
+    assert not forward(evidence[:, None], candidates, 1, 4).settled
+    assert steps == [False] * 3 + [True] * 3
+    assert not forward(evidence[:, None], candidates, 1, 4, patient=False).settled
+    assert steps[6:] == [False] * 3
+
+
+@pytest.mark.parametrize("best", [0.02, 0.7, 90.0])
+def test_the_likeliest_unit_is_that_of_a_loop_over_all(best):
+    evidence, candidates, _ = draw(uniform(4, 0.2), 400)
+    evidence = (evidence / best).astype(np.float32)
+    confusion = np.where(candidates == candidates[:, :1], 0.8, 0.2 / 3).astype(np.float32)
+    likelihoods = []
+    for unit in module.COARSE:
+        p = np.exp(unit * evidence.astype(float) - (unit * evidence.astype(float)).max(1, keepdims=True))
+        likelihoods.append(np.log((p * confusion).sum(1) / p.sum(1)).mean())
+    unit, likelihood = likeliest(evidence, confusion, module.COARSE)
+    assert unit == module.COARSE[np.argmax(likelihoods)]
+    assert likelihood == pytest.approx(max(likelihoods), abs=1e-4)

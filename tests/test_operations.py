@@ -23,6 +23,7 @@ from fsdtool.operations.weighted import Weighted, append_one
 from fsdtool.propagate import closed_form
 from fsdtool.simulate import COUPLED, MOVING
 from fsdtool.sums import StatisticsSums
+from fsdtool.tasks.task import task_of
 from fsdtool.trace import FULL, trace
 
 EXAMPLES = 60
@@ -133,7 +134,7 @@ def moved(model: nn.Module) -> nn.Module:
 
 
 def statistics_of(network):
-    sums = StatisticsSums(network.graph, Assignment("all", ("all",)), None, "regression")
+    sums = StatisticsSums(network.graph, Assignment("all", ("all",)), None, task_of("regression"))
     x = data()
     sums.start(torch.zeros(EXAMPLES))
     with torch.no_grad():

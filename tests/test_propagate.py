@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fsdtool.activations import activation
+from fsdtool.component_laws import GateStatistics, InputStatistics, Statistics
 from fsdtool.graph import Graph, Step
-from fsdtool.moments import GateStatistics, InputStatistics, Statistics
 from fsdtool.outputs import OutputCoupling, margin
 from fsdtool.propagate import chain, closed_form, kronecker_factors
 from fsdtool.simulate import COUPLED, INDEPENDENT, MOVING, Simulation

@@ -10,8 +10,8 @@ from torch import nn
 
 from fsdtool.curvature import BlockCurvature
 from fsdtool.gradients import blocks, capture, gradient
-from fsdtool.losses import loss, loss_gradient
 from fsdtool.records import Factors, bytes_per_example, factors, numbers_within
+from fsdtool.tasks.task import task_of
 from fsdtool.trace import trace
 
 HALF = 2e-3  # a few roundings of float16
@@ -164,12 +164,12 @@ def test_numbers_within_a_budget():
 def test_the_gradient_of_the_loss_is_that_of_autograd(task):
     outputs = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(4, (6,)) if task == "classification" else torch.randn(6, 4, dtype=torch.float64)
-    (expected,) = torch.autograd.grad(loss(task, outputs, targets).sum(), outputs)
-    torch.testing.assert_close(loss_gradient(task, targets)(outputs.detach()), expected)
+    (expected,) = torch.autograd.grad(task_of(task).loss(outputs, targets).sum(), outputs)
+    torch.testing.assert_close(task_of(task).loss_gradient(targets)(outputs.detach()), expected)
 
 
 def test_the_losses_are_cross_entropy_in_nats_and_half_the_squared_error():
     outputs = torch.tensor([[1.0, 3.0], [0.0, 0.0]])
     expected = -torch.log_softmax(outputs, 1)[[0, 1], [1, 0]]
-    torch.testing.assert_close(loss("classification", outputs, torch.tensor([1, 0])), expected)
-    torch.testing.assert_close(loss("regression", outputs, torch.zeros(2, 2)), torch.tensor([5.0, 0.0]))
+    torch.testing.assert_close(task_of("classification").loss(outputs, torch.tensor([1, 0])), expected)
+    torch.testing.assert_close(task_of("regression").loss(outputs, torch.zeros(2, 2)), torch.tensor([5.0, 0.0]))

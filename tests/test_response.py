@@ -55,7 +55,7 @@ def case(summarized, arrays):
 def response_of(summary, examples: int = EXAMPLES) -> Response:
     graph, found = summary.identity.graph, blocks(summary.identity.graph, summary.parameters)
     matrix = GaussNewton(graph, summary.parameters, summary.statistics, found)
-    return Response(matrix, whole_curvature(summary), "classification", examples)
+    return Response(matrix, whole_curvature(summary), summary.task, examples)
 
 
 def objective(response: Response, weights, x, y) -> torch.Tensor:

@@ -12,7 +12,7 @@ from conftest import gaussian_classes, perceptron
 from test_influence import assert_close_to_scale, matrix_of, weight_gradients
 from torch import Tensor, nn
 
-from fsdtool import influence as module
+from fsdtool import query_solves
 from fsdtool.curvature import curvature
 from fsdtool.datasets import load_dataset
 from fsdtool.errors import FsdtoolError
@@ -84,7 +84,7 @@ def test_a_summary_without_records_equals_the_dense_formula(case, tmp_path):
 def test_blocks_of_queries_and_batches_change_nothing(case, tmp_path, monkeypatch):
     summary, data, asked, _, of_training = case
     expected = influence(summary, asked, data=data, top=4, matrix=tmp_path / "a.npy")
-    monkeypatch.setattr(module, "QUERY_NUMBERS", 2 * sum(g[0].numel() for g in of_training))
+    monkeypatch.setattr(query_solves, "QUERY_NUMBERS", 2 * sum(g[0].numel() for g in of_training))
     found = influence(summary, asked, data=data, top=4, matrix=tmp_path / "b.npy", batch_size=7)
     assert found.queries == expected.queries
     for a, b in ((found.proponents, expected.proponents), (found.opponents, expected.opponents)):
@@ -153,7 +153,7 @@ def test_streamed_data_of_another_shape_is_refused(summarized, arrays):
 
 def test_the_hdf5_matrix_holds_the_same_values_with_ids_and_units(mlp_summary, sample_data, tmp_path, monkeypatch):
     queries = load_dataset(str(sample_data / "test.npz"))
-    monkeypatch.setattr(module, "QUERY_NUMBERS", 100 * sum(c.eigenvalues.numel() for c in mlp_summary.curvature))
+    monkeypatch.setattr(query_solves, "QUERY_NUMBERS", 100 * sum(c.eigenvalues.numel() for c in mlp_summary.curvature))
     result = influence(mlp_summary, queries, matrix=tmp_path / "m.h5", misclassified=True)
     whole = matrix_of(mlp_summary, queries, tmp_path / "m.npy", misclassified=True)
     with h5py.File(tmp_path / "m.h5") as file:

@@ -21,11 +21,11 @@ import fsdtool
 from fsdtool import summarize as summarize_module
 from fsdtool.catalogue import open_catalogue
 from fsdtool.cli import main
+from fsdtool.component_laws import GateStatistics
 from fsdtool.errors import FsdtoolError
 from fsdtool.evidencefile import read_judges
 from fsdtool.influence import self_influence
 from fsdtool.mislabel import find_mislabeled
-from fsdtool.moments import GateStatistics
 from fsdtool.selfinfluence import recorded_self_influence
 from fsdtool.summary import Summary, load, part_sizes
 from fsdtool.writer import Writer, encode_ids

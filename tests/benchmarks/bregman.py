@@ -22,7 +22,6 @@ from torch import Tensor
 from fsdtool.curvature import BlockCurvature
 from fsdtool.gradients import Block, blocks, vectors
 from fsdtool.krylov import Vectors, length
-from fsdtool.losses import loss
 
 
 class DataGaussNewton:
@@ -127,7 +126,7 @@ class ExactResponse:
     def _bregman(self, moved: dict[str, Tensor], step: Vectors) -> Tensor:
         f = self.graph.run(moved, self.x)
         near = sum(strength * v.square().sum() for strength, v in zip(self.damping, step, strict=True)) / 2
-        if self.problem.task == "regression":
+        if self.problem.task.quadratic:
             return (f - self.before).square().sum(1).mean() / 2 + near
         log_p0, log_p = self.before.log_softmax(1), f.log_softmax(1)
         return (log_p0.exp() * (log_p0 - log_p)).sum(1).mean() + near
@@ -139,4 +138,4 @@ class ExactResponse:
         return self._losses(weights, self.queries, self.problem.query_targets)
 
     def _losses(self, weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return loss(self.problem.task, self.graph.run(weights, x), y.double() if y.is_floating_point() else y)
+        return self.problem.task.loss(self.graph.run(weights, x), y)

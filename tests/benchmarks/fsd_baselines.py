@@ -19,8 +19,8 @@ from common import State
 from torch import Tensor, nn
 from torch.func import jvp
 
+from fsdtool.component_laws import Statistics
 from fsdtool.graph import Graph, Step
-from fsdtool.moments import Statistics
 from fsdtool.propagate import chain
 
 CHUNK = 100  # examples in a batch

@@ -25,9 +25,9 @@ from fsdtool.curvature import BlockCurvature
 from fsdtool.datasets import DataSource, load_dataset
 from fsdtool.gradients import Block, Use, blocks, capture, gradient, project, vectors
 from fsdtool.influence import influence
-from fsdtool.losses import loss_gradient
 from fsdtool.summarize import summarize
 from fsdtool.summary import Summary, load
+from fsdtool.tasks.task import Task, task_of
 from fsdtool.trace import Network, trace
 
 BATCH = 250
@@ -48,8 +48,8 @@ class Problem:
     query_targets: Tensor
 
     @property
-    def task(self) -> str:
-        return "regression" if self.targets.is_floating_point() else "classification"
+    def task(self) -> Task:
+        return task_of("regression" if self.targets.is_floating_point() else "classification")
 
     def model(self) -> nn.Module:
         """The network at the reference, in eval mode."""
@@ -89,7 +89,7 @@ def attribution(problem: Problem, curvatures: list[BlockCurvature]) -> np.ndarra
 
 def loss_of(problem: Problem, targets: Tensor) -> Callable[[slice], Callable[[Tensor], Tensor]]:
     """For rows of the data, the gradient of the loss at the outputs."""
-    return lambda rows: loss_gradient(problem.task, targets[rows])
+    return lambda rows: problem.task.loss_gradient(targets[rows])
 
 
 def gradients(
@@ -154,7 +154,7 @@ def gauss_newton_gradients(problem: Problem, network: Network) -> Iterator[tuple
 
         def draw(logits: Tensor, output: int = output) -> Tensor:
             unit = nn.functional.one_hot(torch.tensor(output), logits.shape[1]).to(logits.dtype)
-            if problem.task == "regression":
+            if problem.task.quadratic:
                 return unit.expand_as(logits)
             p = logits.softmax(1)
             return (p - unit) * p[:, output : output + 1].sqrt()

@@ -52,7 +52,7 @@ class Case:
     @property
     def mixtures(self) -> dict[str, int | None]:
         """Names and numbers of components."""
-        by_class = {} if self.problem.task == "regression" else {"per class": None}
+        by_class = {} if self.problem.task.quadratic else {"per class": None}
         return {"K = 1": 1} | by_class | {"K = 16": 16, "K = 64": 64}
 
 

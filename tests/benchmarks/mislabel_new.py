@@ -6,7 +6,8 @@
 A network is trained and summarized once, and `find-mislabeled --data` judges test examples of whose labels a few were
 made wrong, anew with each seed.  The table has the mean over seeds of the average precision of fsdtool, of the loss
 and of the normalized margin (probability of the strongest other class less that of the label); by how much fsdtool
-is ahead of the better of the two in its worst seed; and how many labels it says are wrong.
+is ahead of the better of the two in its worst seed; how many labels it says are wrong; and the range that it gives, by
+its least and its largest end over the seeds, with the number of seeds in which it holds the true share.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ from fsdtool.summarize import summarize
 from fsdtool.summary import Summary, load
 
 Noise = Callable[[Tensor, Tensor, int], Tensor]  # labels from inputs (n, ...), true labels (n,) and a seed
-Scores = tuple[dict[str, Tensor], float]  # (n,) by each method, and the share that fsdtool says is wrong
+Shares = tuple[float, float, float]  # that fsdtool says are wrong, at least and at most
+Scores = tuple[dict[str, Tensor], Shares]  # (n,) by each method
 New = tuple[Tensor, Tensor, dict[str, Noise]]  # inputs, true labels, and what is made of them
 
 
@@ -102,7 +104,10 @@ def rankings(summary: Summary, x: Tensor, given: Tensor, outputs: Tensor, folder
     p, own = torch.softmax(outputs.double(), 1), given[:, None]
     margin = p.scatter(1, own, -torch.inf).amax(1) - p.gather(1, own)[:, 0]
     loss = nn.functional.cross_entropy(outputs.double(), given, reduction="none")
-    return {"fsdtool": torch.from_numpy(found.score), "loss": loss, "normalized margin": margin}, found.noise_rate
+    return {"fsdtool": torch.from_numpy(found.score), "loss": loss, "normalized margin": margin}, (
+        found.noise_rate,
+        *found.between,
+    )
 
 
 def compare(case: Case, stages: int, new: New, seeds: list[int]) -> Iterator[dict]:
@@ -119,19 +124,23 @@ def compare(case: Case, stages: int, new: New, seeds: list[int]) -> Iterator[dic
             found, shares, true = [], [], []
             for seed in seeds:
                 given = noise(x, truth, seed)
-                scores, share = rankings(summary, x, given, outputs, Path(folder))
+                scores, said = rankings(summary, x, given, outputs, Path(folder))
                 wrong = (given != truth).numpy()
                 found.append({name: float(average_precision_score(wrong, s)) for name, s in scores.items()})
-                shares.append(share)
+                shares.append(said)
                 true.append(float(wrong.mean()))
             ahead = min(one["fsdtool"] - max(one["loss"], one["normalized margin"]) for one in found)
             row = {"trained on": case.name, "new labels": kind}
             row |= {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+            share, low, high = np.array(shares).T
             yield row | {
                 "least lead": ahead,
-                "estimated share": float(np.mean(shares)),
-                "lowest": min(shares),
-                "highest": max(shares),
+                "estimated share": float(share.mean()),
+                "lowest": float(share.min()),
+                "highest": float(share.max()),
+                "at least": float(low.min()),
+                "at most": float(high.max()),
+                "range holds": int(((low <= true) & (true <= high)).sum()),
                 "true share": float(np.mean(true)),
             }
 

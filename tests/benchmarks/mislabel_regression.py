@@ -6,7 +6,7 @@ One target in twenty of a table is replaced by another value that occurs, in fiv
 result: as one would, and without decay for ten times as long, until it has memorised most of the wrong values.  The
 table compares, in the mean over the five, the average precision of fsdtool's list with that of the network's absolute
 residual and of what five networks say that were trained without the example: the absolute residual and the score that
-cleanlab makes of it.
+cleanlab makes of it; then the estimated share of wrong targets, and in how many of the five its range holds the truth.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ class Trained:
 
         return cached(self.cache, self.recipe | {"what": what}, make)
 
-    def fsdtool(self) -> tuple[Tensor, float]:
-        """Suspicion (n,) in the order that find-mislabeled lists, and the share of wrong targets that it tells."""
+    def fsdtool(self) -> tuple[Tensor, float, tuple[float, float]]:
+        """Suspicion (n,) in the order that find-mislabeled lists, the share of wrong targets, and its range."""
         with tempfile.TemporaryDirectory() as folder:
             source, output = Path(folder) / "data.npz", Path(folder) / "summary.h5"
             np.savez(source, x=self.x.numpy(), y=self.given.numpy())
@@ -132,7 +132,7 @@ class Trained:
             found = find_misvalued(open_catalogue(output), everything=True)
         suspicion = torch.empty(len(self.x))
         suspicion[torch.from_numpy(found.order.copy())] = -torch.arange(len(self.x), dtype=torch.float32)
-        return suspicion, found.noise_rate
+        return suspicion, found.noise_rate, found.between
 
 
 def judged(name: str, data: Path, cache: Path, training: str, seed: int) -> dict[str, float]:
@@ -143,7 +143,7 @@ def judged(name: str, data: Path, cache: Path, training: str, seed: int) -> dict
     given = corrupted(truth, seed)
     wrong = (given != truth)[:, 0]
     trained = Trained(name, x, given, seed, training, cache)
-    suspicion, share = trained.fsdtool()
+    suspicion, share, (low, high) = trained.fsdtool()
     scores = {"fsdtool": suspicion, "residual": (given - trained.outputs()).abs()[:, 0]}
     if training == "usual":
         from cleanlab.regression.rank import get_label_quality_scores
@@ -152,7 +152,7 @@ def judged(name: str, data: Path, cache: Path, training: str, seed: int) -> dict
         quality = get_label_quality_scores(*(part[:, 0].double().numpy() for part in (given, others)))
         scores |= {"5-fold residual": (given - others).abs()[:, 0], "5-fold cleanlab": torch.from_numpy(1 - quality)}
     found = {method: float(average_precision_score(wrong, score)) for method, score in scores.items()}
-    return found | {"share": share, "true share": float(wrong.double().mean())}
+    return found | {"share": share, "low": low, "high": high, "true share": float(wrong.double().mean())}
 
 
 def main() -> None:
@@ -175,7 +175,7 @@ def main() -> None:
 
 
 def summed_up(found: list[dict[str, float]]) -> dict[str, object]:
-    """Means over the noise seeds; in how many of them fsdtool is above another; the range of the estimated share."""
+    """Means over the noise seeds; in how many of them fsdtool is above another, and the range holds the truth."""
     row: dict[str, object] = {}
     for method in METHODS:
         row[method] = float(np.mean([each[method] for each in found])) if method in found[0] else NONE
@@ -184,6 +184,9 @@ def summed_up(found: list[dict[str, float]]) -> dict[str, object]:
         row[f"above {method}"] = wins
     shares = [each["share"] for each in found]
     row |= {"share": float(np.mean(shares)), "least": min(shares), "largest": max(shares)}
+    row |= {"mean low": float(np.mean([each["low"] for each in found]))}
+    row |= {"mean high": float(np.mean([each["high"] for each in found]))}
+    row |= {"held": sum(each["low"] <= each["true share"] <= each["high"] for each in found)}
     return row | {"true share": float(np.mean([each["true share"] for each in found]))}
 
 
