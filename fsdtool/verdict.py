@@ -10,7 +10,8 @@ The confusion is that of the evidence of all layers unmixed once more, memorised
 layers say, which take unusual examples of one class for another's, and late ones, which have learned wrong labels by
 heart.  It is a prior of the scores in so far as it explains the labels that the evidence is against: those that it
 leaves unexplained are taken for even noise, the more so the less it explains.  Under noise that follows examples and
-not classes little is explained, and the prior is even.
+not classes little is explained, and the prior is even.  How many labels are wrong follows from the same clouds, or
+from fsdtool.noise where that explains the labels better and does not find fewer than each layer alone.
 
 Of more classes, or too few examples, the layers are added up as they are and the noise is that of fsdtool.noise.
 """
@@ -116,7 +117,7 @@ def verdict(evidence: np.ndarray, candidates: np.ndarray, classes: int, paramete
     combined = last.combined(weights)
     against = float((combined[:, 1:].max(1) > 0).mean())
     found = forward(some, of_some, evidence.shape[1] - 1, classes, parameters, patient=False)
-    if _explains(found, some, of_some, alone):
+    if found.noise.rate >= np.nanmin(rates) and _explains(found, some, of_some, alone):
         rate = found.noise.rate
     else:
         rate = math.sqrt(together.rate * last.unmixed(last.agreed, classes).rate)
