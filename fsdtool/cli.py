@@ -7,6 +7,8 @@ import gc
 import sys
 from collections.abc import Sequence
 
+import typer
+
 from fsdtool import exits
 from fsdtool.commands import app
 
@@ -15,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: this process's) and return its exit code."""
     if argv is None:
         _collect_seldom()
-    return exits.run(app, sys.argv[1:] if argv is None else list(argv))
+    return exits.run(typer.main.get_command(app), sys.argv[1:] if argv is None else list(argv))
 
 
 def _collect_seldom() -> None:

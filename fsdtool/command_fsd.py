@@ -13,6 +13,7 @@ import typer
 from fsdtool import report
 from fsdtool.answers import talk, write
 from fsdtool.checks import Checks
+from fsdtool.command import Command
 from fsdtool.data_like import load_like
 from fsdtool.errors import ExitStatus, FsdtoolError
 from fsdtool.inputs import read_checkpoint, rebuild, warn_of_fit
@@ -187,3 +188,12 @@ def _distance_checks(limit: float | None) -> Checks:
         message=lambda row: f"distance {_told(row):g} of {row['checkpoint']} ({row['metric']}, {row['form']})",
         level=lambda row: "notice" if limit is None or _told(row) <= limit else "error",
     )
+
+
+COMMAND = Command(
+    "fsd",
+    fsd_command,
+    "Measure how far checkpoints have moved.",
+    place=40,
+    findings="a distance is over --max-distance",
+)

@@ -10,6 +10,7 @@ import typer
 
 from fsdtool import report
 from fsdtool.answers import check_ids_only, talk, write
+from fsdtool.command import Command
 from fsdtool.data_like import load_like
 from fsdtool.errors import FsdtoolError
 from fsdtool.inputs import (
@@ -197,3 +198,6 @@ def _write_recorded_self_influence(
     warn_of_fit(opened)
     result = recorded_self_influence(opened, among=rows_named(opened, ids))
     write(islice(result.rows(), top), SELF_INFLUENCE_COLUMNS, format, ids_only)
+
+
+COMMAND = Command("influence", influence_command, "Explain predictions by training examples.", place=30)

@@ -12,6 +12,7 @@ import typer
 from fsdtool import report
 from fsdtool.answers import check_ids_only, talk, write
 from fsdtool.checks import Checks
+from fsdtool.command import Command
 from fsdtool.data_like import load_like
 from fsdtool.errors import ExitStatus, FsdtoolError
 from fsdtool.inputs import (
@@ -268,3 +269,12 @@ def _mislabeled_checks(threshold: float, columns: Sequence[str], kind: str) -> C
         message=message,
         level=lambda row: "warning" if row["score"] > threshold else "notice",
     )
+
+
+COMMAND = Command(
+    "find-mislabeled",
+    find_mislabeled_command,
+    "List the labels that are probably wrong.",
+    place=20,
+    findings="more labels are flagged than --max-flagged or --max-rate allows",
+)

@@ -9,6 +9,7 @@ import typer
 
 from fsdtool import report
 from fsdtool.answers import talk
+from fsdtool.command import Command
 from fsdtool.inputs import build_model, check_output, key_values, numbers, read_checkpoint, read_ids
 from fsdtool.options import (
     DATA_HELP,
@@ -214,3 +215,6 @@ def summarize_command(
         track=report.track,
     )
     report.print_summary(f"wrote {output}", result.rows())
+
+
+COMMAND = Command("summarize", summarize_command, "Go over the training data and write the summary.", place=10)

@@ -5,24 +5,15 @@ The estimators are imported inside the commands, so that help and usage errors d
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fsdtool import __version__, exits, report
+from fsdtool import __version__
 from fsdtool.answers import talk
-from fsdtool.command_fsd import fsd_command
-from fsdtool.command_influence import influence_command
-from fsdtool.command_mislabeled import find_mislabeled_command
-from fsdtool.command_summarize import summarize_command
+from fsdtool.command import find_commands
 from fsdtool.errors import ExitStatus
-from fsdtool.options import Debug, OutputFormat, Quiet, SummaryFile
-
-INSPECT_COLUMNS = ("part", "bytes", "bytes_per_example", "description")
+from fsdtool.options import Debug, Quiet
 
 
 def _exit_codes(findings: str | None = None) -> str:
@@ -81,60 +72,5 @@ def every_command(
         raise typer.Exit(ExitStatus.USER_ERROR)
 
 
-def inspect_command(
-    summary: SummaryFile, format: OutputFormat = None, quiet: Quiet = False, debug: Debug = False
-) -> None:
-    """Show what a summary holds: where it comes from, and the size of each part.
-
-    In csv and json the sizes alone are on stdout, and where it comes from on stderr.
-
-    \b
-    Example:
-      fsdtool inspect summary.h5
-    """
-    talk(quiet, debug)
-
-    from fsdtool.inspection import inspect_rows
-
-    header, rows = inspect_rows(summary)
-    chosen = report.resolve_format(format, sys.stdout)
-    report.print_summary(str(summary), header, sys.stdout if chosen is report.Format.table else None)
-    report.render(rows, INSPECT_COLUMNS, chosen, sys.stdout)
-
-
-def demo_command(
-    folder: Annotated[
-        Path,
-        typer.Argument(metavar="[FOLDER]", help="Where to put the files. [default: fsdtool-demo]"),
-    ] = Path("fsdtool-demo"),
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Run the commands on the sample data, handwritten digits with wrong labels, and compare with the truth.
-
-    \b
-    Example:
-      fsdtool demo
-    """
-    talk(quiet, debug)
-
-    from fsdtool.demo import run
-
-    run(folder, partial(exits.run, app))
-
-
-def _register(name: str, function: Callable[..., None], short_help: str, findings: str | None = None) -> None:
-    app.command(name, short_help=short_help, epilog=_exit_codes(findings))(function)
-
-
-_register("summarize", summarize_command, "Go over the training data and write the summary.")
-_register(
-    "find-mislabeled",
-    find_mislabeled_command,
-    "List the labels that are probably wrong.",
-    "more labels are flagged than --max-flagged or --max-rate allows",
-)
-_register("influence", influence_command, "Explain predictions by training examples.")
-_register("fsd", fsd_command, "Measure how far checkpoints have moved.", "a distance is over --max-distance")
-_register("inspect", inspect_command, "Show what a summary holds, and its size.")
-_register("demo", demo_command, "Try it all on the sample data.")
+for command in find_commands():
+    app.command(command.name, short_help=command.line, epilog=_exit_codes(command.findings))(command.run)

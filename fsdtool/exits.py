@@ -21,12 +21,12 @@ _UsageError = typer.BadParameter.__mro__[2]
 COMPLETION = "_FSDTOOL_COMPLETE"
 
 
-def run(app: typer.Typer, arguments: Sequence[str]) -> int:
-    """Run a command line of the app and return its exit code."""
+def run(command: typer.core.TyperGroup, arguments: Sequence[str]) -> int:
+    """Run a command line of the command that holds all others and return its exit code."""
     report.configure(quiet=False, debug=False)
     _set_up_streams()
     try:
-        _run(app, arguments)
+        _run(command, arguments)
         sys.stdout.flush()
         return ExitStatus.OK
     except typer.Exit as end:
@@ -54,9 +54,8 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         return _fail("internal error", f"{describe(error)}{hint}", ExitStatus.INTERNAL_ERROR)
 
 
-def _run(app: typer.Typer, arguments: Sequence[str]) -> None:
-    # Not through `app()`: it has exit codes of its own for a closed pipe and for Ctrl-C.
-    command = typer.main.get_command(app)
+def _run(command: typer.core.TyperGroup, arguments: Sequence[str]) -> None:
+    # Not through `command()`: it has exit codes of its own for a closed pipe and for Ctrl-C.
     if os.environ.get(COMPLETION):  # asked by the shell in the middle of a line
         command.main(args=[], prog_name="fsdtool", complete_var=COMPLETION)
     command_line = shlex.join(["fsdtool", *arguments])

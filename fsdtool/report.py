@@ -199,6 +199,18 @@ def _write_table(values: list[list], columns: Sequence[str], stream: TextIO, tit
     console.print(table)
 
 
+def write_markdown(text: str, stream: TextIO) -> None:
+    """Markdown as it is, or formatted where `stream` is a terminal."""
+    with _while_read(stream):
+        if not stream.isatty():
+            stream.write(text)
+            return
+        from rich.console import Console
+        from rich.markdown import Markdown
+
+        Console(file=stream, color_system="auto" if _in_colour(stream) else None).print(Markdown(text))
+
+
 # Remarks
 
 

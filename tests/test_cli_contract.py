@@ -17,12 +17,12 @@ import pytest
 from typer.testing import CliRunner
 
 import fsdtool
-from fsdtool import cli, command_mislabeled, commands, inputs, report
+from fsdtool import cli, command_demo, command_mislabeled, commands, inputs, report
 from fsdtool.errors import FsdtoolError
 from fsdtool.tasks.task import task_of
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["summarize", "find-mislabeled", "influence", "fsd", "inspect", "demo"]
+COMMANDS = ["summarize", "find-mislabeled", "influence", "fsd", "inspect", "docs", "demo"]
 README_COMMANDS = [
     "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/fsdtool demo",
     "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/python -m pytest -n auto",
@@ -154,7 +154,6 @@ def calls(install) -> Calls:
     install("catalogue", open_catalogue=calls.answer("open_catalogue", summary))
     install("selfinfluence", recorded_self_influence=calls.answer("recorded_self_influence", rows_of(SELF)))
     install("fsd", distances=calls.answer("distances", rows_of(FSD, distances=[0.25, 1.5])))
-    install("demo", run=calls.answer("run", None))
     return calls
 
 
@@ -627,7 +626,8 @@ def test_inspect(shell):
     )
 
 
-def test_demo(shell, calls):
+def test_demo(shell, calls, monkeypatch):
+    monkeypatch.setattr(command_demo, "run", calls.answer("run", None))
     assert shell("demo") == (0, "", "")
     assert calls["run"][0][0] == Path("fsdtool-demo")
     shell("demo", "here")

@@ -6,14 +6,43 @@ import csv
 import shlex
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 import fsdtool
-from fsdtool import report
+from fsdtool import exits, report
+from fsdtool.answers import talk
+from fsdtool.command import Command
 from fsdtool.errors import ExitStatus, FsdtoolError
+from fsdtool.options import Debug, Quiet
 
 FILES = ("model.py", "train.npz", "test.npz", "truth.csv", "mlp.pt", "convnet.safetensors")
 NETWORKS = {"mlp": "mlp.pt", "convnet": "convnet.safetensors"}
+
+
+def demo_command(
+    context: typer.Context,
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="[FOLDER]", help="Where to put the files. [default: fsdtool-demo]"),
+    ] = Path("fsdtool-demo"),
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Run the commands on the sample data, handwritten digits with wrong labels, and compare with the truth.
+
+    \b
+    Example:
+      fsdtool demo
+    """
+    talk(quiet, debug)
+    run(folder, partial(exits.run, context.find_root().command))
+
+
+COMMAND = Command("demo", demo_command, "Try it all on the sample data.", place=70)
 
 
 def run(folder: Path, command: Callable[[Sequence[str]], int]) -> None:

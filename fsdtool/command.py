@@ -1,0 +1,46 @@
+"""A command, and how the commands are found.
+
+A command is one module whose name begins with PREFIX and which has a `COMMAND`. Nothing lists these modules: a new
+one is in the help, in the completion and on the command line by being there. All are imported for every command
+line, so a command imports its estimator inside its function.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+PACKAGE, PREFIX = "fsdtool", "command_"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of the command line.
+
+    name: as it is typed.  run: the function of its options, in typer's annotations; its docstring is the help.
+    line: what the list of commands says of it.  place: smaller ones stand first in that list.
+    findings: what exit code 1 means, for a command that has a limit.
+    """
+
+    name: str
+    run: Callable[..., None]
+    line: str
+    place: int
+    findings: str | None = None
+
+
+def find_commands(package: str = PACKAGE, prefix: str = PREFIX) -> list[Command]:
+    """The commands of a package, in the order of the help.
+
+    Raises ValueError where two modules have a command of the same name.
+    """
+    found: dict[str, Command] = {}
+    for module in pkgutil.iter_modules(import_module(package).__path__):
+        if module.name.startswith(prefix):
+            command = import_module(f"{package}.{module.name}").COMMAND
+            if command.name in found:
+                raise ValueError(f"'{command.name}' of {module.name} is the name of another command; rename one")
+            found[command.name] = command
+    return sorted(found.values(), key=lambda command: (command.place, command.name))
