@@ -57,7 +57,7 @@ def load_dataset(
     missing: Sequence[str] | None = None,
     prepared: bool = False,
 ) -> DataSource:
-    """Open the data set that `spec` names; the README lists what it can be. One note says what was chosen in it.
+    """Open the data set that `spec` names; `fsdtool docs data` lists the kinds. One note says what was chosen in it.
 
     `x_key`, `y_key` and `id_key` name the arrays (columns of a table, separated by commas) where the usual names do
     not lead to one of each; the id key 'row' numbers the rows. `split` chooses among several. `labels` is a CSV file

@@ -1,6 +1,6 @@
 """The summary file: one HDF5 file with all that the other commands need, readable with plain h5py.
 
-Layout (the README has it as a table): `/identity`, what was summarized; `/model/parameters/NAME`;
+Layout (`fsdtool docs summary-file` has it as a table): `/identity`, what was summarized; `/model/parameters/NAME`;
 `/statistics` with one entry per component on each first axis; `/curvature/NAME` in the directions the records
 keep; `/records` with one row per training example in the order of the data.  fsdtool.writer writes it.
 

@@ -1,4 +1,4 @@
-"""The data that the README says is accepted, each kind through the command line as a user would type it.
+"""The data that `fsdtool docs data` says is accepted, each kind through the command line as a user would type it.
 
 Every run checks the exit code, the line that says what was chosen, and that a run which fails leaves no file.
 """
@@ -116,7 +116,7 @@ def picture_folder(folder, count=12, form="png"):
     return folder
 
 
-# --- the rows of the README's table
+# --- the rows of the document's table
 
 
 def test_npz(summarize):

@@ -1,4 +1,4 @@
-"""The README's table of the summary file is what a file holds, and what is read of it."""
+"""The table of the summary file is what a file holds, and what is read of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fsdtool.summarize import summarize
 from fsdtool.summary import load
 
 Attribute = tuple[str, str]  # of which object, and its name
-TEXT = (SAMPLE.parent / "README.md").read_text(encoding="utf-8").split("## The summary file")[1].split("\n## ")[0]
+TEXT = (SAMPLE.parent / "fsdtool" / "docs" / "summary-file.md").read_text(encoding="utf-8")
 
 
 def documented() -> tuple[set[str], set[Attribute]]:
@@ -136,6 +136,6 @@ def test_the_table_is_what_is_read(files, monkeypatch):
     assert {key for key in identity - of_groups if f"`{key}`" not in TEXT} == set()  # in another dataset of JSON
 
 
-def test_the_schema_in_the_readme_is_that_of_the_file(files):
+def test_the_schema_in_the_document_is_that_of_the_file(files):
     with h5py.File(files[0]) as file:
         assert f"HDF5, schema {file.attrs['schema']}, " in TEXT

@@ -27,8 +27,8 @@ summarize fsd
 examples ranking screening matrix candidates krylov response query_solves influence misvalue mislabel stacking judge
 inspection
 checks report noisefile options inputs answers markup charts page thumbnails review
-exits command command_demo command_docs command_summarize command_mislabeled command_influence command_fsd command_inspect
-commands cli
+exits command command_demo command_docs command_summarize command_mislabeled command_influence command_fsd
+command_inspect commands cli
 """
 ORDER = re.findall(r"\w+", ROOMS)
 ANYWHERE = {"__init__", "__main__"}

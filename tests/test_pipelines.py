@@ -22,7 +22,7 @@ from fsdtool.checks import Checks, write_github, write_junit
 from fsdtool.report import Format, render
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+JSON_LINES = (ROOT / "fsdtool" / "docs" / "json-lines.md").read_text(encoding="utf-8")
 NASTY = "50%,a:b\r\n::error::<&\"'>\x1b[31m日本\ud800]]>"
 ODD_IDS = ["ä.png", "a b", "c\nd", "\\n", "=1+1", "007", "日本", ",", '"', "-5"]
 
@@ -205,7 +205,7 @@ def test_a_distance_over_the_limit_is_an_error(named, shell, tmp_path):
     assert ElementTree.fromstring(out).find("testsuite").get("failures") == "0"
 
 
-# JSON lines as the README has them
+# JSON lines as their document has them
 
 TYPES = {
     "integer": int,
@@ -217,13 +217,12 @@ TYPES = {
 
 
 def schema() -> dict[str, str]:
-    """Column -> type, of the README's table of columns."""
-    section = README.split("### JSON lines")[1].split("\n#")[0]
-    found = re.findall(r"^\| ((?:`[\w:]+`(?:, )?)+) \| ([\w ]+) \|", section, re.MULTILINE)
+    """Column -> type, of the table of columns."""
+    found = re.findall(r"^\| ((?:`[\w:]+`(?:, )?)+) \| ([\w ]+) \|", JSON_LINES, re.MULTILINE)
     return {column: kind for columns, kind in found for column in re.findall(r"`([\w:]+)`", columns)}
 
 
-def test_json_lines_have_the_columns_and_types_of_the_readme(named, summarized, shell, tmp_path):
+def test_json_lines_have_the_columns_and_types_of_their_document(named, summarized, shell, tmp_path):
     x, _ = gaussian_classes(60, 4, 3)
     regression = summarized(perceptron(4, 6, 2), x, x[:, :2], task="regression", name="regression.h5")
     weights = ("--checkpoint", tmp_path / "summary.h5.pt")
@@ -237,6 +236,7 @@ def test_json_lines_have_the_columns_and_types_of_the_readme(named, summarized, 
         ("fsd", named.path, *weights, "--form", "closed", "--metric", "kl2"),
         ("fsd", named.path, *weights, "--by-component"),
         ("inspect", named.path),
+        ("docs",),
         ("find-mislabeled", regression.path, "--all"),
     ]
     types, seen = schema(), set()

@@ -1,4 +1,4 @@
-"""What `--model` and `--checkpoint` take, each row of the README's tables as a command line, and what they refuse.
+"""What `--model` and `--checkpoint` take, each row of `fsdtool docs models` as a command line, and what they refuse.
 
 The keys of wrapped and averaged checkpoints are those that Lightning 2.6, timm 1.0 and torch 2.13 write.
 """
@@ -32,7 +32,7 @@ from fsdtool.computed import make_plain
 from fsdtool.errors import FsdtoolError
 from fsdtool.summary import load
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+DOCUMENT = (Path(__file__).parents[1] / "fsdtool" / "docs" / "models.md").read_text(encoding="utf-8")
 FACTORY = """
 import torch
 import torch.nn.functional as F
@@ -146,12 +146,12 @@ def same(found, expected=WEIGHTS) -> bool:
     return len(found) == len(expected) and all(map(torch.equal, found.values(), expected.values()))
 
 
-# --- the tables of the README
+# --- the tables of the document
 
 
 def rows(header: str) -> list[str]:
-    """The first cells of the README's table with this header."""
-    table = README[README.index(header) :].split("\n\n")[0]
+    """The first cells of the document's table with this header."""
+    table = DOCUMENT[DOCUMENT.index(header) :].split("\n\n")[0]
     return [line.split(" | ")[0].removeprefix("| ").strip("`") for line in table.splitlines()[2:]]
 
 
