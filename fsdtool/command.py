@@ -8,8 +8,8 @@ line, so a command imports its estimator inside its function.
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 
 PACKAGE, PREFIX = "fsdtool", "command_"
@@ -21,7 +21,8 @@ class Command:
 
     name: as it is typed.  run: the function of its options, in typer's annotations; its docstring is the help.
     line: what the list of commands says of it.  place: smaller ones stand first in that list.
-    findings: what exit code 1 means, for a command that has a limit.
+    findings: what exit code 1 means, for a command that has a limit.  columns: those of its rows, by what stands
+    after the name in the README's table.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Command:
     line: str
     place: int
     findings: str | None = None
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def find_commands(package: str = PACKAGE, prefix: str = PREFIX) -> list[Command]:

@@ -71,4 +71,10 @@ def docs_command(
     report.write_markdown(_read(name), sys.stdout)
 
 
-COMMAND = Command("docs", docs_command, "Print the reference: data, models, columns, the method.", place=60)
+COMMAND = Command(
+    "docs",
+    docs_command,
+    "Print the reference: data, models, columns, the method.",
+    place=60,
+    columns={"": DOCS_COLUMNS},
+)

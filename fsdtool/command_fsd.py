@@ -196,4 +196,5 @@ COMMAND = Command(
     "Measure how far checkpoints have moved.",
     place=40,
     findings="a distance is over --max-distance",
+    columns={"": FSD_COLUMNS, "--by-component": FSD_COMPONENT_COLUMNS},
 )

@@ -200,4 +200,10 @@ def _write_recorded_self_influence(
     write(islice(result.rows(), top), SELF_INFLUENCE_COLUMNS, format, ids_only)
 
 
-COMMAND = Command("influence", influence_command, "Explain predictions by training examples.", place=30)
+COMMAND = Command(
+    "influence",
+    influence_command,
+    "Explain predictions by training examples.",
+    place=30,
+    columns={"--queries": INFLUENCE_COLUMNS, "--self": SELF_INFLUENCE_COLUMNS},
+)

@@ -33,4 +33,10 @@ def inspect_command(
     report.render(rows, INSPECT_COLUMNS, chosen, sys.stdout)
 
 
-COMMAND = Command("inspect", inspect_command, "Show what a summary holds, and its size.", place=50)
+COMMAND = Command(
+    "inspect",
+    inspect_command,
+    "Show what a summary holds, and its size.",
+    place=50,
+    columns={"": INSPECT_COLUMNS},
+)

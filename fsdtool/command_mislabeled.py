@@ -277,4 +277,5 @@ COMMAND = Command(
     "List the labels that are probably wrong.",
     place=20,
     findings="more labels are flagged than --max-flagged or --max-rate allows",
+    columns={"": MISLABELED_COLUMNS, "of a regression": MISVALUED_COLUMNS},
 )

@@ -12,6 +12,8 @@ import pytest
 import fsdtool
 from fsdtool import command_docs, report
 from fsdtool.cli import main
+from fsdtool.command import find_commands
+from fsdtool.errors import ExitStatus
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((Path(fsdtool.__file__).parent / "docs").glob("*.md"))
@@ -136,6 +138,42 @@ def test_the_readme_names_every_document():
     text = README.read_text("utf-8")
     missing = [path.stem for path in FILES if f"](fsdtool/docs/{path.name})" not in text]
     assert missing == []
+
+
+def columns_of(text: str) -> dict[str, str]:
+    """Command as typed -> columns, of the first table of columns by command."""
+    rows = text.split("| command | columns |\n|---|---|\n")[1].split("\n\n")[0].splitlines()
+    cells = [row.strip("| ").split(" | ") for row in rows]
+    return {command.replace("`", ""): re.findall("`(.*?)`", columns)[0] for command, columns in cells}
+
+
+def test_the_columns_in_the_documents_are_those_of_the_commands():
+    held = {
+        f"{command.name} {when}".strip(): ", ".join(columns)
+        for command in find_commands()
+        for when, columns in command.columns.items()
+    }
+    assert columns_of(README.read_text("utf-8")) == held
+    for path in FILES:
+        if "| command | columns |" in path.read_text("utf-8"):
+            told = {when.replace(" SPEC", ""): text for when, text in columns_of(path.read_text("utf-8")).items()}
+            told.pop("fsd --data", None)  # one column more
+            assert told.items() <= held.items()
+    judged = (FILES[0].parent / "find-mislabeled.md").read_text("utf-8")
+    for when in ("find-mislabeled", "find-mislabeled of a regression"):
+        assert f"| `{held[when]}` |" in judged
+
+
+def test_the_exit_codes_in_the_documents_are_one_table():
+    header = "| exit code | meaning |"
+    tables = {
+        path.read_text("utf-8").split(header)[1].split("\n\n")[0]
+        for path in (README, *FILES)
+        if header in path.read_text("utf-8")
+    }
+    assert len(tables) == 1
+    codes = re.findall(r"^\| (\d+) \|", tables.pop(), re.MULTILINE)
+    assert [int(code) for code in codes] == sorted(ExitStatus)
 
 
 def test_the_readme_is_short():
