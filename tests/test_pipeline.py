@@ -1,8 +1,9 @@
-"""The shell pipeline of the README, taken from it and run."""
+"""The shell pipeline and the tables of the README, taken from it and run."""
 
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,3 +68,45 @@ def test_the_gate_of_the_readme_is_open_below_its_limit(pipeline, bash):
     assert script.count("--max-flagged 1437") == 1
     found = bash(script)
     assert found.returncode == 0, found.stderr
+
+
+def excerpts() -> list[tuple[str, list[str], list[list[str]]]]:
+    """Of each table that the README shows under its command: the command, the columns and the cells of the rows."""
+    found = []
+    for block in re.findall(r"^```\n\$ (fsdtool .*?)^```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL | re.M):
+        command, header, *lines = block.splitlines()
+        rows = [line.split() for line in lines if line != "..." and not line.startswith("note: ")]
+        found.append((command, header.split(), rows))
+    return found
+
+
+def test_the_tables_of_the_readme_are_what_its_commands_print(bash):
+    script = """
+    set -e
+    fsdtool summarize -q --model sample_data/model.py:mlp --checkpoint sample_data/mlp.pt \
+        --data sample_data/train.npz -o summary.h5
+    """
+    folder = bash(script).folder
+    state = torch.load(ROOT / "sample_data" / "mlp.pt", weights_only=True)
+    steps = {name: 2 * value.abs().max() / 63 for name, value in state.items()}
+    (folder / "fsdtool-demo").mkdir()
+    rounded = {name: (value / steps[name]).round() * steps[name] for name, value in state.items()}
+    torch.save(rounded, folder / "fsdtool-demo" / "mlp-6bit.pt")
+    assert len(excerpts()) == 4
+    for command, columns, expected in excerpts():
+        rows = json.loads(bash(f"{command} -q --format json").stdout)[: len(expected)]
+        assert list(rows[0]) == columns, command
+        for row, cells in zip(rows, expected, strict=True):
+            for value, cell in zip(row.values(), cells, strict=True):
+                if isinstance(value, float):  # another processor rounds otherwise
+                    assert value == pytest.approx(float(cell), rel=0.05, abs=0.01), (command, cells)
+                else:
+                    assert str(value) == cell, (command, cells)
+
+
+def test_the_notes_in_the_readme_are_those_of_the_command(bash):
+    (first, *_) = re.findall(r"^```\n\$ (fsdtool .*?)^```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL | re.M)
+    notes = [line for line in first.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 2
+    found = bash(first.splitlines()[0])
+    assert found.stderr.splitlines() == notes
