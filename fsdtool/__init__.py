@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from os import PathLike
 
-    from fsdtool.summary import Summary
+    from fsdtool.summary.reader import Summary
 
 __version__ = "0.1.0"
 
@@ -27,6 +27,6 @@ def load(path: str | PathLike[str]) -> Summary:
     Raises `fsdtool.errors.FsdtoolError` when the file is missing, damaged or of another schema version.
     """
     # Imported here so that `import fsdtool`, and with it every help text, does not wait for torch.
-    from fsdtool.summary import load as load_summary
+    from fsdtool.summary.reader import load as load_summary
 
     return load_summary(path)

@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import nn
 
-from fsdtool.checkpoints import read_checkpoint
-from fsdtool.datasets import load_dataset
-from fsdtool.models import load_model
-from fsdtool.summarize import summarize
-from fsdtool.summary import Summary, load
+from fsdtool.data.formats.load import load_dataset
+from fsdtool.fitting.run import summarize
+from fsdtool.model.checkpoint import read_checkpoint
+from fsdtool.model.factory import load_model
+from fsdtool.summary.reader import Summary, load
 
 SAMPLE = Path(__file__).parents[1] / "sample_data"
 CHECKPOINTS = {"mlp": "mlp.pt", "convnet": "convnet.safetensors"}

@@ -2,3 +2,9 @@
 and the loss's derivatives at the outputs, the distances between two outputs, what targets are, and the constant answer
 that a network is compared with.  `task.Task` says what a task must answer.
 """
+
+from __future__ import annotations
+
+from fsdtool.util.lazy import public
+
+__getattr__, __all__ = public(__name__, Task="task", task_of="task")

@@ -31,7 +31,7 @@ REGISTERED: dict[str, type[Task]] = {}
 
 
 class FitNumbers(Protocol):
-    """What a task says of a fit is made of these; fsdtool.fit explains them."""
+    """What a task says of a fit is made of these; fsdtool.statistics.fit explains them."""
 
     @property
     def mean_loss(self) -> float: ...

@@ -19,9 +19,9 @@ import torch
 from influence_methods import Problem, gauss_newton_gradients
 from torch import Tensor
 
-from fsdtool.curvature import BlockCurvature
-from fsdtool.gradients import Block, blocks, vectors
-from fsdtool.krylov import Vectors, length
+from fsdtool.curvature.ekfac import BlockCurvature
+from fsdtool.curvature.gauss_newton import Vectors, length
+from fsdtool.network.per_example_gradients import Block, blocks, vectors
 
 
 class DataGaussNewton:

@@ -16,14 +16,14 @@ from unittest.mock import patch
 from common import options_of, parse, print_table
 from fsd_accuracy import Case, cifar, mnist, summaries
 
-from fsdtool import record_curvature, summarize
+from fsdtool.fitting import record_curvature, run
 
 # What summarize does only to know its own error, each by the module that calls it and its name there.
 PARTS = {
-    "repeatability": ((summarize, "check_data"), (summarize, "check_outputs")),
-    "fit": ((summarize, "training_fit"),),
+    "repeatability": ((run, "check_data"), (run, "check_outputs")),
+    "fit": ((run, "training_fit"),),
     "influence": ((record_curvature, "calibrate_influence"),),
-    "distance": ((summarize, "calibrate_distance"),),
+    "distance": ((run, "calibrate_distance"),),
 }
 
 

@@ -43,11 +43,11 @@ from common import print_table
 from torch import Tensor, nn
 
 import fsdtool
-from fsdtool.checkpoints import Checkpoint
-from fsdtool.datasets import load_dataset
-from fsdtool.metrics import measure
-from fsdtool.summarize import summarize
-from fsdtool.summary import Summary
+from fsdtool.data.formats.load import load_dataset
+from fsdtool.fitting.run import summarize
+from fsdtool.laftr.metrics import measure
+from fsdtool.model.checkpoint import Checkpoint
+from fsdtool.summary.reader import Summary
 
 TRAINING, HELD_OUT, TEST = 5000, 1000, 2000  # images per task
 HIDDEN = 100

@@ -36,14 +36,14 @@ from common import (
 from fsd_baselines import Baseline, Quadratics, published
 from torch import Tensor, nn
 
-from fsdtool.checkpoints import Checkpoint
-from fsdtool.datasets import load_dataset
-from fsdtool.distance_forms import output_hessian
-from fsdtool.fsd import distances
-from fsdtool.metrics import measure
-from fsdtool.sources import DataSource
-from fsdtool.summarize import summarize
-from fsdtool.summary import Summary, load, part_sizes
+from fsdtool.data.formats.load import load_dataset
+from fsdtool.data.source import DataSource
+from fsdtool.fitting.run import summarize
+from fsdtool.fsd.drift import distances
+from fsdtool.laftr.distance_forms import output_hessian
+from fsdtool.laftr.metrics import measure
+from fsdtool.model.checkpoint import Checkpoint
+from fsdtool.summary.reader import Summary, load, part_sizes
 
 SEED = 0
 

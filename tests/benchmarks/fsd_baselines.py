@@ -19,9 +19,9 @@ from common import State
 from torch import Tensor, nn
 from torch.func import jvp
 
-from fsdtool.component_laws import Statistics
-from fsdtool.graph import Graph, Step
-from fsdtool.propagate import chain
+from fsdtool.laftr.closed_form import chain
+from fsdtool.network.graph import Graph, Step
+from fsdtool.statistics.component_laws import Statistics
 
 CHUNK = 100  # examples in a batch
 

@@ -24,8 +24,8 @@ from common import State, mlp, options_of, parse, print_table, spearman
 from fsd_accuracy import SEED, Case, Trainer, convnet, damaged, summaries, true_distances, uci
 from torch import Tensor, nn
 
-from fsdtool.checkpoints import Checkpoint
-from fsdtool.fsd import distances
+from fsdtool.fsd.drift import distances
+from fsdtool.model.checkpoint import Checkpoint
 
 CLASSES = 10
 

@@ -20,15 +20,15 @@ import torch
 from common import State
 from torch import Tensor, nn
 
-from fsdtool.checkpoints import Checkpoint
-from fsdtool.curvature import BlockCurvature
-from fsdtool.datasets import DataSource, load_dataset
-from fsdtool.gradients import Block, Use, blocks, capture, gradient, project, vectors
-from fsdtool.influence import influence
-from fsdtool.summarize import summarize
-from fsdtool.summary import Summary, load
+from fsdtool.curvature.ekfac import BlockCurvature
+from fsdtool.data.formats.load import DataSource, load_dataset
+from fsdtool.fitting.run import summarize
+from fsdtool.influence.scores import influence
+from fsdtool.model.checkpoint import Checkpoint
+from fsdtool.network.per_example_gradients import Block, Use, blocks, capture, gradient, project, vectors
+from fsdtool.network.trace import Network, trace
+from fsdtool.summary.reader import Summary, load
 from fsdtool.tasks.task import Task, task_of
-from fsdtool.trace import Network, trace
 
 BATCH = 250
 

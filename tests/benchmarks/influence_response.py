@@ -30,12 +30,12 @@ from common import State, cached, mlp, options_of, parse, print_table, spearman,
 from influence_methods import Problem, flat, gradients, loss_of, measured_ekfac, summarized
 from torch import Tensor, nn
 
-from fsdtool.curvature import BlockCurvature
-from fsdtool.gradients import blocks, gradient
-from fsdtool.influence import whole_curvature
-from fsdtool.krylov import ConjugateGradients, GaussNewton
-from fsdtool.response import FAR, Response
-from fsdtool.summary import Summary
+from fsdtool.curvature.ekfac import BlockCurvature
+from fsdtool.curvature.gauss_newton import ConjugateGradients, GaussNewton
+from fsdtool.influence.bregman_response import FAR, Response
+from fsdtool.influence.scores import whole_curvature
+from fsdtool.network.per_example_gradients import blocks, gradient
+from fsdtool.summary.reader import Summary
 
 SEED = 0
 

@@ -23,8 +23,8 @@ from influence_methods import Problem, source, summarized
 from influence_nets import digits_mlp
 from process import run
 
-from fsdtool.summary import Summary
-from fsdtool.writer import Writer
+from fsdtool.summary.reader import Summary
+from fsdtool.summary.writer import Writer
 
 PART = 50_000
 QUERIES = 100

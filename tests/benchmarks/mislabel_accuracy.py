@@ -42,13 +42,13 @@ from mislabel_cases import (
 )
 from torch import Tensor
 
-from fsdtool.catalogue import Catalogue, open_catalogue
-from fsdtool.checkpoints import Checkpoint
-from fsdtool.datasets import load_dataset
-from fsdtool.mislabel import THRESHOLD, find_mislabeled
-from fsdtool.misvalue import find_misvalued
-from fsdtool.summarize import summarize
-from fsdtool.verdict import verdict as verdict_on
+from fsdtool.data.formats.load import load_dataset
+from fsdtool.fitting.run import summarize
+from fsdtool.mislabel.find import THRESHOLD, find_mislabeled
+from fsdtool.mislabel.noise.verdict import verdict as verdict_on
+from fsdtool.mislabel.regression.target_errors import find_misvalued
+from fsdtool.model.checkpoint import Checkpoint
+from fsdtool.summary.catalogue import Catalogue, open_catalogue
 
 NONE = "-"
 BINS = 10  # of the score, by which calibration is judged

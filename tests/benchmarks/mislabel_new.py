@@ -35,11 +35,11 @@ from mislabel_cases import (
 )
 from torch import Tensor, nn
 
-from fsdtool.checkpoints import Checkpoint
-from fsdtool.datasets import load_dataset
-from fsdtool.judge import judge
-from fsdtool.summarize import summarize
-from fsdtool.summary import Summary, load
+from fsdtool.data.formats.load import load_dataset
+from fsdtool.fitting.run import summarize
+from fsdtool.mislabel.new_labels import judge
+from fsdtool.model.checkpoint import Checkpoint
+from fsdtool.summary.reader import Summary, load
 
 Noise = Callable[[Tensor, Tensor, int], Tensor]  # labels from inputs (n, ...), true labels (n,) and a seed
 Shares = tuple[float, float, float]  # that fsdtool says are wrong, at least and at most

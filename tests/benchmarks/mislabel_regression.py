@@ -23,11 +23,11 @@ import torch
 from common import State, cached, mlp, options_of, parse, print_table, standardized, train
 from torch import Tensor
 
-from fsdtool.catalogue import open_catalogue
-from fsdtool.checkpoints import Checkpoint
-from fsdtool.datasets import load_dataset
-from fsdtool.misvalue import find_misvalued
-from fsdtool.summarize import summarize
+from fsdtool.data.formats.load import load_dataset
+from fsdtool.fitting.run import summarize
+from fsdtool.mislabel.regression.target_errors import find_misvalued
+from fsdtool.model.checkpoint import Checkpoint
+from fsdtool.summary.catalogue import open_catalogue
 
 NOISE_SEEDS = (1, 2, 3, 4, 5)
 SEED = 0

@@ -1,0 +1,281 @@
+"""`fsdtool find-mislabeled`: rows, page and noise matrix of labels or targets, and the limits for CI."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fsdtool.cli.answers import check_ids_only, talk, write
+from fsdtool.cli.arguments import (
+    check_model_options,
+    check_output,
+    network_of,
+    refuse_options,
+    rows_named,
+    warn_of_fit,
+)
+from fsdtool.cli.command import Command
+from fsdtool.cli.options import (
+    DATA_HELP,
+    AllowPickle,
+    BatchSize,
+    CheckpointKey,
+    Debug,
+    Device,
+    DeviceChoice,
+    Ema,
+    IdKey,
+    Ids,
+    IdsOnly,
+    LastLayerCheckpoint,
+    LastLayerModel,
+    ModelArguments,
+    OutputFormat,
+    Quiet,
+    SkipBad,
+    Split,
+    SummaryFile,
+    Transform,
+    XKey,
+    YKey,
+)
+from fsdtool.errors import ExitStatus, FsdtoolError
+from fsdtool.report import console
+from fsdtool.report.ci_checks import Checks
+from fsdtool.summary.data_like import load_like
+
+if TYPE_CHECKING:
+    from fsdtool.data.source import DataSource
+    from fsdtool.mislabel.find import Mislabeled
+    from fsdtool.mislabel.regression.target_errors import Misvalued
+    from fsdtool.summary.catalogue import Catalogue
+
+log = logging.getLogger("fsdtool")
+
+MISLABELED_COLUMNS = ("id", "given_label", "suggested_label", "score", "confidence", "rank")
+MISVALUED_COLUMNS = ("id", "given_target", "suggested_target", "standard_error", "score", "rank")
+
+
+def find_mislabeled_command(
+    summary: SummaryFile,
+    top: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="The K most suspicious labels, flagged or not.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every training label.")] = False,
+    max_flagged: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Exit with 1 if more than N labels are flagged.")
+    ] = None,
+    max_rate: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, metavar="R", help="Exit with 1 if a larger share of the labels is flagged."),
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, metavar="T", help="Flag the labels with a score above T.")
+    ] = 0.5,
+    by_layer: Annotated[
+        bool,
+        typer.Option(
+            "--by-layer",
+            help="One more column per layer: its evidence for the strongest other class minus that for the given "
+            "label, in nats.",
+        ),
+    ] = False,
+    noise: Annotated[
+        Path | None,
+        typer.Option(
+            "--noise-matrix",
+            metavar="FILE",
+            help="Also write the estimated labels by given label (rows) and true class (columns) to this .csv or "
+            ".json.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help=f"Judge these newly labelled examples, which were not summarized, instead: {DATA_HELP}",
+        ),
+    ] = None,
+    model: LastLayerModel = None,
+    model_arg: ModelArguments = None,
+    checkpoint: LastLayerCheckpoint = None,
+    page: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE.html", help="Also write a page to read in a browser, with pictures."),
+    ] = None,
+    page_data: Annotated[
+        str | None,
+        typer.Option(
+            "--report-data",
+            metavar="SPEC",
+            help="The summarized data, for the pictures. [default: where it was, if it is still the same]",
+        ),
+    ] = None,
+    x_key: XKey = None,
+    y_key: YKey = None,
+    id_key: IdKey = None,
+    split: Split = None,
+    skip_bad: SkipBad = False,
+    transform: Transform = None,
+    device: DeviceChoice = Device.auto,
+    batch_size: BatchSize = 256,
+    ema: Ema = False,
+    checkpoint_key: CheckpointKey = None,
+    allow_pickle: AllowPickle = False,
+    ids: Ids = None,
+    ids_only: IdsOnly = False,
+    format: OutputFormat = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """List the training labels that are probably wrong, and what they should be, most suspicious first.
+
+    Without --top and --all, the flagged labels are listed. A higher score is more suspicious. With --ids only the
+    examples named are ranked and counted; the scores are the same. With --data new labels are judged by the
+    summary of the old ones. Of a regression it judges the target values, the most suspicious one of each example.
+
+    \b
+    Example:
+      fsdtool find-mislabeled summary.h5 --top 20
+      fsdtool find-mislabeled summary.h5 --max-flagged 50 --format csv > suspects.csv
+      fsdtool find-mislabeled summary.h5 --report suspects.html
+      fsdtool find-mislabeled summary.h5 --ids-only > suspects.txt
+      fsdtool find-mislabeled summary.h5 --data sample_data/test.npz --by-layer
+    """
+    talk(quiet, debug)
+    check_ids_only(ids_only, format)
+    if ids_only and by_layer:
+        raise FsdtoolError("--ids-only and --by-layer exclude each other; give one of them")
+    if top is not None and everything:
+        raise FsdtoolError(f"--top {top} and --all exclude each other; give one of them")
+    if data is None:
+        needless = {"model": model, "model_arg": model_arg, "checkpoint": checkpoint, "checkpoint_key": checkpoint_key}
+        needless |= {"id_key": id_key, "split": split, "skip_bad": skip_bad, "transform": transform}
+        refuse_options("without --data", "--data", **needless)
+    elif page_data is not None:
+        raise FsdtoolError(
+            f"--report-data {page_data} has no meaning with --data, which has the pictures; leave it out"
+        )
+    else:
+        check_model_options(model, model_arg, checkpoint, allow_pickle, checkpoint_key)
+    inputs = [given for given in (summary, data, page_data, ids) if given is not None]
+    if page is not None:
+        check_output(page, "--report", inputs=inputs, suffix=".html")
+    elif page_data is not None:
+        raise FsdtoolError(f"--report-data {page_data} is given without --report; give both or neither")
+    if noise is not None:
+        check_output(noise, "--noise-matrix", inputs=inputs, suffix=(".csv", ".json"))
+
+    if data is None and page is None:
+        from fsdtool.summary.catalogue import open_catalogue as load
+    else:
+        from fsdtool.summary.reader import load
+
+    opened = load(summary)
+    warn_of_fit(opened)
+    kind = opened.task.noun
+    if not opened.task.has_classes and (by_layer or noise is not None):
+        wanted = "--by-layer" if by_layer else "--noise-matrix"
+        raise FsdtoolError(f"'{summary}' is of a {opened.task}, and {wanted} is of class labels; leave it out")
+    choice = {"top": top, "everything": everything, "threshold": threshold}
+    source = None
+    if data is not None:
+        from fsdtool.mislabel.new_labels import judge
+        from fsdtool.util.device import choose_device
+
+        chosen = choose_device(device.value)
+        reading = {"x_key": x_key, "y_key": y_key, "id_key": id_key, "split": split, "skip_bad": skip_bad}
+        source = load_like(opened, data, transform, **reading)
+        found = judge(
+            opened,
+            source,
+            **choice,
+            among=rows_named(opened, ids, source),
+            model=network_of(opened, model, model_arg, checkpoint, allow_pickle, ema, checkpoint_key),
+            device=chosen,
+            batch_size=batch_size,
+            track=console.track,
+        )
+    elif not opened.task.has_classes:
+        from fsdtool.mislabel.regression.target_errors import find_misvalued
+
+        found = find_misvalued(opened, **choice, among=rows_named(opened, ids))
+    else:
+        from fsdtool.mislabel.find import find_mislabeled
+
+        found = find_mislabeled(opened, **choice, among=rows_named(opened, ids))
+    if noise is not None:
+        from fsdtool.report.noise_matrix import write_noise
+
+        write_noise(found, noise)
+    if page is not None:
+        _write_page(found, page, page_data if source is None else source, x_key, y_key)
+    columns = (*_mislabeled_columns(opened), *(found.layer_columns if by_layer else ()))
+    write(found.rows(), columns, format, ids_only, _mislabeled_checks(threshold, columns, kind))
+    log.info(f"{found.flagged} of {found.judged} {kind}s are flagged (score above {threshold:g})")
+    if found.noise_rate is not None:
+        low, high = found.between or (None, None)
+        between = "" if low is None else f" ({low:.1%} to {high:.1%} {found.between_by})"
+        log.info(f"estimated share of wrong {kind}s: {found.noise_rate:.1%}{between}")
+    if by_layer:
+        weights = zip(found.layers, found.weights.tolist(), strict=True)
+        log.info("weights of the layers: " + ", ".join(f"{layer} {weight:.3f}" for layer, weight in weights))
+    if max_flagged is not None and found.flagged > max_flagged:
+        log.warning(f"{found.flagged} {kind}s are flagged, more than --max-flagged {max_flagged}")
+        raise typer.Exit(ExitStatus.FINDINGS)
+    share = found.flagged / max(found.judged, 1)
+    if max_rate is not None and share > max_rate:
+        log.warning(f"{share:.2%} of the {kind}s are flagged, more than --max-rate {max_rate:g}")
+        raise typer.Exit(ExitStatus.FINDINGS)
+
+
+def _write_page(
+    found: Mislabeled | Misvalued, path: Path, data: DataSource | str | None, x_key: str | None, y_key: str | None
+) -> None:
+    from fsdtool.report.html import write_page
+    from fsdtool.report.mislabel_page import pictures_of, review
+
+    pictures, remarks = pictures_of(found.summary, found.order.tolist(), data, x_key, y_key, track=console.track)
+    size = write_page(review(found, pictures, remarks), path)
+    log.info(" ".join([f"wrote {path} ({size:,} bytes).", *remarks]))
+
+
+def _mislabeled_columns(summary: Catalogue) -> tuple[str, ...]:
+    if summary.task.has_classes:
+        return MISLABELED_COLUMNS
+    return (MISVALUED_COLUMNS[0], *(("output",) if summary.outputs > 1 else ()), *MISVALUED_COLUMNS[1:])
+
+
+def _mislabeled_checks(threshold: float, columns: Sequence[str], kind: str) -> Checks:
+    """A flagged label is a warning about its example, which is a file where ids are file names."""
+    layers = [column for column in columns if column.startswith("margin:")]
+    sureness = "confidence" if kind == "label" else "standard_error"
+
+    def message(row: Mapping[str, Any]) -> str:
+        margins = ", ".join(f"{column.removeprefix('margin:')} {row[column]:.3g}" for column in layers)
+        return (
+            f"the {kind} {row[f'given_{kind}']} of {row['id']} is probably {row[f'suggested_{kind}']} "
+            f"(score {row['score']:.3g}, {sureness.replace('_', ' ')} {row[sureness]:.3g})"
+        ) + (f"; margins in nats: {margins}" if margins else "")
+
+    return Checks(
+        suite="fsdtool find-mislabeled",
+        name=lambda row: str(row["id"]),
+        file=lambda row: row["id"] if isinstance(row["id"], str) else None,
+        message=message,
+        level=lambda row: "warning" if row["score"] > threshold else "notice",
+    )
+
+
+COMMAND = Command(
+    "find-mislabeled",
+    find_mislabeled_command,
+    "List the labels that are probably wrong.",
+    place=20,
+    findings="more labels are flagged than --max-flagged or --max-rate allows",
+    columns={"": MISLABELED_COLUMNS, "of a regression": MISVALUED_COLUMNS},
+)

@@ -1,0 +1,42 @@
+"""`fsdtool inspect`: what a summary holds, as rows of sizes under a head that says where it comes from."""
+
+from __future__ import annotations
+
+import sys
+
+from fsdtool.cli.answers import talk
+from fsdtool.cli.command import Command
+from fsdtool.cli.options import Debug, OutputFormat, Quiet, SummaryFile
+from fsdtool.report import console
+
+INSPECT_COLUMNS = ("part", "bytes", "bytes_per_example", "description")
+
+
+def inspect_command(
+    summary: SummaryFile, format: OutputFormat = None, quiet: Quiet = False, debug: Debug = False
+) -> None:
+    """Show what a summary holds: where it comes from, and the size of each part.
+
+    In csv and json the sizes alone are on stdout, and where it comes from on stderr.
+
+    \b
+    Example:
+      fsdtool inspect summary.h5
+    """
+    talk(quiet, debug)
+
+    from fsdtool.summary.inspection import inspect_rows
+
+    header, rows = inspect_rows(summary)
+    chosen = console.resolve_format(format, sys.stdout)
+    console.print_summary(str(summary), header, sys.stdout if chosen is console.Format.table else None)
+    console.render(rows, INSPECT_COLUMNS, chosen, sys.stdout)
+
+
+COMMAND = Command(
+    "inspect",
+    inspect_command,
+    "Show what a summary holds, and its size.",
+    place=50,
+    columns={"": INSPECT_COLUMNS},
+)

@@ -1,0 +1,220 @@
+"""`fsdtool summarize`: the model, checkpoint and data that the options name, to one summary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fsdtool.cli.answers import talk
+from fsdtool.cli.arguments import build_model, check_output, key_values, numbers, read_checkpoint, read_ids
+from fsdtool.cli.command import Command
+from fsdtool.cli.options import (
+    DATA_HELP,
+    MODEL_HELP,
+    AllowPickle,
+    CheckpointKey,
+    Curvature,
+    Debug,
+    Device,
+    DeviceChoice,
+    Ema,
+    IdKey,
+    Labels,
+    Layout,
+    Missing,
+    ModelArguments,
+    Quiet,
+    Seed,
+    SkipBad,
+    Split,
+    Task,
+    Transform,
+    Workers,
+    XKey,
+    YKey,
+)
+from fsdtool.report import console
+
+MEGABYTE = 10**6
+
+
+def summarize_command(
+    context: typer.Context,
+    *,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help=f"{MODEL_HELP} May be left out where the checkpoint tells it."),
+    ] = None,
+    checkpoint: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="FILE",
+            help="The trained weights. Repeated: earlier checkpoints of the training first; the last is summarized, "
+            "the others add evidence on labels.",
+        ),
+    ],
+    data: Annotated[str, typer.Option(metavar="SPEC", help=f"The training data: {DATA_HELP}")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The summary to write.")],
+    model_arg: ModelArguments = None,
+    task: Annotated[Task, typer.Option(help="What the network was trained for.")] = Task.classification,
+    components: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Groups of examples with statistics of their own. "
+            "[default: one per class for classification, one for regression]",
+        ),
+    ] = None,
+    records: Annotated[
+        bool, typer.Option("--records/--no-records", help="Keep a record of every training example.")
+    ] = True,
+    record_bytes: Annotated[int, typer.Option(min=1, metavar="N", help="Bytes of gradient factors per record.")] = 1024,
+    statistics_budget: Annotated[
+        float, typer.Option(metavar="MB", min=0, help="Largest size of the statistics, in megabytes.")
+    ] = 32,
+    curvature: Annotated[
+        Curvature,
+        typer.Option(
+            help="For influence: simulated from the statistics, or measured on the data in the pass (slower)."
+        ),
+    ] = Curvature.simulated,
+    input_rank: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Rank kept of the covariance of large inputs.")
+    ] = None,
+    weights: Annotated[
+        bool, typer.Option("--weights/--no-weights", help="Keep the weights in the summary; fsd needs them.")
+    ] = True,
+    frozen: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Parameters that training left alone, as 'backbone.*', beside those without requires_grad: influence "
+            "leaves them out. May be repeated.",
+        ),
+    ] = None,
+    output_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Which of the model's outputs: a key, a field or a number. [default: logits, or the first]",
+        ),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(metavar="M,...", help="Subtracted from the inputs: one number, or one per channel."),
+    ] = None,
+    std: Annotated[
+        str | None,
+        typer.Option(metavar="S,...", help="The inputs are divided by it: one number, or one per channel."),
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Resize the shorter side of images to this and crop the centre."),
+    ] = None,
+    channels: Annotated[
+        int | None,
+        typer.Option(min=1, max=4, metavar="N", help="What image files become: 1 grey, 3 RGB, 4 RGBA. [default: 3]"),
+    ] = None,
+    transform: Transform = None,
+    layout: Annotated[
+        Layout | None,
+        typer.Option(help="Order of the input's dimensions. [default: the first that the model takes]"),
+    ] = None,
+    x_key: XKey = None,
+    y_key: YKey = None,
+    id_key: IdKey = None,
+    split: Split = None,
+    labels: Labels = None,
+    ids: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Only the examples whose ids this file lists, one a line or a csv column id."
+        ),
+    ] = None,
+    skip_bad: SkipBad = False,
+    missing: Missing = None,
+    device: DeviceChoice = Device.auto,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Examples computed at once. [default: what half a gigabyte holds]"),
+    ] = None,
+    workers: Workers = 0,
+    seed: Seed = 0,
+    ema: Ema = False,
+    checkpoint_key: CheckpointKey = None,
+    allow_pickle: AllowPickle = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Go over the training data once and write the summary file that every other command reads.
+
+    \b
+    Example:
+      fsdtool summarize --model sample_data/model.py:mlp --checkpoint sample_data/mlp.pt \\
+          --data sample_data/train.npz -o summary.h5
+      fsdtool summarize --model net.py:net --checkpoint epoch5.pt --checkpoint epoch15.pt \\
+          --checkpoint final.pt --data train.npz -o summary.h5
+    """
+    talk(quiet, debug)
+    check_output(output, "--output", inputs=(*checkpoint, data))
+    model_arguments = key_values(model_arg)
+    scaling = {"mean": numbers(mean, "--mean"), "std": numbers(std, "--std")}
+
+    from fsdtool.data.formats.load import load_dataset
+    from fsdtool.data.preprocessing import Preprocessing
+    from fsdtool.fitting.run import summarize
+    from fsdtool.util.device import choose_device
+
+    chosen = choose_device(device.value)
+    *earlier, weights_given = [read_checkpoint(path, allow_pickle, ema, checkpoint_key, model) for path in checkpoint]
+    preprocessing = Preprocessing(
+        **scaling,
+        image_size=image_size,
+        layout=layout and layout.value.replace("-", " "),
+        channels=channels,
+        transform=transform,
+    )
+    result = summarize(
+        model=build_model(model, model_arguments, weights_given),
+        checkpoint=weights_given,
+        earlier=earlier,
+        data=load_dataset(
+            data,
+            task=task.value,
+            preprocessing=preprocessing,
+            x_key=x_key,
+            y_key=y_key,
+            id_key=id_key,
+            split=split,
+            labels=labels,
+            ids=None if ids is None else read_ids(ids),
+            skip_bad=skip_bad,
+            missing=None if missing is None else missing.split(","),
+            workers=workers,
+        ),
+        output=output,
+        model_spec=model or "",
+        model_arguments=model_arguments,
+        components=components,
+        device=chosen,
+        batch_size=batch_size,
+        workers=workers,
+        seed=seed,
+        records=records,
+        record_bytes=record_bytes,
+        statistics_budget=int(statistics_budget * MEGABYTE),
+        curvature=curvature.value,
+        input_rank=input_rank,
+        keep_weights=weights,
+        frozen=frozen or (),
+        output_name=output_name or "",
+        command_line=context.obj,
+        track=console.track,
+    )
+    console.print_summary(f"wrote {output}", result.rows())
+
+
+COMMAND = Command("summarize", summarize_command, "Go over the training data and write the summary.", place=10)

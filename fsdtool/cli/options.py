@@ -1,0 +1,132 @@
+"""Options that several commands share, as typer's annotated types, and the choices they offer."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fsdtool.report import console
+from fsdtool.tasks.task import task_names
+
+Task = Enum("Task", {name: name for name in task_names()}, type=str)
+
+
+class Layout(str, Enum):
+    as_is = "as-is"
+    channels_first = "channels-first"
+    one_channel = "one-channel"
+    flat = "flat"
+
+
+class Device(str, Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Metric(str, Enum):
+    kl = "kl"
+    kl2 = "kl2"
+    squared_error = "squared_error"
+    probability = "probability"
+
+
+class Form(str, Enum):
+    auto = "auto"
+    examples = "examples"
+    closed = "closed"
+    sampled = "sampled"
+
+
+class Gates(str, Enum):
+    moving = "moving"
+    coupled = "coupled"
+    independent = "independent"
+
+
+class Curvature(str, Enum):
+    simulated = "simulated"
+    measured = "measured"
+
+
+class Solver(str, Enum):
+    kronecker = "kronecker"
+    cg = "cg"
+    pbo = "pbo"
+
+
+SummaryFile = Annotated[Path, typer.Argument(metavar="SUMMARY", help="The file written by 'fsdtool summarize'.")]
+OutputFormat = Annotated[
+    console.Format | None,
+    typer.Option("--format", help="How to write the rows. [default: table on a terminal, csv in a pipe]"),
+]
+Ids = Annotated[
+    str | None,
+    typer.Option(
+        "--ids", metavar="FILE", help="Only the training examples whose ids the file lists, one a line (-: stdin)."
+    ),
+]
+IdsOnly = Annotated[bool, typer.Option("--ids-only", help="Write only the ids of training examples, one a line.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress; warnings stay.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+ModelArguments = Annotated[
+    list[str] | None,
+    typer.Option("--model-arg", metavar="KEY=VALUE", help="An argument of the factory; may be repeated."),
+]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Run the code in a pickled checkpoint. Only if you trust it.")
+]
+Ema = Annotated[
+    bool, typer.Option("--ema", help="Take the moving average of the weights that the checkpoint holds beside them.")
+]
+CheckpointKey = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint-key",
+        metavar="KEY",
+        help="Where in the checkpoint the weights stand, of several: a key, nested with dots, or a prefix of names.",
+    ),
+]
+XKey = Annotated[str | None, typer.Option(metavar="NAME", help="Array or columns that hold the inputs.")]
+YKey = Annotated[str | None, typer.Option(metavar="NAME", help="Array or column that holds the targets.")]
+IdKey = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Array or column that holds the ids; 'row' for row numbers.")
+]
+Split = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Which split of the data. [default: train, or the only]")
+]
+Labels = Annotated[Path | None, typer.Option(metavar="FILE.csv", help="Labels by id that replace those of the data.")]
+SkipBad = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad", help="Leave out, count and list examples that cannot be read (reads the data once more)."
+    ),
+]
+Missing = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WORD,...",
+        help="Labels in text that mean a missing one; '' for none. [default: NA, N/A, #N/A, NaN, NaT, null, none, ?]",
+    ),
+]
+Transform = Annotated[
+    str | None,
+    typer.Option(metavar="SPEC", help="The whole preprocessing: torchvision:WEIGHTS or path/file.py:function."),
+]
+Workers = Annotated[int, typer.Option(min=0, metavar="N", help="Processes that read images or a Python data set.")]
+DeviceChoice = Annotated[Device, typer.Option("--device", help="Where to compute; auto takes CUDA if there.")]
+BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Examples computed at once.")]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of everything drawn at random.")]
+
+DATA_HELP = "file.npz, x.npy,y.npy, file.h5, file.csv, file.parquet, folder/, torchvision:NAME or path/file.py:factory."
+MODEL_HELP = "path/file.py:factory, package.module:factory, torchvision:NAME or mlp:ACTIVATION."
+
+LastLayerModel = Annotated[
+    str | None, typer.Option("--model", metavar="SPEC", help=f"Only for a summary in last layer mode: {MODEL_HELP}")
+]
+LastLayerCheckpoint = Annotated[
+    Path | None, typer.Option("--checkpoint", metavar="FILE", help="The weights that belong to --model.")
+]

@@ -1,0 +1,175 @@
+"""Data sets: a spec names arrays, a table, images or a user's own code, and all become one `DataSource`.
+
+Nothing is downloaded, no pickled or object array is read, and no link out of an HDF5 file is followed.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fsdtool.data.formats.array_keys import PairedFiles, open_array_file, open_arrays
+from fsdtool.data.formats.csv_tables import open_csv
+from fsdtool.data.formats.huggingface import is_saved_dataset, open_saved_dataset
+from fsdtool.data.formats.image_files import open_image_folder
+from fsdtool.data.formats.image_folders import is_hidden
+from fsdtool.data.formats.map_style import open_factory, open_torchvision
+from fsdtool.data.formats.numpy_files import NpyFiles
+from fsdtool.data.formats.parquet import open_parquet
+from fsdtool.data.preprocessing import Preprocessing
+from fsdtool.data.readers import Found, ItemReader, Request, TransformedReader
+from fsdtool.data.scaling import scale_note
+from fsdtool.data.source import DataSource
+from fsdtool.data.targets import corrections, read_labels
+from fsdtool.errors import FsdtoolError, some
+from fsdtool.tasks.task import Task, task_of
+
+log = logging.getLogger("fsdtool")
+PAIRED = (".npy", ".npz", ".h5", ".hdf5")
+FILES = {
+    ".npz": open_array_file,
+    ".h5": open_array_file,
+    ".hdf5": open_array_file,
+    ".csv": open_csv,
+    ".tsv": open_csv,
+    ".parquet": open_parquet,
+}
+
+
+def load_dataset(
+    spec: str,
+    *,
+    task: str | Task = "classification",
+    preprocessing: Preprocessing | None = None,
+    x_key: str | None = None,
+    y_key: str | None = None,
+    id_key: str | None = None,
+    split: str | None = None,
+    labels: Path | None = None,
+    ids: set[str] | None = None,
+    skip_bad: bool = False,
+    workers: int = 0,
+    class_names: Sequence[str] | None = None,
+    missing: Sequence[str] | None = None,
+    prepared: bool = False,
+) -> DataSource:
+    """Open the data set that `spec` names; `fsdtool docs data` lists the kinds. One note says what was chosen in it.
+
+    `x_key`, `y_key` and `id_key` name the arrays (columns of a table, separated by commas) where the usual names do
+    not lead to one of each; the id key 'row' numbers the rows. `split` chooses among several. `labels` is a CSV file
+    of targets by id that replace those of the data. `ids` keeps these examples alone. `skip_bad` reads everything
+    once (by `workers` processes) and leaves out what cannot be read. `class_names` fixes the number of each class:
+    labels that the data gives as names (text, folders) are numbered by it instead of in sorted order. `missing` are
+    the labels in text that say that there is none, besides the empty one (default: MISSING of `fsdtool.data.targets`).
+    `prepared` says that the preprocessing is that of a summary, which notes then do not ask to change.
+    Raises FsdtoolError for a spec that cannot be opened, an empty data set, inputs and targets of different length,
+    ids that are not unique, or targets that do not fit the task.
+    """
+    task = task_of(task)
+    preprocessing = preprocessing or Preprocessing()
+    wanted = None if class_names is None else [str(name) for name in class_names]
+    words = None if missing is None else tuple(missing)
+    found = _open(spec, Request(task, x_key, y_key, id_key, split, wanted, preprocessing, skip_bad, words))
+    reader = found.reader
+    if preprocessing.transform is not None and not isinstance(reader, ItemReader):
+        reader = TransformedReader(reader, preprocessing.transform, found.ids)
+    log.info(f"'{spec}': {found.note}{scale_note(reader, len(found.ids), preprocessing, spec, not prepared)}")
+    if 0 in reader.shape or not reader.shape:
+        raise FsdtoolError(
+            f"the inputs of '{spec}' have shape {(len(found.ids), *reader.shape)}; "
+            "give at least one number per example, in two or more dimensions"
+        )
+    _check_unique(found.ids, spec)
+    names, relabelling = _relabelling(found.class_names, wanted, spec)
+    source = DataSource(
+        spec=spec,
+        task=task,
+        reader=reader,
+        ids=found.ids,
+        class_names=names if task.has_classes else None,
+        relabelling=relabelling if task.has_classes else None,
+        preprocessing=preprocessing,
+        corrected=None if labels is None else corrections(read_labels(labels), found.ids, task, names),
+    )
+    if labels is not None:
+        log.info(f"'{spec}': the labels of {len(source._corrected)} examples are those of '{labels}' (--labels)")
+    source = source if ids is None else source.with_ids(ids)
+    return source.without_bad(workers=workers) if skip_bad else source
+
+
+def _open(spec: str, request: Request) -> Found:
+    path = Path(spec)
+    if spec.startswith("torchvision:"):
+        return open_torchvision(spec, request)
+    if re.search(r"(\.py|^[\w.]+):\w", spec) and not path.exists():
+        return open_factory(spec, request)
+    if path.is_dir() and is_saved_dataset(path):
+        return open_saved_dataset(path, request)
+    arrays = _npy_files(path)
+    pair = _pair(path)
+    if path.is_dir() and not arrays:
+        return open_image_folder(path, request)
+    images = request.preprocessing
+    if images.image_size is not None or images.channels is not None:
+        flag = "--image-size" if images.image_size is not None else "--channels"
+        if path.suffix not in (".csv", ".tsv"):
+            raise FsdtoolError(f"{flag} is for images, and '{spec}' holds arrays; leave it out")
+    if arrays:
+        return open_arrays(NpyFiles(arrays), spec, request)
+    if pair:
+        return open_arrays(PairedFiles(*pair), spec, request)
+    if not path.is_file() or path.suffix.lower() not in FILES:
+        raise FsdtoolError(
+            f"the data '{spec}' {'is of an unknown kind' if path.exists() else 'does not exist'}; give a .npz, .h5, "
+            ".csv or .parquet file, x.npy,y.npy (or .h5), a folder of images, torchvision:NAME or path/file.py:factory"
+        )
+    if not path.stat().st_size:
+        raise FsdtoolError(f"'{spec}' is damaged or not a {path.suffix} file: it has no bytes; write it again")
+    return FILES[path.suffix.lower()](path, request)
+
+
+def _npy_files(path: Path) -> dict[str, Path]:
+    """The .npy files of a folder by name."""
+    if not path.is_dir():
+        return {}
+    return {file.stem: file for file in sorted(path.glob("*.npy")) if not is_hidden(file.name)}
+
+
+def _pair(path: Path) -> list[Path]:
+    """The two files of `x.npy,y.npy` (or .npz, .h5): the inputs, then the targets."""
+    parts = [Path(part) for part in str(path).split(",")]
+    if len(parts) != 2 or path.exists() or any(part.suffix not in PAIRED for part in parts):
+        return []
+    missing = [str(part) for part in parts if not part.is_file()]
+    if missing:
+        raise FsdtoolError(f"the data '{missing[0]}' does not exist; give x.npy,y.npy: the inputs, then the targets")
+    return parts
+
+
+def _check_unique(ids: np.ndarray, spec: str) -> None:
+    names, count = np.unique(ids, return_counts=True)
+    twice = names[count > 1]
+    if len(twice):
+        raise FsdtoolError(
+            f"{len(twice)} ids of '{spec}' stand for more than one example ({some([str(n) for n in twice.tolist()])}); "
+            "make them unique, or give --id-key row for row numbers"
+        )
+
+
+def _relabelling(
+    found: list[str] | None, wanted: list[str] | None, spec: str
+) -> tuple[list[str] | None, np.ndarray | None]:
+    """The class names to use, and the number among them of each class that the data numbers itself."""
+    if wanted is None or found is None or found == wanted:
+        return wanted or found, None
+    unknown = [name for name in found if name not in wanted]
+    if unknown:
+        raise FsdtoolError(
+            f"'{spec}' has classes that are not among the class names {some(wanted)}: {some(unknown)}; "
+            "rename or remove them"
+        )
+    return wanted, np.array([wanted.index(name) for name in found], dtype=np.int64)

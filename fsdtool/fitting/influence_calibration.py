@@ -1,0 +1,162 @@
+"""How far influence from records is from that of exact gradients, measured on pairs of training examples.
+
+Records keep part of each gradient: some directions of a wide layer, one outer product of a convolution's many.  So
+their values are too small, by a factor that is much the same for all pairs.  Of n examples of the first sample all
+n (n - 1) ordered pairs are computed both ways, r from the record and e from the whole gradient:
+    scale        sqrt(sum e^2 / sum r^2), by which values from records are multiplied
+    correlation  of r and e
+and the same of an example with itself, where both sides are recorded and the factor is another one (3.4 against 2.8 on
+the sample convnet, 1.2 against .94 on an MLP for MNIST).
+
+One scale for all weights: one for each, fitted jointly, raised the correlation by .005 on two convolutional nets and
+missed the slope of a third network by 12 % instead of 6 %.  Few examples make up the sums of squares, so half of the n
+are those with the largest losses among 4 n: that halves the spread of the scale over the choice.
+
+e is taken with the curvature that `influence --data` uses.  Of a simulated one, in every direction: outside the kept
+ones the products of the Kronecker factors' eigenvalues, scaled to the trace, come within 1 % of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fsdtool.curvature.ekfac import BlockCurvature
+from fsdtool.influence.gradient_records import factors
+from fsdtool.network.graph import Graph, Parameters
+from fsdtool.network.per_example_gradients import Block, Use, blocks, capture, gradient, has_rank_one, project, vectors
+from fsdtool.statistics.anchors import even_rows
+from fsdtool.summary.catalogue import InfluenceCalibration
+from fsdtool.tasks.task import Task
+from fsdtool.util.memory import BatchSize
+
+EXAMPLES = 64
+FEWEST = 12  # where the gradients of more would not fit
+NUMBERS = 2**27  # held by the gradients of all
+CANDIDATES = 4  # times as many, of which the largest losses are taken
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Examples as one weight sees them.
+
+    whole (n, rs, ra) in every direction of the curvature, recorded (n, ks, ka) as the record has it.  parts: where the
+    curvature has other directions yet, the vectors b (n, rows), a (n, columns) or the gradient (n, rows * columns).
+    """
+
+    whole: Tensor
+    recorded: Tensor
+    parts: tuple[Tensor, ...]
+
+
+def calibrate_influence(
+    graph: Graph,
+    parameters: Parameters,
+    task: Task,
+    signal: Tensor,
+    targets: Tensor,
+    kept: Sequence[BlockCurvature],
+    exact: Sequence[BlockCurvature],
+    batch_size: BatchSize,
+) -> InfluenceCalibration | None:
+    """Records in the directions of `kept` against whole gradients with the curvature `exact`.
+
+    signal (m, n): what the graph takes as input, of the examples to choose from; targets (m,) or (m, O).  `kept` has
+    the leading directions of `exact`.  None where there are too few examples, or their gradients are zero.
+    """
+    found = blocks(graph, parameters)
+    each = sum(c.eigenvalues.numel() for c in exact) + sum(b.size for b in found if not has_rank_one(b, graph))
+    most = min(max(NUMBERS // each, FEWEST), EXAMPLES)
+    inputs = signal.reshape(-1, *graph.input_shape)
+    chosen = _choose(graph, parameters, task, inputs, targets, most, batch_size)
+    if len(chosen) < 3:
+        return None
+
+    def seen(rows: slice) -> list[_Sides]:
+        x, y = inputs[chosen[rows]], targets[chosen[rows]]
+        uses = capture(graph, parameters, x, task.loss_gradient(y))[1]
+        return [_sides(block, *pair, uses) for block, *pair in zip(found, kept, exact, strict=True)]
+
+    batches = list(batch_size.parts(len(chosen), seen))
+    recorded, true, own = 0, 0, 0
+    for pieces, c, whole in zip(zip(*batches, strict=True), kept, exact, strict=True):
+        r, e, s = _values(_joined(pieces), c, whole)
+        recorded, true, own = recorded + r, true + e, own + s
+    apart = ~torch.eye(len(chosen), dtype=torch.bool, device=true.device)
+    scale, correlation = _compare(recorded[apart], true[apart])
+    self_scale, self_correlation = _compare(own, true.diagonal())
+    result = InfluenceCalibration(scale, correlation, self_scale, self_correlation, len(chosen), int(apart.sum()))
+    return result if result.sound else None
+
+
+def _choose(
+    graph: Graph,
+    parameters: Parameters,
+    task: Task,
+    inputs: Tensor,
+    targets: Tensor,
+    most: int,
+    batch_size: BatchSize,
+) -> Tensor:
+    """Rows of at most so many examples: half evenly spaced, half those with the largest losses among more such."""
+    candidates = even_rows(len(inputs), CANDIDATES * most).to(inputs.device)
+
+    def losses(rows: slice) -> Tensor:
+        part = candidates[rows]
+        with torch.no_grad():
+            return task.loss(graph.run(parameters, inputs[part]), targets[part])
+
+    found = torch.cat(list(batch_size.parts(len(candidates), losses)))
+    even = candidates[even_rows(len(candidates), most - most // 2).to(candidates.device)]
+    largest = candidates[found.argsort(descending=True, stable=True)]
+    largest = largest[~torch.isin(largest, even)]
+    return torch.cat([even, largest[: most // 2]])
+
+
+def _sides(block: Block, kept: BlockCurvature, exact: BlockCurvature, uses: dict[int, Use]) -> _Sides:
+    recorded = factors(block, kept, uses)
+    output, inputs = recorded.part(slice(None))
+    parts: tuple[Tensor, ...] = ()
+    if exact.damped_rest is not None:
+        parts = vectors(block, uses) or (gradient(block, uses).flatten(1),)
+    whole = project(block, uses, exact.output_basis, exact.input_basis)
+    return _Sides(whole, output[:, :, None] * inputs[:, None, :], parts)
+
+
+def _joined(pieces: Sequence[_Sides]) -> _Sides:
+    if len(pieces) == 1:
+        return pieces[0]
+    parts = tuple(torch.cat(part) for part in zip(*(piece.parts for piece in pieces), strict=True))
+    return _Sides(torch.cat([p.whole for p in pieces]), torch.cat([p.recorded for p in pieces]), parts)
+
+
+def _values(sides: _Sides, kept: BlockCurvature, exact: BlockCurvature) -> tuple[Tensor, Tensor, Tensor]:
+    """From records and from whole gradients (n, n), query first, and of the records on themselves (n,); float64."""
+    ks, ka = kept.eigenvalues.shape
+    whole, recorded = sides.whole, sides.recorded
+    peak = whole.abs().amax().clamp(min=torch.finfo(whole.dtype).tiny)  # squares of what is sure underflow
+    whole /= peak
+    recorded /= peak
+    rest, inverse = exact.damped_rest, 1 / exact.damped
+    from_records = (whole[:, :ks, :ka] / kept.damped).flatten(1) @ recorded.flatten(1).T
+    own = (recorded.square() / kept.damped).sum((1, 2))
+    true = (whole * (inverse if rest is None else inverse - 1 / rest)).flatten(1) @ whole.flatten(1).T
+    if rest is not None:
+        true = true + _inner(sides.parts, peak) / rest
+    return tuple(value.double() * peak.double().square() for value in (from_records, true, own))
+
+
+def _inner(parts: tuple[Tensor, ...], peak: Tensor) -> Tensor:
+    """The inner products (n, n) of gradients over peak^2."""
+    first = parts[0] / peak
+    product = first @ first.T
+    return product if len(parts) == 1 else product * (parts[1] @ parts[1].T)
+
+
+def _compare(recorded: Tensor, true: Tensor) -> tuple[float, float]:
+    """The factor from recorded values to true ones, and their correlation; nan where there is none."""
+    scale = (true.square().sum() / recorded.square().sum()).sqrt()
+    return float(scale), float(torch.corrcoef(torch.stack([recorded, true]))[0, 1])

@@ -1,0 +1,230 @@
+"""The forms of a function space distance: on anchors, on pseudo-samples, and closed.
+
+Each takes the reference theta0 and several others theta1 and gives for each one the distance over every component,
+their mean by the components' weights pi, and the standard error of that mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fsdtool.errors import FsdtoolError
+from fsdtool.laftr.closed_form import closed_form
+from fsdtool.laftr.metrics import SQUARED_ERROR, measure
+from fsdtool.laftr.output_matching import OutputCoupling
+from fsdtool.laftr.sampling import INDEPENDENT, MOVING, Simulation
+from fsdtool.network.graph import Graph, Parameters
+from fsdtool.statistics.anchors import FEWEST, FEWEST_PROJECTED, AnchoredOutputs, Anchors
+from fsdtool.statistics.component_laws import Statistics
+from fsdtool.tasks.task import Task
+from fsdtool.util.progress import Track, silent
+
+EXAMPLES, SAMPLED, CLOSED = "examples", "sampled", "closed"
+
+SIMULATED_UNITS = 2**28  # scalars of all steps simulated, by default, in all samples together
+FEWEST_SAMPLES, MOST_SAMPLES = 4096, 65536
+GROUPS = 4, 16  # independent parts of the pseudo-samples, whose spread is the standard error
+FEW, FEW_PAIRS = 2, 10  # degrees of freedom within components, below which all examples together give the variance
+GROUP_SAMPLES = 256  # pseudo-samples of each component in a part, where there are enough for more than the fewest parts
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The distance, its standard error (None: there is no sampling), and (K,) that over each component.
+
+    A component that too few examples speak for is not a number, and not a part of the distance where none does.
+    """
+
+    distance: float
+    standard_error: float | None
+    components: Tensor
+
+
+def choose_form(
+    form: str,
+    metric: str,
+    graph: Graph,
+    statistics: Statistics,
+    anchors: Anchors | None,
+    gates: str | None,
+    *,
+    source: str | Path,
+) -> str:
+    """'examples', 'closed' or 'sampled'.  Raises FsdtoolError where the form asked for does not exist.
+
+    'auto' takes the anchors, which were closest to the true distances on every data set measured.  For independent
+    gates it takes the closed form where that exists: there it is exact.  source: the summary, as an error names it.
+    """
+    obstacles = []
+    if not graph.is_chain():
+        obstacles.append("the network is not a plain chain of fully connected layers")
+    if metric not in ("kl2", "squared_error"):
+        obstacles.append(f"the metric is {metric}, and it knows kl2 and squared_error")
+    if metric == "kl2" and statistics.output_hessian is None:
+        obstacles.append("the summary has no output Hessian (too many outputs)")
+    if form == CLOSED and obstacles:
+        raise FsdtoolError(f"there is no closed form: {'; '.join(obstacles)}; use --form sampled")
+    if form == EXAMPLES and anchors is None:
+        raise FsdtoolError(f"'{source}' keeps no examples (it was written with --no-records); use --form sampled")
+    if form == EXAMPLES and gates is not None:
+        raise FsdtoolError("kept examples have gates of their own; leave out --gates, or use --form sampled")
+    if form != "auto":
+        return form
+    if gates is None and anchors is not None:
+        return EXAMPLES
+    return CLOSED if gates == INDEPENDENT and not obstacles else SAMPLED
+
+
+def default_samples(graph: Graph) -> int:
+    """Examples or pseudo-samples by default: as many as 2^28 scalars of all steps allow, from 4096 to 65536.
+
+    Divergences have heavy tails: on a small network thousands of samples cost little and are still felt.
+    """
+    affordable = SIMULATED_UNITS // sum(step.units for step in graph.steps)
+    return min(max(affordable, FEWEST_SAMPLES), MOST_SAMPLES)
+
+
+def on_anchors(
+    graph: Graph,
+    reference: Parameters,
+    others: Sequence[Parameters],
+    statistics: Statistics,
+    anchors: Anchors,
+    metric: str,
+    *,
+    task: Task,
+    device: torch.device,
+    track: Track = silent,
+) -> list[Estimate]:
+    """Distances over anchors, each component by its weight among all examples.
+
+    The standard error is that of a sample without replacement from each component: zero when all examples are kept.
+    """
+    outputs = AnchoredOutputs(graph, reference, statistics, anchors, task=task, device=device)
+    rho = torch.empty(len(others), len(anchors), dtype=torch.float64)
+    with track("examples", len(anchors)) as advance, torch.no_grad():
+        for rows, x, simulated, recorded in outputs.batches():
+            for i, other in enumerate(others):
+                rho[i, rows] = measure(metric, recorded, outputs.other(other, x, simulated, recorded)).cpu()
+            advance(len(x))
+    count = statistics.count.double().cpu()
+    found = [_stratified(values, anchors.component.cpu(), anchors.alone.cpu(), count) for values in rho]
+    if anchors.basis is None:
+        return found
+    few = torch.bincount(anchors.component.cpu(), minlength=len(count)) < FEWEST_PROJECTED
+    return [replace(one, components=torch.where(few, torch.nan, one.components)) for one in found]
+
+
+def _stratified(rho: Tensor, component: Tensor, alone: Tensor, count: Tensor) -> Estimate:
+    """The mean of rho (R,) of examples of components (R,) that have `count` (K,) examples each.
+
+    Strata are the components' shared examples, and those that stand for themselves alone (R,).
+    """
+    size = len(count)
+    stratum = component + size * alone.long()
+    n = torch.bincount(stratum, minlength=2 * size).double()
+    population = torch.cat([(count - n[size:]).clamp(min=0), n[size:]])
+    mean = torch.zeros(2 * size).double().index_add_(0, stratum, rho) / n.clamp(min=1)
+    squares = torch.zeros(2 * size).double().index_add_(0, stratum, (rho - mean[stratum]).square())
+    freedom = (n[:size] - 1).clamp(min=0).sum()
+    shared = rho[~alone]
+    whole = shared.var() if len(shared) > 1 else shared.new_tensor(float(shared.square().sum()))
+    pooled = squares[:size].sum() / freedom if freedom >= FEW_PAIRS else whole
+    variance = torch.where(n > FEW, squares / (n - 1).clamp(min=1), pooled)
+    seen = torch.where(n > 0, population, 0)
+    weight = seen / seen.sum()
+    sampling = variance / n.clamp(min=1) * (1 - n / population.clamp(min=1)).clamp(min=0)
+    known = (n[:size] >= FEWEST) | (n[:size] >= population[:size])
+    of_component = (seen * mean).reshape(2, size).sum(0) / seen.reshape(2, size).sum(0).clamp(min=1)
+    return Estimate(
+        float(weight @ mean), float((weight.square() @ sampling).sqrt()), torch.where(known, of_component, torch.nan)
+    )
+
+
+def on_pseudo_samples(
+    graph: Graph,
+    reference: Parameters,
+    others: Sequence[Parameters],
+    statistics: Statistics,
+    metrics: Sequence[str],
+    *,
+    gates: str = MOVING,
+    samples: int,
+    seed: int,
+    device: torch.device,
+    track: Track = silent,
+) -> dict[str, list[Estimate]]:
+    """Distances over pseudo-samples of all components, by metric.
+
+    Coupled gates tie the samples of a batch to one another, so that their spread says little of the error: the samples
+    are drawn in independent groups, and the standard error is that of the groups' means.
+    """
+    simulation = Simulation(graph, reference, statistics, gates=gates, seed=seed, device=device)
+    weight, size = statistics.weight, len(statistics.names)
+    groups = min(max(samples // (GROUP_SAMPLES * size), GROUPS[0]), GROUPS[1])
+    count = torch.zeros(groups, 1, 1, size).double()
+    total = torch.zeros(groups, len(metrics), len(others), size).double()
+
+    def measured(k: int, n: int) -> tuple[int, Tensor]:
+        """Distances (metrics, others, n) of pseudo-samples of component k."""
+        x, f0, tape = simulation.draw(k, n)
+        law = _recorded_law(simulation, k, f0) if set(metrics) - {SQUARED_ERROR} else None
+        rho = torch.empty(len(metrics), len(others), len(x), dtype=torch.float64)
+        for i, other in enumerate(others):
+            f1 = graph.run(other, x, gate=tape.replay)
+            moved = None if law is None else law.other(f1)
+            for j, metric in enumerate(metrics):
+                as_simulated = law is None or metric == SQUARED_ERROR
+                rho[j, i] = (measure(metric, f0, f1) if as_simulated else measure(metric, law.f0, moved)).cpu()
+        return k, rho
+
+    with track("pseudo-samples", samples) as advance, torch.no_grad():
+        for group in range(groups):
+            for k, rho in simulation.each(max(samples // groups, 1), measured):
+                total[group, ..., k] += rho.sum(-1)
+                count[group, ..., k] += rho.shape[-1]
+                advance(rho.shape[-1])
+    means = total.sum(0) / count.sum(0)  # (metrics, others, K)
+    errors = ((total / count) @ weight).std(0) / groups**0.5
+    return {
+        metric: [Estimate(float(weight @ mean), float(e), mean) for mean, e in zip(means[j], errors[j], strict=True)]
+        for j, metric in enumerate(metrics)
+    }
+
+
+def _recorded_law(simulation: Simulation, k: int, f0: Tensor) -> OutputCoupling | None:
+    """The coupling of simulated outputs to recorded ones, for metrics that look at more than their difference."""
+    statistics = simulation.statistics
+    if statistics.outputs is None:
+        return None
+    recorded = statistics.outputs.of(k)
+    return OutputCoupling(f0, recorded, one_class=statistics.kind == "class", generator=simulation.generator)
+
+
+def in_closed_form(
+    graph: Graph,
+    reference: Parameters,
+    others: Sequence[Parameters],
+    statistics: Statistics,
+    metric: str,
+    device: torch.device,
+) -> list[Estimate]:
+    """The exact expectations under the stochastic model, in float64."""
+    statistics = statistics.to(device, torch.float64)
+    hessian = output_hessian(statistics, metric, graph.outputs)
+    wide = [{name: value.double() for name, value in theta.items()} for theta in (reference, *others)]
+    found = [closed_form(graph, wide[0], other, statistics, hessian).cpu() for other in wide[1:]]
+    return [Estimate(float(statistics.weight.cpu() @ part), None, part) for part in found]
+
+
+def output_hessian(statistics: Statistics, metric: str, outputs: int) -> Tensor:
+    """H (K, O, O) of each component: the identity for squared_error, the stored mean Hessian for kl2."""
+    if metric == "kl2":
+        return statistics.output_hessian
+    mean = statistics.input.mean
+    return torch.eye(outputs, dtype=mean.dtype, device=mean.device).expand(len(mean), -1, -1)

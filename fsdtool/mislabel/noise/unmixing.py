@@ -1,0 +1,192 @@
+"""The classes behind noisy labels, told apart in what a layer makes of the examples.
+
+Where many labels of a class are wrong in the same way, the model of that class (fsdtool.mislabel.class_gaussians) is a
+mixture of two, and its evidence for either is weak.  But the evidence e in R^C of a layer for all classes still lies in
+as many clouds as there are classes: under a shared covariance log-likelihoods are linear in the features, and the space
+that class means span is the same however labels are mixed.  So the clouds are fitted to it, each a Student t of nu
+degrees of freedom, all of one shape:
+
+    true class t with probability pi_t,   e ~ t_nu(centre_t, shape),   given label y with probability M[t, y]
+
+by expectation maximization (Dempster, Laird, Rubin 1977; for Student t Liu, Rubin 1995), from the labels as they are
+given.  The log-likelihoods of an example under the clouds are evidence like that of the layer, but for true classes.
+
+Twice.  `unmixed` finds the confusion M with the clouds: of classes that the layer tells apart it finds the share of
+wrong labels whatever their structure; where classes overlap, it takes the unusual examples of one for another's.
+With a confusion that is known (from all layers together), `unmixed_as` fits the clouds alone, each example belonging
+to its true class with the tempered probability (likelihood^0.3 pi M)^(1 / sum): clouds do not then drift to whatever
+clusters the examples have within classes.
+
+An example has no part in what is said of it but by its share of the centres, which are means over whole classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+FREEDOM = 5.0, 10.0  # nu while the confusion is found, and after
+TEMPER = 0.3
+STEPS = 60, 8
+SETTLED = 1e-4  # of all examples, that a step moves between right and wrong
+FIRST_RATE = 0.1
+LOOSE = 10.0  # even wrong labels added to those of each class
+EMPTY = 1e-3  # examples that are added to each class, in the middle of all
+RIDGE = 1e-6  # of the mean variance, that the shape has at least in every direction
+LARGEST = 1e3  # nats of evidence that are told from more
+
+
+@dataclass(frozen=True)
+class Clouds:
+    """Where the classes lie in one layer's evidence.
+
+    present: (c,) int64, classes with examples.  whiten: (c - 1, c - 1), in whose coordinates the shape is the identity.
+    centres: (c, c - 1) in these coordinates.  freedom: nu.
+    """
+
+    classes: int
+    present: np.ndarray
+    whiten: np.ndarray
+    centres: np.ndarray
+    freedom: float
+
+    def log_likelihood(self, evidence: np.ndarray) -> np.ndarray:
+        """Log-likelihoods (n, classes) float32 from evidence (n, classes), up to a constant; -inf of absent classes."""
+        found = np.full((self.classes, len(evidence)), -np.inf, np.float32)
+        z = self.whiten.T @ coordinates(evidence, self.present)
+        found[self.present] = student(squares(z, self.centres), len(z), self.freedom)
+        return found.T
+
+
+@dataclass(frozen=True)
+class Unmixed:
+    """clouds, and count (classes, classes): examples by true class (rows) and given label."""
+
+    clouds: Clouds
+    count: np.ndarray
+
+    @property
+    def rate(self) -> float:
+        """Share of wrong labels."""
+        return 1 - float(np.trace(self.count) / self.count.sum())
+
+
+def likelihood(found: Unmixed, evidence: np.ndarray, given: np.ndarray) -> float:
+    """Mean log-likelihood, in nats, of the labels `given` (n,) under what was found in evidence (n, classes)."""
+    confusion, share = drawn(found.count, LOOSE), found.count.sum(1) / found.count.sum()
+    joint = found.clouds.log_likelihood(evidence) + np.log(share + 1e-12)
+    expected = np.exp(joint - joint.max(1, keepdims=True))
+    expected /= expected.sum(1, keepdims=True)
+    return float(np.log(np.einsum("nt,nt->n", expected, confusion[:, given].T) + 1e-30).mean())
+
+
+def unmixed(evidence: np.ndarray, given: np.ndarray, classes: int) -> Unmixed:
+    """Clouds and confusion from evidence (n, classes) for the labels `given` (n,)."""
+    return _fit(evidence, given, classes, None)
+
+
+def unmixed_as(evidence: np.ndarray, given: np.ndarray, confusion: np.ndarray) -> Unmixed:
+    """Clouds from evidence (n, classes), where class t is labelled y with probability `confusion` (t, y)."""
+    return _fit(evidence, given, len(confusion), confusion)
+
+
+def coordinates(evidence: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Evidence (n, classes) of the `present` classes (c,) without what is the same for all, (c - 1, n) float32."""
+    x = evidence.T.astype(np.float32, "C")[present]
+    return _basis(len(present)).T @ np.clip(x, -LARGEST, LARGEST, out=x)
+
+
+def squares(z: np.ndarray, centres: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """Squared distances (c, n) of z (d, n) from the centres (c, d)."""
+    q = np.matmul(-2 * centres, z, out=out)
+    q += np.einsum("dn,dn->n", z, z)
+    q += np.einsum("cd,cd->c", centres, centres)[:, None]
+    return np.clip(q, 0, np.inf, out=q)
+
+
+def student(q: np.ndarray, dimensions: int, freedom: float, out: np.ndarray | None = None) -> np.ndarray:
+    """Log-density of a Student t at squared distances q, up to a constant."""
+    density = np.multiply(q, np.float32(1 / freedom), out=out)
+    np.log1p(density, out=density)
+    density *= np.float32(-(freedom + dimensions) / 2)
+    return density
+
+
+def drawn(count: np.ndarray, cells: float, each: float = 0.0) -> np.ndarray:
+    """M (t, y) in rows of sum 1 from the examples `count` by true class and given label.
+
+    cells: wrong labels spread evenly over those of each class.  each: examples of each class added, wrong as often as
+    all are.
+    """
+    classes = len(count)
+    total, right = count.sum(1), count.diagonal()
+    overall = 1 - right.sum() / max(total.sum(), 1e-12)
+    wrong = ((total - right + each * overall + 1e-3) / (total + each + 2e-3))[:, None]
+    shares = count + cells / max(classes - 1, 1)
+    np.fill_diagonal(shares, 0.0)
+    confusion = wrong * shares / np.maximum(shares.sum(1, keepdims=True), 1e-12)
+    np.fill_diagonal(confusion, 1 - wrong[:, 0])
+    return confusion
+
+
+def _basis(count: int) -> np.ndarray:
+    """Orthonormal columns (count, count - 1) float32 of sum 0."""
+    columns = np.eye(count)[:, : count - 1]
+    return np.linalg.qr(np.concatenate([np.ones((count, 1)), columns], 1))[0][:, 1:].astype(np.float32)
+
+
+def _fit(evidence: np.ndarray, given: np.ndarray, classes: int, known: np.ndarray | None) -> Unmixed:
+    present = np.flatnonzero(np.bincount(given, minlength=classes))
+    own = (present[:, None] == given).astype(np.float32)
+    freedom, steps, temper = (part[known is not None] for part in (FREEDOM, STEPS, (1.0, TEMPER)))
+    x = coordinates(evidence, present)
+    d, n = x.shape
+    confusion = _first(len(present)) if known is None else known[np.ix_(present, present)]
+    belongs, trust = own.copy(), np.ones(n, np.float32)
+    rate, count = np.inf, np.diag(own.sum(1)).astype(np.float64)
+    # All is by class and then example in memory: sums over few classes are slow otherwise.  So is new memory.
+    q, z, work = np.empty_like(belongs), np.empty_like(x), np.empty_like(belongs)
+    for _ in range(steps):
+        centres, whiten = _moments(x, belongs, trust, work)
+        squares(np.matmul(whiten.T, x, out=z), centres, out=q)
+        student(q, d, freedom, out=belongs)
+        belongs -= belongs.max(0)
+        if temper != 1:
+            belongs *= np.float32(temper)
+        np.exp(belongs, out=belongs)
+        prior = np.maximum(count.sum(1, keepdims=True) / n, 1e-12) * (confusion + 1e-12)
+        belongs *= np.matmul(prior.astype(np.float32), own, out=work)  # faster than prior[:, label]
+        belongs /= belongs.sum(0)
+        trust = np.float32(freedom + d) / (np.float32(freedom) + np.einsum("cn,cn->n", belongs, q))
+        count = (belongs @ own.T).astype(np.float64)
+        before, rate = rate, 1 - np.trace(count) / n
+        if known is None:
+            confusion = drawn(count, LOOSE)
+            if abs(rate - before) < SETTLED:
+                break
+    whole = np.zeros((classes, classes))
+    whole[np.ix_(present, present)] = count
+    return Unmixed(Clouds(classes, present, whiten, centres, freedom), whole)
+
+
+def _first(classes: int) -> np.ndarray:
+    confusion = np.full((classes, classes), FIRST_RATE / max(classes - 1, 1))
+    np.fill_diagonal(confusion, 1 - FIRST_RATE)
+    return confusion
+
+
+def _moments(x: np.ndarray, belongs: np.ndarray, trust: np.ndarray, work: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centres (c, d) of the classes, and what makes the shape the identity (d, d), in whose coordinates they are.
+
+    x: (d, n).  belongs: (c, n).  trust: (n,).  work: (c, n), memory to use.
+    """
+    parts = np.multiply(belongs, trust, out=work)
+    total = parts.sum(1).astype(np.float64)
+    sums = (parts @ x.T).astype(np.float64)
+    # A class that has lost all of its examples is where all are.
+    centres = (sums + EMPTY * sums.sum(0) / total.sum()) / (total + EMPTY)[:, None]
+    shape = (np.multiply(x, trust, out=work[: len(x)]) @ x.T).astype(np.float64) - (centres.T * total) @ centres
+    values, vectors = np.linalg.eigh(shape / x.shape[1])
+    whiten = vectors / np.sqrt(np.maximum(values, RIDGE * max(values.mean(), 1e-30)))
+    return (centres @ whiten).astype(np.float32), whiten.astype(np.float32)

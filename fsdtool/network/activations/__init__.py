@@ -1,0 +1,40 @@
+"""Pointwise functions as gates: what a gate is, and the functions that are known.
+
+Every module of this package is imported here and registers its functions, so that a new one is a new file:
+
+    register("erf", torch.erf)
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from fsdtool.network.activations.gates import (
+    MODULES,
+    PIECEWISE,
+    Activation,
+    Pieces,
+    activation,
+    module_options,
+    names,
+    option_defaults,
+    register,
+    spelt,
+)
+
+__all__ = [
+    "MODULES",
+    "PIECEWISE",
+    "Activation",
+    "Pieces",
+    "activation",
+    "module_options",
+    "names",
+    "option_defaults",
+    "register",
+    "spelt",
+]
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

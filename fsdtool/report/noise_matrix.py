@@ -1,0 +1,54 @@
+"""The estimated noise matrix as a file of its own: how many labels of each class are truly of each other class.
+
+Rows are given labels and columns true classes.  In csv the class names are the header and the first column, escaped as
+in all csv; json has {"labels", "given_by_true", "noise_rate", "layer_weights"}.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+from fsdtool.errors import FsdtoolError
+from fsdtool.mislabel.find import FEW_EXAMPLES, Mislabeled
+from fsdtool.report.console import write_csv
+from fsdtool.util.atomic_files import write_whole
+
+
+def write_noise(found: Mislabeled, path: Path) -> None:
+    """Write the noise matrix to `path`, .csv or .json, which appears when it is complete.
+
+    Raises FsdtoolError where there is no estimate, or the file cannot be written.
+    """
+    if found.noise is None:
+        raise FsdtoolError(
+            f"'{found.spec}' has {len(found.ids)} examples, too few to estimate the noise matrix; "
+            f"give {FEW_EXAMPLES} or more, or leave --noise-matrix out"
+        )
+    labels = [found.summary.label_name(label) for label in range(found.summary.outputs)]
+    form = _csv if path.suffix == ".csv" else _json
+    content = form(found, labels).encode("utf-8", "backslashreplace")
+    write_whole(path, content, "the noise matrix")
+
+
+def _csv(found: Mislabeled, labels: list[int | str]) -> str:
+    text = io.StringIO()
+    rows = ([label, *row] for label, row in zip(labels, found.noise_matrix.tolist(), strict=True))
+    write_csv(rows, ["given_label", *labels], text)
+    return text.getvalue()
+
+
+def _json(found: Mislabeled, labels: list[int | str]) -> str:
+    content = {
+        "labels": labels,
+        "given_by_true": [[_rounded(value) for value in row] for row in found.noise_matrix.tolist()],
+        "noise_rate": _rounded(found.noise_rate),
+        "layer_weights": {layer: _rounded(w) for layer, w in zip(found.layers, found.weights.tolist(), strict=True)},
+    }
+    return json.dumps(content, ensure_ascii=False) + "\n"
+
+
+def _rounded(value: float) -> float:
+    """Seven digits, as in the other machine formats."""
+    return float(f"{value:.7g}")

@@ -1,0 +1,236 @@
+"""Sums over the training examples that merge: input moments, gate statistics, output Hessians.
+
+Every accumulator has `update` (a batch), `merge` (the same over other examples) and `finalize`.  All sums
+are float64; means and covariances are kept centred and merged by the pairwise update of Chan, Golub,
+LeVeque (1983), so that two halves added equal the whole to rounding.  K components, n input dimensions, U
+units of a step, O outputs.  What the sums become is in fsdtool.statistics.component_laws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fsdtool.errors import FsdtoolError
+from fsdtool.network.activations import Activation
+from fsdtool.network.graph import Step
+from fsdtool.statistics.component_laws import GateStatistics, InputStatistics, OutputSample
+from fsdtool.tasks.task import Task
+
+MOMENTS = ("m", "m^2", "c", "m c", "c^2")
+
+
+class CentredMoments:
+    """Count, mean and centred second moments of vectors, per component, in an optional orthonormal basis."""
+
+    def __init__(
+        self,
+        components: int,
+        dimensions: int,
+        basis: Tensor | None = None,
+        device: torch.device | None = None,
+    ):
+        self.basis = basis.double().to(device) if basis is not None else None
+        rank = dimensions if basis is None else basis.shape[1]
+        options = {"dtype": torch.float64, "device": device}
+        self.count = torch.zeros(components, **options)
+        self.mean = torch.zeros(components, dimensions, **options)
+        # Centred sums: of projected outer products, and of squares per coordinate.
+        self.core = torch.zeros(components, rank, rank, **options)
+        self.squares = torch.zeros(components, dimensions, **options)
+
+    def _project(self, d: Tensor) -> Tensor:
+        return d if self.basis is None else d @ self.basis
+
+    def update(self, x: Tensor, component: Tensor) -> None:
+        """Add the vectors x (batch, n) of the components `component` (batch,)."""
+        for k in component.unique().tolist():
+            part = x[component == k].double()
+            mean = part.mean(0)
+            d = part - mean
+            projected = self._project(d)
+            self._add(k, float(part.shape[0]), mean, projected.T @ projected, (d * d).sum(0))
+
+    def merge(self, other: CentredMoments) -> None:
+        """Add the sums of other examples.  Raises FsdtoolError when the two use different bases."""
+        same = self.basis is other.basis or (
+            self.basis is not None and other.basis is not None and torch.equal(self.basis, other.basis)
+        )
+        if not same or self.mean.shape != other.mean.shape:
+            raise FsdtoolError(
+                "moments over different bases or shapes cannot be merged; accumulate both with one basis"
+            )
+        for k in other.count.nonzero()[:, 0].tolist():
+            self._add(k, float(other.count[k]), other.mean[k], other.core[k], other.squares[k])
+
+    def _add(self, k: int, count: float, mean: Tensor, core: Tensor, squares: Tensor) -> None:
+        before = float(self.count[k])
+        total = before + count
+        delta = mean - self.mean[k]
+        weight = before * count / total
+        projected = self._project(delta)
+        self.core[k] += core + weight * torch.outer(projected, projected)
+        self.squares[k] += squares + weight * delta * delta
+        self.mean[k] += delta * (count / total)
+        self.count[k] = total
+
+    def finalize(self) -> InputStatistics:
+        """The Gaussian of each component that has examples, in order (covariances divided by the count)."""
+        present = self.count > 0
+        count = self.count[present]
+        core = self.core[present] / count[:, None, None]
+        diagonal = torch.zeros_like(self.mean[present])
+        if self.basis is not None:
+            inside = torch.stack([((self.basis @ c) * self.basis).sum(1) for c in core])  # (K, n)
+            diagonal = (self.squares[present] / count[:, None] - inside).clamp(min=0)
+        return InputStatistics(self.mean[present], self.basis, core, diagonal)
+
+
+class GateMoments:
+    """Sums of one activation step's gates per component and unit."""
+
+    def __init__(self, step: Step, components: int, device: torch.device | None = None):
+        self.activation: Activation = step.activation()
+        rows = len(self.activation.pieces.breaks) if self.activation.pieces else len(MOMENTS)
+        self.count = torch.zeros(components, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(components, rows, step.units, dtype=torch.float64, device=device)
+
+    def update(self, s: Tensor, component: Tensor) -> None:
+        """Add the pre-activations s (batch, ...) of the components `component` (batch,)."""
+        self.count += torch.bincount(component, minlength=len(self.count)).to(self.count)
+        s = s.flatten(1)
+        pieces = self.activation.pieces
+        if pieces is not None:  # P(piece j) is the difference of P(above its two breaks)
+            for j in range(len(pieces.breaks)):  # counts below 2^24 are exact in float32
+                counts = torch.zeros(self.sums.shape[0], s.shape[1], dtype=s.dtype, device=s.device)
+                counts.index_add_(0, component, pieces.above(s, j))
+                self.sums[:, j] += counts
+                if j:
+                    self.sums[:, j - 1] -= counts
+            return
+        m, c = (part.double() for part in self.activation.gate(s))
+        for row, value in enumerate((m, m * m, c, m * c, c * c)):
+            self.sums[:, row].index_add_(0, component, value)
+
+    def merge(self, other: GateMoments) -> None:
+        """Add the sums of other examples."""
+        self.count += other.count
+        self.sums += other.sums
+
+    def finalize(self) -> GateStatistics:
+        """Means over each component that has examples, in component order."""
+        present = self.count > 0
+        means = self.sums[present] / self.count[present][:, None, None]
+        pieces = self.activation.pieces
+        return GateStatistics(pieces, probabilities=means) if pieces else GateStatistics(None, moments=means)
+
+
+class OutputReservoir:
+    """An even sample of the outputs of each component: every 2^t-th of them, t such that they stay few."""
+
+    NUMBERS = 2**17  # kept in all, where nothing else is said
+
+    def __init__(self, components: int, outputs: int, numbers: int | None = None):
+        self.most = max((self.NUMBERS if numbers is None else numbers) // (components * outputs), 2)
+        self.kept = [torch.empty(0, outputs) for _ in range(components)]
+        self.stride, self.seen = [1] * components, [0] * components
+
+    def update(self, logits: Tensor, component: Tensor) -> None:
+        """Add the logits (batch, O) of the components `component` (batch,)."""
+        logits = logits.detach().float().cpu()
+        component = component.cpu()
+        for k in component.unique().tolist():
+            part = logits[component == k]
+            self.kept[k] = torch.cat([self.kept[k], part[-self.seen[k] % self.stride[k] :: self.stride[k]]])
+            self.seen[k] += len(part)
+            self._thin(k)
+
+    def merge(self, other: OutputReservoir) -> None:
+        """Add a sample of other examples, at the coarser of the two strides."""
+        for k, theirs in enumerate(other.kept):
+            stride = max(self.stride[k], other.stride[k])
+            ours = self.kept[k][:: stride // self.stride[k]]
+            self.kept[k] = torch.cat([ours, theirs[:: stride // other.stride[k]]])
+            self.stride[k], self.seen[k] = stride, self.seen[k] + other.seen[k]
+            self._thin(k)
+
+    def state(self) -> tuple[list[Tensor], list[int], list[int]]:
+        """What `restore` takes to undo the updates since."""
+        return list(self.kept), list(self.stride), list(self.seen)
+
+    def restore(self, state: tuple[list[Tensor], list[int], list[int]]) -> None:
+        """Be again as when `state` was called."""
+        self.kept, self.stride, self.seen = state
+
+    def _thin(self, k: int) -> None:
+        while len(self.kept[k]) > self.most:
+            self.kept[k] = self.kept[k][::2]
+            self.stride[k] *= 2
+
+    def finalize(self) -> OutputSample:
+        """The sample, its components numbered among those that have examples."""
+        present = [kept for kept in self.kept if len(kept)]
+        number = torch.arange(len(present)).repeat_interleave(torch.tensor([len(kept) for kept in present]))
+        return OutputSample(torch.cat(present), number)
+
+
+class OutputMoments:
+    """Sums of the Hessian of a task's loss at the outputs."""
+
+    LARGEST = 256  # outputs; beyond, K O^2 numbers would outgrow everything else in the file
+
+    def __init__(self, components: int, outputs: int, task: Task, device: torch.device | None = None):
+        self.task, self.kept = task, self.keeps(task, outputs)
+        size = outputs if self.kept else 0
+        self.count = torch.zeros(components, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(components, size, size, dtype=torch.float64, device=device)
+
+    @classmethod
+    def keeps(cls, task: Task, outputs: int) -> bool:
+        """Whether the Hessian of so many outputs is kept: always where it is the same everywhere."""
+        return task.quadratic or outputs <= cls.LARGEST
+
+    def update(self, logits: Tensor, component: Tensor) -> None:
+        """Add the logits (batch, O) of the components `component` (batch,)."""
+        self.count += torch.bincount(component, minlength=len(self.count)).to(self.count)
+        if not self.kept:
+            return
+        for k in component.unique().tolist():
+            self.sums[k] += self.task.hessian_sum(logits[component == k].double())
+
+    def merge(self, other: OutputMoments) -> None:
+        """Add the sums of other examples."""
+        self.count += other.count
+        self.sums += other.sums
+
+    def finalize(self) -> Tensor | None:
+        """Mean Hessian (K, O, O) of each component that has examples, or None when O is above `LARGEST`."""
+        present = self.count > 0
+        return self.sums[present] / self.count[present][:, None, None] if self.kept else None
+
+
+def principal_basis(x: Tensor, component: Tensor, rank: int, seed: int) -> Tensor | None:
+    """Leading `rank` directions (n, rank) of the scatter of x (batch, n) within components; None for all n.
+
+    The basis only decides what the covariance is resolved in; the moments inside it are exact whatever
+    sample gave it.
+    """
+    if rank >= x.shape[1]:
+        return None
+    d = x.double().clone()
+    for k in component.unique().tolist():
+        members = component == k
+        if members.sum() > 1:
+            d[members] -= d[members].mean(0)
+    rank = min(rank, *d.shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        _, _, basis = torch.svd_lowrank(d, q=min(rank + 16, *d.shape), niter=3)
+    return basis[:, :rank].contiguous()
+
+
+def names_present(names: Sequence[str], count: Tensor) -> tuple[str, ...]:
+    """The names of the components that have examples, as `finalize` keeps them."""
+    return tuple(name for name, n in zip(names, count.tolist(), strict=True) if n)

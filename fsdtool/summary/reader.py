@@ -1,0 +1,325 @@
+"""The summary file: one HDF5 file with all that the other commands need, readable with plain h5py.
+
+Layout (`fsdtool docs summary-file` has it as a table): `/identity`, what was summarized; `/model/parameters/NAME`;
+`/statistics` with one entry per component on each first axis; `/curvature/NAME` in the directions the records
+keep; `/records` with one row per training example in the order of the data.  fsdtool.summary.writer writes it.
+
+fsdtool.summary.catalogue reads what concerns the training examples alone; this module all, with torch.  Reading follows
+no links and runs no code: what does not look as expected is a FsdtoolError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fsdtool.curvature.ekfac import MEASURED, SIMULATED, BlockCurvature
+from fsdtool.data.preprocessing import Preprocessing
+from fsdtool.laftr.distance_calibration import DistanceCalibration
+from fsdtool.laftr.penalty import Penalty
+from fsdtool.network.graph import Graph
+from fsdtool.network.trace import FULL, LAST_LAYER
+from fsdtool.statistics.anchors import Anchors
+from fsdtool.statistics.component_laws import GateStatistics, InputStatistics, OutputSample, Statistics
+from fsdtool.summary import hdf5
+from fsdtool.summary.catalogue import FLOATS, Catalogue, Records, identity_part, read_catalogue, summary_file
+from fsdtool.summary.network_file import read_names, read_network
+from fsdtool.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What was summarized: everything of the file that is neither statistics nor records."""
+
+    task: Task
+    mode: str
+    reasons: tuple[str, ...]
+    graph: Graph
+    shapes: dict[str, tuple[int, ...]]  # of every entry of the model's state_dict
+    model_spec: str
+    model_arguments: dict[str, str]
+    head: str
+    checkpoint_name: str
+    checkpoint_sha256: str
+    checkpoint_averaged: bool
+    data_spec: str
+    examples: int
+    fingerprint: str
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] | None
+    seed: int
+    tool_version: str
+    command_line: str
+    created: str
+    earlier: tuple[tuple[str, str], ...] = ()  # name and SHA-256 of checkpoints that gave evidence too
+    tied: dict[str, str] = field(default_factory=dict)  # names of tensors that have an earlier name too: that name
+    computed: dict[str, str] = field(default_factory=dict)  # weights that the model's code computes: how
+    digests: dict[str, str] = field(default_factory=dict)  # in last layer mode, of each tensor outside that layer
+    checkpoint_key: str = ""  # where in the checkpoint's file the weights stood, if that was asked for
+    output: str = ""  # which of the model's outputs was asked for
+
+
+@dataclass
+class Summary(Catalogue):
+    """An open summary.  Small parts are in memory, records are read from the file in row ranges.
+
+    `close` it, or use it as a context manager: `with load(path) as summary`.
+    """
+
+    identity: Identity
+    statistics: Statistics
+    curvature: list[BlockCurvature]
+    parameters: dict[str, Tensor] | None
+    anchors: Anchors | None = None
+    distance_calibration: DistanceCalibration | None = None
+    _penalties: dict[tuple[object, ...], Penalty] = field(default_factory=dict, repr=False, compare=False)
+
+    def penalty(
+        self,
+        model: nn.Module,
+        *,
+        metric: str | None = None,
+        form: str = "sampled",
+        gates: str = "moving",
+        batch: int = 128,
+        seed: int = 0,
+    ) -> Tensor:
+        """The function space distance of a live module from the summarized checkpoint: a scalar with gradients.
+
+        For training loops: `loss + strength * summary.penalty(model)`.  Over `batch` pseudo-samples of the summary,
+        others at each call, or exactly with form 'closed'.  Batch norm counts in eval form.
+        metric: one of fsdtool.laftr.metrics.
+        gates: 'coupled' or 'independent' gates of the reference (LAFTR), or 'own': both networks run as they are on the
+        summary's pseudo-inputs, which sees that training moves the gates and served continual learning better.
+        Raises FsdtoolError for a module that is not the network summarized, or a summary without weights.
+        """
+        device = next(model.parameters()).device
+        settings = (metric, form, gates, seed, device)
+        if settings not in self._penalties:
+            identity = self.identity
+            self._penalties[settings] = Penalty(
+                identity.graph,
+                self.parameters,
+                self.statistics,
+                self.anchors,
+                identity.shapes,
+                task=self.task,
+                source=self.path,
+                metric=metric,
+                form=form,
+                gates=gates,
+                seed=seed,
+                device=device,
+            )
+        return self._penalties[settings](model, batch)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.identity.preprocessing
+
+
+def load(path: str | Path) -> Summary:
+    """Open a summary; its file stays open, for the records, until `close`.
+
+    Raises FsdtoolError when it is missing, of another kind or schema, or damaged.
+    """
+    with summary_file(path) as file:
+        catalogue = read_catalogue(file)
+        identity = _read_identity(file, catalogue)
+        statistics = _read_statistics(file, identity)
+        curvature = _read_curvature(file, identity) if hdf5.has(file, "curvature") else []
+        with_weights = hdf5.has(hdf5.group(file, "model"), "parameters")
+        parameters = _read_parameters(file, identity) if with_weights else None
+        if catalogue.records is not None:
+            _check_factors(file, catalogue.records, curvature)
+        return Summary(
+            **vars(catalogue),
+            identity=identity,
+            statistics=statistics,
+            curvature=curvature,
+            parameters=parameters,
+            anchors=_read_anchors(file, statistics, identity.graph.outputs) if hdf5.has(file, "anchors") else None,
+            distance_calibration=_read_distance_calibration(file, catalogue.task),
+        )
+
+
+def part_sizes(path: str | Path) -> dict[str, int]:
+    """Stored bytes of every dataset, by its path in the file."""
+    with contextlib.closing(hdf5.open_file(Path(path))) as file:
+        return {name.lstrip("/"): hdf5.stored_bytes(dataset) for name, dataset in hdf5.walk(file)}
+
+
+def _read_identity(file: h5py.File, catalogue: Catalogue) -> Identity:
+    root, model, data = (identity_part(file, name) for name in ("/", "model", "data"))
+    graph, shapes = read_network(file)
+    names = read_names(file)
+    identity = Identity(
+        task=catalogue.task,
+        mode=model.text("mode"),
+        reasons=model.texts("reasons"),
+        graph=replace(graph, frozen=frozenset(names.texts("frozen"))),
+        shapes=shapes,
+        model_spec=model.text("spec"),
+        model_arguments=model.mapping("arguments"),
+        head=model.text("head"),
+        checkpoint_name=model.text("checkpoint"),
+        checkpoint_sha256=model.text("checkpoint_sha256"),
+        checkpoint_averaged=model.flag("checkpoint_averaged"),
+        data_spec=data.text("spec"),
+        examples=catalogue.examples,
+        fingerprint=data.text("fingerprint"),
+        preprocessing=Preprocessing.from_json(data.mapping("preprocessing")),
+        class_names=catalogue.class_names,
+        seed=root.integer("seed"),
+        tool_version=root.text("tool_version"),
+        command_line=root.text("command_line"),
+        created=root.text("created"),
+        earlier=model.pairs("earlier"),
+        **{kind: names.named_texts(kind) for kind in ("tied", "computed", "digests")},
+        checkpoint_key=model.text("checkpoint_key"),
+        output=model.text("output"),
+    )
+    if identity.mode not in (FULL, LAST_LAYER):
+        raise hdf5.unusable(file, f"mode '{identity.mode}' is not known")
+    return identity
+
+
+def _read_statistics(file: h5py.File, identity: Identity) -> Statistics:
+    group, graph = hdf5.group(file, "statistics"), identity.graph
+    components = hdf5.dataset(group, "count", (None,)).shape[0]
+    if not 1 <= components <= identity.examples:
+        raise hdf5.unusable(group, f"{components} components are too many for {identity.examples} examples, or too few")
+    count, n = tensor(group, "count", (components,), torch.float64), graph.steps[0].units
+    if count.min() < 1 or count.sum() != identity.examples:
+        raise hdf5.unusable(group, f"the components do not add up to {identity.examples} examples")
+    names = tuple(hdf5.strings(hdf5.dataset(group, "names", (components,), hdf5.TEXT)).tolist())
+    basis = tensor(group, "input/basis", (n, None)) if hdf5.has(hdf5.group(group, "input"), "basis") else None
+    rank = n if basis is None else basis.shape[1]
+    gaussian = InputStatistics(
+        tensor(group, "input/mean", (components, n)),
+        basis,
+        tensor(group, "input/core", (components, rank, rank)),
+        tensor(group, "input/diagonal", (components, n)),
+    )
+    gates = {i: _read_gates(group, graph, i, components) for i in graph.indices("activation")}
+    square = (components, graph.outputs, graph.outputs)
+    hessian = tensor(group, "output_hessian", square) if hdf5.has(group, "output_hessian") else None
+    outputs = _read_outputs(group, components, graph.outputs) if hdf5.has(group, "outputs") else None
+    kind = hdf5.Attributes(group).text("kind")
+    return Statistics(kind, names, count, gaussian, gates, hessian, outputs, identity.task)
+
+
+def _read_outputs(group: h5py.Group, components: int, outputs: int) -> OutputSample:
+    values = tensor(group, "outputs/values", (None, outputs))
+    component = tensor(group, "outputs/component", (len(values),), torch.int64)
+    if len(torch.unique(component)) != components or component.min() < 0 or component.max() >= components:
+        raise hdf5.unusable(group, f"the sample of outputs does not cover the {components} components")
+    return OutputSample(values, component)
+
+
+def _read_anchors(file: h5py.File, statistics: Statistics, outputs: int) -> Anchors:
+    group, components, n = hdf5.group(file, "anchors"), *statistics.input.mean.shape
+    basis = None  # without a scale inputs are whole
+    if hdf5.has(group, "scale"):
+        basis = tensor(group, "basis", (n, None)) if hdf5.has(group, "basis") else statistics.input.basis
+    inputs = tensor(group, "inputs", (None, n if basis is None else basis.shape[1]))
+    if basis is not None:
+        inputs = inputs * tensor(group, "scale", (basis.shape[1],))
+    component = tensor(group, "component", (len(inputs),), torch.int64)
+    if not len(inputs) or component.min() < 0 or component.max() >= components:
+        raise hdf5.unusable(group, f"the examples kept are not of the {components} components")
+    alone = tensor(group, "alone", (len(inputs),)) > 0
+    return Anchors(inputs, tensor(group, "outputs", (len(inputs), outputs)), component, alone, basis)
+
+
+def _read_distance_calibration(file: h5py.File, task: Task) -> DistanceCalibration | None:
+    if not hdf5.has(file, "calibration") or not hdf5.has(hdf5.group(file, "calibration"), "distance"):
+        return None
+    group, metrics = hdf5.group(file, "calibration/distance"), tuple(task.metrics)
+    held = hdf5.Attributes(group)
+    correction, error = (tensor(group, name, (len(metrics),), torch.float64) for name in ("correction", "error"))
+    if correction.min() <= 0 or error.min() < 0:
+        raise hdf5.unusable(group, "a correction that is not positive, or a negative error")
+    return DistanceCalibration(
+        held.text("form"),
+        held.integer("changes"),
+        held.integer("examples"),
+        dict(zip(metrics, correction.tolist(), strict=True)),
+        dict(zip(metrics, error.tolist(), strict=True)),
+    )
+
+
+def _read_gates(group: h5py.Group, graph: Graph, index: int, components: int) -> GateStatistics:
+    step = graph.steps[index]
+    pieces, name = step.activation().pieces, f"gates/{step.name}"
+    rows = len(pieces.breaks) if pieces else 5
+    values = tensor(group, name, (components, rows, step.units))
+    if pieces is None:
+        return GateStatistics(None, moments=values)
+    dtype = hdf5.dataset(group, name, kinds="u").dtype
+    top = float(np.iinfo(dtype).max)
+    return GateStatistics(pieces, probabilities=values / top)
+
+
+def _read_curvature(file: h5py.File, identity: Identity) -> list[BlockCurvature]:
+    """The blocks in the order of the network."""
+    found = []
+    for weight, (_, bias) in identity.graph.weight_uses().items():
+        group = hdf5.group(file, f"curvature/{weight}")
+        block = _read_block(group, identity.shapes)
+        if (block.weight, block.bias) != (weight, bias):
+            raise hdf5.unusable(group, f"the curvature of '{weight}' is of other parameters than the network's")
+        found.append(block)
+    return found
+
+
+def _read_block(group: h5py.Group, shapes: dict[str, tuple[int, ...]]) -> BlockCurvature:
+    attributes = hdf5.Attributes(group)
+    weight, bias = attributes.text("weight"), attributes.text("bias") or None
+    shape = shapes.get(weight, ())
+    if len(shape) < 2:
+        raise hdf5.unusable(group, f"'{group.name}' is of '{weight}', which is no weight of a layer")
+    rows, columns = shape[0], math.prod(shape[1:]) + (bias is not None)
+    inputs = tensor(group, "input_basis", (columns, None))
+    outputs = tensor(group, "output_basis", (rows, None))
+    eigenvalues = tensor(group, "eigenvalues", (outputs.shape[1], inputs.shape[1]))
+    mean, source = attributes.number("mean_eigenvalue"), attributes.text("source")
+    if mean < 0 or not eigenvalues.numel() or eigenvalues.min() < 0:
+        raise hdf5.unusable(group, f"the curvature of '{weight}' has no or negative eigenvalues")
+    if source not in (SIMULATED, MEASURED):
+        raise hdf5.unusable(group, f"the curvature of '{weight}' is '{source}', which is not known")
+    return BlockCurvature(weight, bias, inputs, outputs, eigenvalues, mean, source)
+
+
+def _read_parameters(file: h5py.File, identity: Identity) -> dict[str, Tensor]:
+    group, shapes = hdf5.group(file, "model/parameters"), identity.shapes
+    return {name: tensor(group, name, shapes[name]) for name in identity.graph.parameter_names()}
+
+
+def _check_factors(file: h5py.File, records: Records, curvature: list[BlockCurvature]) -> None:
+    """Raise FsdtoolError unless the gradient factors of the records are in the directions of the curvature."""
+    n = records.examples
+    if "gradients" in records and not curvature:
+        raise hdf5.unusable(file, "'/curvature' is missing")
+    for c in curvature:
+        ks, ka = c.eigenvalues.shape
+        records.dataset(f"gradients/{c.weight}/output", (n, ks), FLOATS)
+        records.dataset(f"gradients/{c.weight}/input", (n, ka), FLOATS)
+        records.dataset(f"gradients/{c.weight}/scale", (n,), FLOATS)
+
+
+def tensor(parent: h5py.Group, name: str, shape: Sequence[int | None], dtype: torch.dtype = torch.float32) -> Tensor:
+    """A finite dataset of numbers of the given shape (None: any length) as a tensor."""
+    source = hdf5.dataset(parent, name, shape, hdf5.NUMBERS)
+    values = torch.from_numpy(np.ascontiguousarray(hdf5.read(source))).reshape(source.shape).to(dtype)
+    if dtype.is_floating_point and not torch.isfinite(values).all():
+        raise hdf5.unusable(parent, f"'{source.name}' holds values too large for {dtype}")
+    return values
