@@ -1,7 +1,7 @@
 """A command, and how the commands are found.
 
-A command is one module whose name begins with PREFIX and which has a `COMMAND`. Nothing lists these modules: a new
-one is in the help, in the completion and on the command line by being there. All are imported for every command
+A command is one module of `fsdtool.cli.commands` with a `COMMAND`. Nothing lists these modules: a new one is in the
+help, in the completion and on the command line by being there. All are imported for every command
 line, so a command imports its estimator inside its function.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 
-PACKAGE, PREFIX = "fsdtool", "command_"
+PACKAGE = "fsdtool.cli.commands"
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,15 @@ class Command:
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def find_commands(package: str = PACKAGE, prefix: str = PREFIX) -> list[Command]:
+def find_commands(package: str = PACKAGE) -> list[Command]:
     """The commands of a package, in the order of the help.
 
     Raises ValueError where two modules have a command of the same name.
     """
     found: dict[str, Command] = {}
     for module in pkgutil.iter_modules(import_module(package).__path__):
-        if module.name.startswith(prefix):
-            command = import_module(f"{package}.{module.name}").COMMAND
-            if command.name in found:
-                raise ValueError(f"'{command.name}' of {module.name} is the name of another command; rename one")
-            found[command.name] = command
+        command = import_module(f"{package}.{module.name}").COMMAND
+        if command.name in found:
+            raise ValueError(f"'{command.name}' of {module.name} is the name of another command; rename one")
+        found[command.name] = command
     return sorted(found.values(), key=lambda command: (command.place, command.name))

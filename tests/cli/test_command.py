@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fsdtool.cli.command import PACKAGE, PREFIX, find_commands
+from fsdtool.cli.command import PACKAGE, find_commands
 
 ROOT = Path(__file__).parents[2]
 HELLO = """
@@ -59,7 +59,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_new_module_is_a_command(tmp_path):
-    (tmp_path / f"{PREFIX}hello.py").write_text(HELLO % 15)
+    (tmp_path / "hello.py").write_text(HELLO % 15)
     assert run(tmp_path, "hello", "you", "--twice").stdout == "hello you\nhello you\n"
     listed = run(tmp_path, "--help").stdout.split("\nCommands:\n")[1]
     assert [line.split()[0] for line in listed.splitlines()[:3]] == ["summarize", "hello", "find-mislabeled"]
@@ -75,22 +75,16 @@ def test_without_the_module_there_is_no_such_command(tmp_path):
     assert found.stderr.count("\n") == 1
 
 
-def test_only_modules_of_the_rule_are_imported(strangers):
-    package = strangers("pkg_rule", verb_hello=HELLO % 1, other="raise RuntimeError('imported')")
-    (command,) = find_commands(package, "verb_")
-    assert (command.name, command.place, command.findings) == ("hello", 1, "nobody answers")
-
-
 def test_commands_stand_in_their_places_and_equal_ones_by_name(strangers):
     modules = {f"v_{i}": HELLO.replace('"hello"', f'"{name}"') % place for i, (name, place) in enumerate(
         [("c", 20), ("b", 10), ("a", 20), ("d", 5)])}  # fmt: skip
-    assert [command.name for command in find_commands(strangers("pkg_order", **modules), "v_")] == ["d", "b", "a", "c"]
+    assert [command.name for command in find_commands(strangers("pkg_order", **modules))] == ["d", "b", "a", "c"]
 
 
 def test_two_commands_of_one_name_are_refused(strangers):
     package = strangers("pkg_twice", v_one=HELLO % 1, v_two=HELLO % 2)
     with pytest.raises(ValueError, match="'hello' of v_two is the name of another command; rename one"):
-        find_commands(package, "v_")
+        find_commands(package)
 
 
 def test_every_command_has_a_line_for_the_list_and_a_help_text_with_an_example():
