@@ -120,7 +120,7 @@ def verdict(evidence: np.ndarray, candidates: np.ndarray, classes: int, paramete
     combined = last.combined(weights)
     against = float((combined[:, 1:].max(1) > 0).mean())
     found = forward(some, of_some, evidence.shape[1] - 1, classes, parameters, patient=False)
-    if found.noise.rate >= np.nanmin(rates) and _explains(found, some, of_some, alone):
+    if _explains(found, some, of_some, alone):
         rate = found.noise.rate
     else:
         rate = math.sqrt(together.rate * last.unmixed(last.agreed, classes).rate)

@@ -71,21 +71,6 @@ def test_clean_labels_are_found_clean():
     assert (found.score > 0.5).mean() < 0.02
 
 
-def test_a_share_below_that_of_each_layer_is_not_believed(monkeypatch):
-    true = signals()[1]
-    given = relabelled(true, NOISES["even"])
-
-    def sure_of_few(*arguments, **options):
-        found = module_forward(*arguments, **options)
-        right = np.where(found.noise.key // 4 == found.noise.key % 4, found.noise.count, 0.001 * found.noise.count)
-        return replace(found, noise=replace(found.noise, count=right), settled=True, likelihood=0.0)
-
-    module_forward = module.forward
-    monkeypatch.setattr(module, "forward", sure_of_few)
-    said = verdict(*draw(given, true, memorised=False), 4, PARAMETERS)
-    assert said.noise.rate == pytest.approx((given != true).mean(), rel=0.25)
-
-
 def test_confusion_is_believed_in_so_far_as_it_explains_what_the_evidence_is_against():
     classes, key = 3, np.arange(9)
     count = np.array([[80.0, 20, 0], [0, 100, 0], [0, 0, 100]]).ravel()
