@@ -219,3 +219,6 @@ def _ids(stored: np.ndarray, count: int, spec: str) -> np.ndarray:
 
 def _text(stored: object) -> str:
     return stored.decode("utf-8", "replace") if isinstance(stored, bytes) else str(stored)
+
+
+SUFFIXES = {".npz": open_array_file, ".h5": open_array_file, ".hdf5": open_array_file}

@@ -157,3 +157,6 @@ class _Rest:
         if self._first is not None:
             yield self._first
         yield from self._lines
+
+
+SUFFIXES = {".csv": open_csv, ".tsv": open_csv}

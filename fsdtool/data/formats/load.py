@@ -6,20 +6,20 @@ Nothing is downloaded, no pickled or object array is read, and no link out of an
 from __future__ import annotations
 
 import logging
+import pkgutil
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
-from fsdtool.data.formats.array_keys import PairedFiles, open_array_file, open_arrays
-from fsdtool.data.formats.csv_tables import open_csv
+from fsdtool.data.formats.array_keys import PairedFiles, open_arrays
 from fsdtool.data.formats.huggingface import is_saved_dataset, open_saved_dataset
 from fsdtool.data.formats.image_files import open_image_folder
 from fsdtool.data.formats.image_folders import is_hidden
 from fsdtool.data.formats.map_style import open_factory, open_torchvision
 from fsdtool.data.formats.numpy_files import NpyFiles
-from fsdtool.data.formats.parquet import open_parquet
 from fsdtool.data.preprocessing import Preprocessing
 from fsdtool.data.readers import Found, ItemReader, Request, TransformedReader
 from fsdtool.data.scaling import scale_note
@@ -30,14 +30,15 @@ from fsdtool.tasks.task import Task, task_of
 
 log = logging.getLogger("fsdtool")
 PAIRED = (".npy", ".npz", ".h5", ".hdf5")
-FILES = {
-    ".npz": open_array_file,
-    ".h5": open_array_file,
-    ".hdf5": open_array_file,
-    ".csv": open_csv,
-    ".tsv": open_csv,
-    ".parquet": open_parquet,
-}
+PACKAGE = "fsdtool.data.formats"
+
+
+def file_formats() -> dict[str, Callable[[Path, Request], Found]]:
+    """What opens a file, by its suffix: a module of this package has them as SUFFIXES, and is found by that."""
+    modules = [
+        import_module(f"{PACKAGE}.{part.name}") for part in pkgutil.iter_modules(import_module(PACKAGE).__path__)
+    ]
+    return {suffix: opener for module in modules for suffix, opener in getattr(module, "SUFFIXES", {}).items()}
 
 
 def load_dataset(
@@ -122,14 +123,17 @@ def _open(spec: str, request: Request) -> Found:
         return open_arrays(NpyFiles(arrays), spec, request)
     if pair:
         return open_arrays(PairedFiles(*pair), spec, request)
-    if not path.is_file() or path.suffix.lower() not in FILES:
+    known = file_formats()
+    if not path.is_file() or path.suffix.lower() not in known:
+        *most, last = known
         raise FsdtoolError(
-            f"the data '{spec}' {'is of an unknown kind' if path.exists() else 'does not exist'}; give a .npz, .h5, "
-            ".csv or .parquet file, x.npy,y.npy (or .h5), a folder of images, torchvision:NAME or path/file.py:factory"
+            f"the data '{spec}' {'is of an unknown kind' if path.exists() else 'does not exist'}; give a "
+            f"{', '.join(most)} or {last} file, x.npy,y.npy (or .h5), a folder of images, torchvision:NAME or "
+            "path/file.py:factory"
         )
     if not path.stat().st_size:
         raise FsdtoolError(f"'{spec}' is damaged or not a {path.suffix} file: it has no bytes; write it again")
-    return FILES[path.suffix.lower()](path, request)
+    return known[path.suffix.lower()](path, request)
 
 
 def _npy_files(path: Path) -> dict[str, Path]:

@@ -165,3 +165,6 @@ def _check_types(schema: Any, columns: Columns, path: Path) -> None:
                     "Hugging Face datasets and give the folder that save_to_disk writes"
                 )
             raise refuse_text(str(kind), name, f"'{path}'")
+
+
+SUFFIXES = {".parquet": open_parquet}

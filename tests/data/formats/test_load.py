@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import logging
 import pickle
+import sys
 import textwrap
+from importlib import import_module
 
 import h5py
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 from torch import nn
 
 from fsdtool.data.formats import array_keys as array_files
-from fsdtool.data.formats import map_style
+from fsdtool.data.formats import load, map_style
 from fsdtool.data.formats.load import load_dataset
 from fsdtool.data.layout import fit_layout
 from fsdtool.data.preprocessing import Preprocessing
@@ -620,7 +622,9 @@ def test_what_is_no_data_set_is_one_line(tmp_path):
     (tmp_path / "data.txt").touch()
     assert f"the data '{tmp_path}/data.txt' is of an unknown kind" in error_line(load_dataset, f"{tmp_path}/data.txt")
     line = error_line(load_dataset, f"{tmp_path}/data.npz")
-    assert "does not exist; give a .npz, .h5, .csv or .parquet file, x.npy,y.npy (or .h5), a folder" in line
+    assert (
+        "does not exist; give a .npz, .h5, .hdf5, .csv, .tsv or .parquet file, x.npy,y.npy (or .h5), a folder" in line
+    )
     line = error_line(load_dataset, npz(tmp_path, x=FEATURES, y=LABELS), preprocessing=Preprocessing(image_size=8))
     assert "--image-size is for images" in line
 
@@ -877,3 +881,29 @@ def test_a_source_opens_again_in_another_process(user_file):
     source = load_dataset(f"{user_file}:Pairs?size=5")
     again = pickle.loads(pickle.dumps(source))
     assert torch.equal(everything(again).x, everything(source).x)
+
+
+PAIRS = """
+import numpy as np
+from fsdtool.data.readers import ArrayReader, Found
+
+def open_pairs(path, request):
+    numbers, ids = np.loadtxt(path, dtype=np.float32), np.arange(2)
+    return Found(ArrayReader(numbers[:, :-1], request.task.targets(numbers[:, -1], ids)), ids, None, "rows of numbers")
+
+SUFFIXES = {".pairs": open_pairs}
+"""
+
+
+def test_a_kind_of_file_is_a_module_of_the_package(tmp_path, monkeypatch):
+    (tmp_path / "pairs.py").write_text(PAIRS)
+    np.savetxt(tmp_path / "data.pairs", [[0.5, 1.5, 0], [2.5, 3.5, 1]])
+    with pytest.raises(FsdtoolError, match="unknown kind"):
+        load_dataset(str(tmp_path / "data.pairs"))
+    package = import_module(load.PACKAGE)
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, f"{load.PACKAGE}.pairs", raising=False)
+    data = load_dataset(str(tmp_path / "data.pairs"))
+    (batch,) = data.batches(2)
+    np.testing.assert_array_equal(batch.x, [[0.5, 1.5], [2.5, 3.5]])
+    assert batch.y.tolist() == [0, 1]
