@@ -8,7 +8,7 @@ from typing import Any
 
 from fsdtool.errors import FsdtoolError
 from fsdtool.report import console
-from fsdtool.report.ci_checks import Checks
+from fsdtool.report.formats.row_format import Checks
 
 
 def talk(quiet: bool, debug: bool) -> None:

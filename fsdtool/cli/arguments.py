@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsdtool.errors import FsdtoolError, describe
-from fsdtool.report.console import one_line
 from fsdtool.util.csv_cells import known_text, unescaped
+from fsdtool.util.terminal import one_line
 
 if TYPE_CHECKING:
     import numpy as np

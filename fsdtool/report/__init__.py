@@ -1,5 +1,5 @@
-"""What is written for people and programs: rows in six formats on stdout and talk on stderr, checks of a CI system, and
-the HTML page with its pictures.  It lays out what estimators found and estimates nothing.
+"""What is written for people and programs: rows on stdout, talk on stderr, and the HTML page with its
+pictures.  It lays out what estimators found and estimates nothing.
 """
 
 from __future__ import annotations

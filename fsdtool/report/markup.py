@@ -6,7 +6,7 @@ import html
 import re
 from typing import Any
 
-from fsdtool.report.console import printable
+from fsdtool.util.terminal import printable
 
 # Embeddings, overrides and isolates: a name could show as another.
 _TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fsdtool.errors import FsdtoolError
 from fsdtool.mislabel.find import FEW_EXAMPLES, Mislabeled
-from fsdtool.report.console import write_csv
+from fsdtool.report.formats.csv_rows import write_csv
 from fsdtool.util.atomic_files import write_whole
 
 

@@ -18,8 +18,8 @@ import torch
 
 from fsdtool import cli
 from fsdtool.report import console
-from fsdtool.report.ci_checks import Checks, write_github, write_junit
 from fsdtool.report.console import Format, render
+from fsdtool.report.formats.row_format import Checks
 from tests.conftest import SAMPLE, gaussian_classes, perceptron
 
 ROOT = Path(__file__).parents[2]
@@ -160,7 +160,7 @@ def checks(**more) -> Checks:
 def test_github_annotations_escape_what_github_would_read():
     stream = io.StringIO()
     hostile = checks(file=lambda row: row["id"], level=lambda row: "warning")
-    write_github([{"id": NASTY}, {"id": "plain"}], hostile, stream)
+    render([{"id": NASTY}, {"id": "plain"}], ["id"], Format.github, stream, checks=hostile)
     assert stream.getvalue().splitlines() == [
         "::warning file=50%25%2Ca%3Ab%0D%0A%3A%3Aerror%3A%3A<&\"'> [31m日本\ud800]]>,title=a%2C suite%3A 100%25"
         "::of 50%25,a:b%0D%0A::error::<&\"'> [31m日本\ud800]]>",
@@ -172,7 +172,8 @@ def test_junit_is_xml_whatever_the_names_hold():
     stream = io.StringIO()
     level = {"plain": "notice"}
     everything = [{"id": NASTY}, {"id": "plain"}, {"id": "".join(map(chr, range(0x300)))}, {"id": "\ufffe\uffff"}]
-    write_junit(everything, checks(level=lambda row: level.get(row["id"], "warning")), stream)
+    judged = checks(level=lambda row: level.get(row["id"], "warning"))
+    render(everything, ["id"], Format.junit, stream, checks=judged)
     text = stream.getvalue()
     assert text.isascii()
     root = ElementTree.fromstring(text)

@@ -40,7 +40,7 @@ from fsdtool.cli.options import (
 )
 from fsdtool.errors import ExitStatus, FsdtoolError
 from fsdtool.report import console
-from fsdtool.report.ci_checks import Checks
+from fsdtool.report.formats.row_format import Checks
 from fsdtool.summary.data_like import load_like
 
 log = logging.getLogger("fsdtool")
