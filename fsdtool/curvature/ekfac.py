@@ -144,8 +144,8 @@ def curvature(
 
     `samples` pseudo-samples give the eigenbases and as many others the eigenvalues.
     """
-    options = {"seed": seed, "numbers": numbers, "samples": samples, "device": device}
-    return [sums.finalize(SIMULATED) for sums in simulated_sums(graph, parameters, statistics, **options)]
+    found = simulated_sums(graph, parameters, statistics, seed=seed, numbers=numbers, samples=samples, device=device)
+    return [sums.finalize(SIMULATED) for sums in found]
 
 
 def simulated_sums(

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
@@ -114,7 +114,7 @@ class GaussNewton:
     def product(self, vectors: Vectors) -> Vectors:
         """G v of each of the vectors (Q, rows, columns)."""
         if self._jacobian is not None:
-            return self._dense_product(vectors)
+            return self._dense_product(self._jacobian, vectors)
         count = len(vectors[0])
         total = [torch.zeros_like(v) for v in vectors]
         for draw in self.pool:
@@ -135,11 +135,13 @@ class GaussNewton:
         simple = all(has_rank_one(block, self.graph) for block in self.blocks)
         if self.hessians is None or not simple or numbers > TANGENTS:
             return None
-        parts = [self._draw_factors(draw) for draw in self.pool]
-        return [tuple(torch.cat(side) for side in zip(*pairs, strict=True)) for pairs in zip(*parts, strict=True)]
+        parts = [self._draw_factors(draw, self.hessians[draw.component]) for draw in self.pool]
+        return [
+            (torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs])) for pairs in zip(*parts, strict=True)
+        ]
 
-    def _draw_factors(self, draw: Draw) -> list[tuple[Tensor, Tensor]]:
-        values, basis = symmetric_eigen(self.hessians[draw.component])
+    def _draw_factors(self, draw: Draw, hessian: Tensor) -> list[tuple[Tensor, Tensor]]:
+        values, basis = symmetric_eigen(hessian)
         root = (basis.double() * (values * draw.weight).sqrt()).to(draw.x.dtype)
         each = []
         for column in root.T:
@@ -148,14 +150,14 @@ class GaussNewton:
             each.append([vectors(block, uses) for block in self.blocks])
         return [(pairs[0][1], torch.stack([b for b, _ in pairs], 1)) for pairs in zip(*each, strict=True)]
 
-    def _dense_product(self, vectors: Vectors) -> Vectors:
+    def _dense_product(self, jacobian: list[tuple[Tensor, Tensor]], vectors: Vectors) -> Vectors:
         count = len(vectors[0])
-        along = 0  # root(H) J v: (N, O, Q)
-        for v, (a, b) in zip(vectors, self._jacobian, strict=True):
+        along = vectors[0].new_zeros(())  # root(H) J v: (N, O, Q)
+        for v, (a, b) in zip(vectors, jacobian, strict=True):
             inner = (v.flatten(0, 1) @ a.T).view(count, -1, len(a))  # (Q, rows, N)
             along = along + b @ inner.permute(2, 1, 0)
         found = []
-        for a, b in self._jacobian:
+        for a, b in jacobian:
             outer = (b.mT @ along).permute(2, 1, 0)  # (Q, rows, N)
             found.append((outer.flatten(0, 1) @ a).view(count, b.shape[2], -1))
         return found
@@ -167,7 +169,7 @@ class GaussNewton:
             return self.graph.run({**self.parameters, **changed}, draw.x, gate=draw.tape.replay)
 
         along = vmap(lambda v: jvp(outputs, (point,), (v,))[1])(self.named(vectors))  # (Q, n, O)
-        _, pull = vjp(outputs, point)
+        pull = vjp(outputs, point)[1]
         (found,) = vmap(pull)(draw.weight * self.times_hessian(draw, along))
         return self.matrices(found, 1)
 
@@ -251,7 +253,7 @@ def length(v: Vectors) -> float:
 
 def _inner(a: Vectors, b: Vectors) -> Tensor:
     """The inner product (Q,) of each pair, summed in float64."""
-    return sum((x * y).sum((1, 2), dtype=torch.float64) for x, y in zip(a, b, strict=True))
+    return reduce(torch.add, [(x * y).sum((1, 2), dtype=torch.float64) for x, y in zip(a, b, strict=True)])
 
 
 def _doubled(part: Tensor | None) -> Tensor | None:

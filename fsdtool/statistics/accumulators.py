@@ -9,6 +9,7 @@ units of a step, O outputs.  What the sums become is in fsdtool.statistics.compo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,12 +35,12 @@ class CentredMoments:
     ):
         self.basis = basis.double().to(device) if basis is not None else None
         rank = dimensions if basis is None else basis.shape[1]
-        options = {"dtype": torch.float64, "device": device}
-        self.count = torch.zeros(components, **options)
-        self.mean = torch.zeros(components, dimensions, **options)
+        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
+        self.count = zeros(components)
+        self.mean = zeros(components, dimensions)
         # Centred sums: of projected outer products, and of squares per coordinate.
-        self.core = torch.zeros(components, rank, rank, **options)
-        self.squares = torch.zeros(components, dimensions, **options)
+        self.core = zeros(components, rank, rank)
+        self.squares = zeros(components, dimensions)
 
     def _project(self, d: Tensor) -> Tensor:
         return d if self.basis is None else d @ self.basis

@@ -60,9 +60,9 @@ class Anchors:
 
     def to(self, device: torch.device) -> Anchors:
         """The same on a device, in float32."""
-        numbers = (part.to(device, torch.float32) for part in (self.inputs, self.outputs))
+        inputs, outputs = self.inputs.to(device, torch.float32), self.outputs.to(device, torch.float32)
         basis = None if self.basis is None else self.basis.to(device, torch.float32)
-        return Anchors(*numbers, self.component.to(device), self.alone.to(device), basis)
+        return Anchors(inputs, outputs, self.component.to(device), self.alone.to(device), basis)
 
     def evenly(self, count: int) -> Anchors:
         """At most `count` of those that stand for others too, evenly spaced, and all that stand alone."""

@@ -56,7 +56,7 @@ class StatisticsSums:
         Copied is what the batch changes: the components of its examples, as soon as these are known.  The copies are
         kept from batch to batch, so putting them back needs no memory.
         """
-        sample = self.sample and self.sample.state()
+        sample = None if self.sample is None else self.sample.state()
         self._copied = torch.empty(0, dtype=torch.int64)
         try:
             yield
@@ -64,7 +64,7 @@ class StatisticsSums:
             if len(self._copied):
                 for copy, value in zip(self._copies, self._tensors(), strict=True):
                     value[self._copied] = copy[: len(self._copied)]
-            if self.sample is not None:
+            if self.sample is not None and sample is not None:
                 self.sample.restore(sample)
             raise
         finally:
@@ -98,10 +98,11 @@ class StatisticsSums:
             return
         s = inputs[0].detach()
         if self._component is None:
+            assert self.assignment.pattern is not None  # of clusters, the only ones that wait
             self._patterns.append(self.assignment.pattern.slopes(step, s))
             self._pending.append((step.name, s))
         else:
-            self._update(step.name, s)
+            self._update(step.name, s, self._component)
 
     def finish(self, x: Tensor, logits: Tensor) -> None:
         """End the batch: its inputs (batch, n) and logits (batch, O)."""
@@ -109,7 +110,7 @@ class StatisticsSums:
             self._component = self.assignment.assign(logits, torch.cat(self._patterns, 1))
             self._copy(self._component)
             for name, s in self._pending:
-                self._update(name, s)
+                self._update(name, s, self._component)
         self.inputs.update(x, self._component)
         self.outputs.update(logits, self._component)
         if self.sample is not None:
@@ -119,6 +120,7 @@ class StatisticsSums:
     @property
     def component(self) -> Tensor:
         """Component (batch,) of each example of the batch last finished."""
+        assert self._component is not None
         return self._component
 
     def merge(self, other: StatisticsSums) -> None:
@@ -126,6 +128,7 @@ class StatisticsSums:
         self.inputs.merge(other.inputs)
         self.outputs.merge(other.outputs)
         if self.sample is not None:
+            assert other.sample is not None  # it is of the same task
             self.sample.merge(other.sample)
         for name, gates in self.gates.items():
             gates.merge(other.gates[name])
@@ -158,6 +161,6 @@ class StatisticsSums:
         gates = [value for gates in self.gates.values() for value in (gates.count, gates.sums)]
         return [inputs.count, inputs.mean, inputs.core, inputs.squares, outputs.count, outputs.sums, *gates]
 
-    def _update(self, name: str, s: Tensor) -> None:
+    def _update(self, name: str, s: Tensor, component: Tensor) -> None:
         with torch.no_grad():
-            self.gates[name].update(s, self._component)
+            self.gates[name].update(s, component)

@@ -71,7 +71,9 @@ class GateStatistics:
     def expectations(self, k: int) -> Tensor:
         """E[m], E[m^2], E[c], E[m c], E[c^2] of component k: (5, U)."""
         if self.pieces is None:
+            assert self.moments is not None
             return self.moments[k]
+        assert self.probabilities is not None
         p = self.probabilities[k]
         p = torch.cat([(1 - p.sum(0, keepdim=True)).clamp(min=0), p])  # (J, U)
         m = torch.tensor(self.pieces.slopes, dtype=p.dtype, device=p.device)
@@ -118,15 +120,20 @@ class Statistics:
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Statistics:
         """The same statistics with every tensor on `device` and of `dtype`."""
 
-        def move(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(device=device, dtype=dtype or value.dtype)
+        def move(value: Tensor) -> Tensor:
+            return value.to(device=device, dtype=dtype or value.dtype)
 
-        inputs = InputStatistics(
-            *(move(v) for v in (self.input.mean, self.input.basis, self.input.core, self.input.diagonal))
-        )
-        gates = {i: GateStatistics(g.pieces, move(g.probabilities), move(g.moments)) for i, g in self.gates.items()}
+        def move_any(value: Tensor | None) -> Tensor | None:
+            return None if value is None else move(value)
+
+        given = self.input
+        inputs = InputStatistics(move(given.mean), move_any(given.basis), move(given.core), move(given.diagonal))
+        gates = {
+            i: GateStatistics(law.pieces, move_any(law.probabilities), move_any(law.moments))
+            for i, law in self.gates.items()
+        }
         outputs = None
         if self.outputs is not None:
             outputs = OutputSample(move(self.outputs.values), self.outputs.component.to(device=device))
-        hessian = move(self.output_hessian)
+        hessian = move_any(self.output_hessian)
         return Statistics(self.kind, self.names, self.count, inputs, gates, hessian, outputs, self.task)

@@ -89,9 +89,22 @@ class Fit:
     @classmethod
     def read(cls, task: Task, numbers: Fields, arrays: Mapping[str, np.ndarray]) -> Fit:
         """From `numbers` and the two arrays.  Raises FsdtoolError for what is missing or no finite number."""
-        names = [name for name in cls.__annotations__ if name not in ("task", *ARRAYS)]
-        found = {name: numbers.number(name) for name in names} | {"examples": numbers.integer("examples")}
-        return cls(task=task, **found, **{name: tuple(arrays[name].astype(float).tolist()) for name in ARRAYS})
+        return cls(
+            task=task,
+            examples=numbers.integer("examples"),
+            mean_loss=numbers.number("mean_loss"),
+            baseline_loss=numbers.number("baseline_loss"),
+            loss_error=numbers.number("loss_error"),
+            accuracy=numbers.number("accuracy"),
+            baseline_accuracy=numbers.number("baseline_accuracy"),
+            accuracy_error=numbers.number("accuracy_error"),
+            output_spread=numbers.number("output_spread"),
+            refitted_loss=numbers.number("refitted_loss"),
+            output_factor=numbers.number("output_factor"),
+            reordered_accuracy=numbers.number("reordered_accuracy"),
+            r_squared=tuple(arrays["r_squared"].astype(float).tolist()),
+            constant=tuple(arrays["constant"].astype(float).tolist()),
+        )
 
 
 class FitSums:
@@ -124,7 +137,7 @@ class FitSums:
         errors, of_constant, spread = self._squares
         r_squared = 1 - errors / np.where(of_constant > 0, of_constant, np.inf)
         reordered, refitted, factor = float(means[2]), float(means[0]), 1.0
-        if outputs is not None:
+        if outputs is not None and targets is not None:
             stride = max(-(-outputs.size // NUMBERS), 1)
             some, wanted = np.asarray(outputs[::stride], np.float64), targets[::stride]
             before, after, factor = self.task.refit(some, wanted)

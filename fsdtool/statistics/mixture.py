@@ -42,6 +42,8 @@ class Assignment:
         if self.kind == "class":
             return labels.long()
         if self.kind == "cluster":
+            assert patterns is not None
+            assert self.centres is not None
             return _nearest(patterns, self.centres)
         return torch.zeros(len(labels), dtype=torch.int64, device=labels.device)
 
