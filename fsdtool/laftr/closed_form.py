@@ -77,11 +77,9 @@ def closed_form(
     maps1, _ = chain(graph, other)
     values = []
     for k in range(len(statistics.names)):
-        joint = None
-        for position, (map0, map1) in enumerate(zip(maps0, maps1, strict=True)):
-            joint = _enter(map0, map1, statistics, k) if joint is None else _affine(joint, map0, map1)
-            if position < len(activations):
-                joint = _gate(joint, statistics.gates[activations[position]].expectations(k))
+        joint = _enter(maps0[0], maps1[0], statistics, k)
+        for activation, map0, map1 in zip(activations, maps0[1:], maps1[1:], strict=True):
+            joint = _affine(_gate(joint, statistics.gates[activation].expectations(k)), map0, map1)
         size = graph.outputs
         values.append(0.5 * (hessian[k] * joint[size : 2 * size, size : 2 * size]).sum())
     return torch.stack(values)
@@ -111,9 +109,9 @@ def _bordered(second: Tensor, first: Tensor) -> Tensor:
 
 
 def _affine(joint: Tensor, map0: _Affine, map1: _Affine) -> Tensor:
-    if map0.weight is None and map0.bias is None:
-        return joint
     w0, w1 = map0.weight, map1.weight
+    if w0 is None or w1 is None:  # of both or of none, as they are of one graph; without a weight there is no bias
+        return joint
     b0, b1 = _bias(map0, w0), _bias(map1, w1)
     zero, row = (
         torch.zeros_like(w0),

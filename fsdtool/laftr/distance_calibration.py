@@ -123,7 +123,10 @@ def calibrate_simulation(
 ) -> DistanceCalibration:
     """The error of distances on pseudo-samples; estimate(others, metrics) gives the summary's own, by metric."""
     x = signal.reshape(-1, *graph.input_shape)
-    by_metric = partial(estimate, metrics=tuple(task.metrics))
+
+    def by_metric(others: Sequence[Parameters]) -> dict[str, list[float]]:
+        return estimate(others, tuple(task.metrics))
+
     return _calibrate("sampled", graph, reference, x, targets, likely, task, seed, batch_size, by_metric)
 
 
@@ -192,11 +195,11 @@ def changes(
         return {**reference, **{name: change(reference[name]) for name in weights}}
 
     for size in (0.02, 0.1, 0.3):
-        yield changed(lambda w, size=size: w + size * _spread(w) * _normal(w, generator))
+        yield changed(partial(_noisy, size=size, generator=generator))
     for bits in (6, 4):
-        yield changed(lambda w, bits=bits: _rounded(w, bits))
+        yield changed(partial(_rounded, bits=bits))
     for share in (0.3, 0.6):
-        yield changed(lambda w, share=share: _pruned(w, share))
+        yield changed(partial(_pruned, share=share))
     part = (len(x) + 1) // 2
     descent = partial(_descent, graph, reference, weights, task=task, batch_size=batch_size, steps=(1, STEPS))
     yield from descent(x[:part], targets[:part])
@@ -238,8 +241,8 @@ def _spread(w: Tensor) -> Tensor:
     return w.std() if w.numel() > 1 else w.abs().sum()
 
 
-def _normal(w: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(w.shape, generator=generator).to(w)
+def _noisy(w: Tensor, size: float, generator: torch.Generator) -> Tensor:
+    return w + size * _spread(w) * torch.randn(w.shape, generator=generator).to(w)
 
 
 def _rounded(w: Tensor, bits: int) -> Tensor:

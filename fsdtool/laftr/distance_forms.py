@@ -177,10 +177,10 @@ def on_pseudo_samples(
         rho = torch.empty(len(metrics), len(others), len(x), dtype=torch.float64)
         for i, other in enumerate(others):
             f1 = graph.run(other, x, gate=tape.replay)
-            moved = None if law is None else law.other(f1)
+            recorded = (f0, f1) if law is None else (law.f0, law.other(f1))
             for j, metric in enumerate(metrics):
-                as_simulated = law is None or metric == SQUARED_ERROR
-                rho[j, i] = (measure(metric, f0, f1) if as_simulated else measure(metric, law.f0, moved)).cpu()
+                before, after = (f0, f1) if metric == SQUARED_ERROR else recorded
+                rho[j, i] = measure(metric, before, after).cpu()
         return k, rho
 
     with track("pseudo-samples", samples) as advance, torch.no_grad():
@@ -225,6 +225,7 @@ def in_closed_form(
 def output_hessian(statistics: Statistics, metric: str, outputs: int) -> Tensor:
     """H (K, O, O) of each component: the identity for squared_error, the stored mean Hessian for kl2."""
     if metric == "kl2":
+        assert statistics.output_hessian is not None
         return statistics.output_hessian
     mean = statistics.input.mean
     return torch.eye(outputs, dtype=mean.dtype, device=mean.device).expand(len(mean), -1, -1)

@@ -86,7 +86,7 @@ class Penalty:
     def __call__(self, model: nn.Module, batch: int) -> Tensor:
         """The distance of the module's current weights over `batch` pseudo-samples: a scalar with gradients."""
         parameters = self._live(model)
-        if self.form == CLOSED:
+        if self._hessian is not None:
             each = closed_form(self._graph, self._reference, parameters, self._statistics, self._hessian)
             return self._statistics.weight.to(each) @ each
         x, f0, tape = self._next(batch)
@@ -108,24 +108,25 @@ class Penalty:
         return state
 
     def _next(self, batch: int) -> tuple[Tensor, Tensor, Tape | None]:
-        if len(self._order) < batch:
-            self._draw(batch)
+        if self._pool is None or len(self._order) < batch:
+            self._pool = self._draw(batch)
         chosen, self._order = self._order[:batch], self._order[batch:]
         x, f0, tape = self._pool
         return x[chosen], f0[chosen], None if tape is None else tape.select(chosen)
 
-    def _draw(self, batch: int) -> None:
-        """A new pool: pseudo-samples of all components, in random order."""
+    def _draw(self, batch: int) -> tuple[Tensor, Tensor, Tape | None]:
+        """A new pool: pseudo-samples of all components, and the random order to take them in."""
         held = sum(self._graph.steps[i].units for i in self._graph.indices("activation", "maximum"))
         count = max(min(POOL_BYTES // (4 * max(held, 1)), LARGEST_POOL), batch)
         drawn = self._simulation.each(count, self._draw_component)
         x, f0, tapes = zip(*drawn, strict=True)
-        self._pool = torch.cat(x), torch.cat(f0), None if self._own else type(tapes[0]).concatenate(tapes)
+        pool = torch.cat(x), torch.cat(f0), None if self._own else type(tapes[0]).concatenate(tapes)
         generator = self._simulation.generator
-        total = len(self._pool[0])
+        total = len(pool[0])
         passes = max(PASSES, -(-batch // total))
         orders = [torch.randperm(total, generator=generator, device=generator.device) for _ in range(passes)]
         self._order = torch.cat(orders)
+        return pool
 
     def _draw_component(self, k: int, count: int) -> tuple[Tensor, Tensor, Tape | None]:
         """`count` pseudo-samples of component k: inputs, outputs of the reference, the tape of its gates."""

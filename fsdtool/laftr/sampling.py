@@ -80,10 +80,11 @@ class MovingTape(Tape):
         if step.kind != ACTIVATION:
             return operation.replay(step, s, operation.hold(step, s.detach()))
         activation = step.activation()
+        held = [part for part in self.held[step.name] if part is not None]  # all of them: see `record`
         if activation.pieces is None:
-            a0, phi0, steeper, s0 = self.held[step.name]
+            a0, phi0, steeper, s0 = held
             return a0 + (activation.function(s) - phi0) + steeper * (s - s0)
-        intercept, *breaks = self.held[step.name]
+        intercept, *breaks = held
         m, c = _moved(activation.pieces, s.detach(), breaks)
         return m * s + (c + intercept)
 
@@ -91,7 +92,8 @@ class MovingTape(Tape):
         """Hold what replays need, of the run that had the signal s, slopes m and intercepts c, and breaks (...)."""
         activation = step.activation()
         if activation.pieces is None:
-            self.held[step.name] = m * s + c, activation.function(s), m - activation.gate(s)[0], s
+            a0 = m * s if c is None else m * s + c
+            self.held[step.name] = a0, activation.function(s), m - activation.gate(s)[0], s
             return
         each = [t.expand_as(s) for t in breaks]
         slope, intercept = _moved(activation.pieces, s, each)
@@ -115,7 +117,7 @@ def _some(part: Tensor | None, rows: Tensor) -> Tensor | None:
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-    return None if parts[0] is None else torch.cat(parts)
+    return None if parts[0] is None else torch.cat([part for part in parts if part is not None])
 
 
 class Simulation:
@@ -152,7 +154,7 @@ class Simulation:
                 return operation.replay(step, s, held)
             statistics = self.statistics.gates[self._index[step.name]]
             m, c, breaks = self._gates(step, s.detach(), statistics, component)
-            if self.moving:
+            if isinstance(tape, MovingTape):
                 tape.record(step, s.detach(), m, c, breaks)
             else:
                 tape.held[step.name] = m, c
@@ -182,11 +184,14 @@ class Simulation:
         self, step: Step, s: Tensor, gates: GateStatistics, k: int
     ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
         """Slope, intercept (None: zero) and, of moving gates, breaks (each of one example's shape) for s (n, ...)."""
-        flat, breaks = s.flatten(1), []
+        flat = s.flatten(1)
+        breaks: list[Tensor] = []
         if gates.pieces is None:
+            assert gates.moments is not None
             moments = gates.moments[k]
             m, c = self._match(step, flat, moments) if self.coupled else self._draw_moments(flat, moments)
         else:
+            assert gates.probabilities is not None
             probabilities = gates.probabilities[k]
             if self.coupled:
                 piece, breaks = self._rank(flat, probabilities, gates.pieces.breaks if self.moving else ())
