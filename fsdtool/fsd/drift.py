@@ -71,6 +71,14 @@ class Distance:
     components: tuple[float, ...]
     exact: float | None = None
 
+    @property
+    def best(self) -> float:
+        """Exact where data were given, else as estimated."""
+        if self.exact is not None:
+            return self.exact
+        assert self.distance is not None  # what cannot be estimated is refused without data
+        return self.distance
+
 
 @dataclass(frozen=True)
 class Distances:
@@ -83,7 +91,7 @@ class Distances:
     @property
     def distances(self) -> list[float]:
         """Of each checkpoint: exact where data were given, else as estimated."""
-        return [d.distance if d.exact is None else d.exact for d in self.found]
+        return [d.best for d in self.found]
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row per checkpoint."""
@@ -158,7 +166,7 @@ def distances(
     theta0 = _on(_reference(summary, reference, model), device)
     states = [_matched(summary, checkpoint, model) for checkpoint in checkpoints]
     others = [_on(_used(summary, state, c), device) for state, c in zip(states, checkpoints, strict=True)]
-    unseen = [summary.identity.mode != FULL and changed(summary, state) for state in states]
+    unseen = [[] if summary.identity.mode == FULL else changed(summary, state) for state in states]
     for checkpoint, moved in zip(checkpoints, unseen, strict=True):
         check_seen(summary, checkpoint, moved, whole=model is not None and data is not None)
     calibration = summary.distance_calibration
@@ -168,20 +176,24 @@ def distances(
     if form == CLOSED:
         found = in_closed_form(*common, metric, device)
     elif form == EXAMPLES:
+        assert summary.anchors is not None  # see choose_form
         kept = summary.anchors.evenly(samples or len(summary.anchors))
         found = on_anchors(*common, kept, metric, task=summary.task, device=device, track=track)
     else:
-        options = {
-            "gates": gates or MOVING,
-            "samples": samples or default_samples(graph),
-            "seed": seed,
-            "device": device,
-        }
-        found = on_pseudo_samples(*common, [metric], **options, track=track)[metric]
+        by_metric = on_pseudo_samples(
+            *common,
+            [metric],
+            gates=gates or MOVING,
+            samples=samples or default_samples(graph),
+            seed=seed,
+            device=device,
+            track=track,
+        )
+        found = by_metric[metric]
     exact = None
     if data is not None and summary.identity.mode == FULL:
         exact = _exact(summary, theta0, others, metric, data, device, batch_size, track)
-    elif data is not None:
+    elif data is not None and model is not None:
         network = WholeNetwork(summary, model, reference, theta0, device)
         exact = network.exact(checkpoints, partial(measure, metric), data, batch_size, track)
     corrected = [
@@ -189,8 +201,10 @@ def distances(
         for i, (checkpoint, estimate) in enumerate(zip(checkpoints, found, strict=True))
     ]
     _warn(summary, [d for d, moved in zip(corrected, unseen, strict=True) if not moved])
-    without = {"distance": None, "standard_error": None, "model_error": None, "components": ()}
-    corrected = [replace(d, **without) if moved else d for d, moved in zip(corrected, unseen, strict=True)]
+    corrected = [
+        replace(d, distance=None, standard_error=None, model_error=None, components=()) if moved else d
+        for d, moved in zip(corrected, unseen, strict=True)
+    ]
     return Distances(corrected, names=statistics.names, weights=tuple(statistics.weight.tolist()))
 
 
@@ -217,12 +231,14 @@ def _corrected(
 def _warn(summary: Summary, found: Sequence[Distance]) -> None:
     """Say what of the distances is in doubt."""
     for d in found:
-        if not math.isfinite(d.distance):
+        if d.distance is not None and not math.isfinite(d.distance):
             log.warning(f"the distance of {d.checkpoint} is not finite: its outputs overflow")
-    doubtful = [d for d in found if d.model_error is not None and d.distance > 0 and not d.model_error <= DOUBTFUL]
+    moved = [d for d in found if d.distance is not None and d.distance > 0]
+    errors = [(d.model_error, d) for d in moved if d.model_error is not None]
+    doubtful = [(error, d) for error, d in errors if not error <= DOUBTFUL]
     if doubtful:
-        worst = max(doubtful, key=lambda d: d.model_error)
-        off = f"{worst.model_error:.0%} of itself" if worst.model_error < UNKNOWN else "an unknown factor"
+        error, worst = max(doubtful, key=lambda pair: pair[0])
+        off = f"{error:.0%} of itself" if error < UNKNOWN else "an unknown factor"
         remedy = "; --data gives the exact distance" if worst.exact is None else ""
         if remedy and summary.anchors is None:
             remedy += ", and a summary with records (without --no-records) a closer one"
@@ -231,7 +247,7 @@ def _warn(summary: Summary, found: Sequence[Distance]) -> None:
             f"{off} (model_error){remedy}"
         )
     unknown = [i for i, part in enumerate(found[0].components) if math.isnan(part)] if found else []
-    if unknown and all(math.isfinite(d.distance) for d in found):
+    if unknown and all(d.distance is not None and math.isfinite(d.distance) for d in found):
         share = float(summary.statistics.weight[unknown].sum())
         names = ", ".join(summary.statistics.names[i] for i in unknown[:3]) + (", ..." if len(unknown) > 3 else "")
         log.info(
@@ -277,7 +293,8 @@ def _matched(
     summary: Summary, checkpoint: Checkpoint, model: Callable[[Checkpoint], nn.Module] | None
 ) -> dict[str, Tensor]:
     """The checkpoint's tensors under the summary's names, computed weights plain."""
-    identity, notes = summary.identity, []
+    identity = summary.identity
+    notes: list[str] = []
     if model is not None:
         checkpoint = with_plain_weights(model(checkpoint), checkpoint)
     state = checkpoint.state

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fsdtool.data.layout import fit_layout
-from fsdtool.data.source import DataSource, Fingerprint
+from fsdtool.data.source import Batch, DataSource, Fingerprint
 from fsdtool.errors import FsdtoolError, some
 from fsdtool.model.checkpoint import Checkpoint, apply_checkpoint, tensors_of
 from fsdtool.model.state_dict_names import matters
@@ -108,17 +108,19 @@ class WholeNetwork:
         unmoved = next((m for m in models if not changed(self.summary, tensors_of(m))), None)
         data = fit_layout(data, models[0])
         fingerprint, size = Fingerprint(data.ids), BatchSize(batch_size)
-        recorded = self._recorded(len(data)) if self._reference is None and unmoved is None else None
+        known = unmoved if self._reference is None else self._reference
+        recorded = self._recorded(len(data)) if known is None else None
         with track("exact distance", len(data)) as advance, torch.no_grad():
             for batch in data.batches(batch_size):
                 fingerprint.update(batch)
 
-                def of(rows: slice, batch: object = batch) -> list[float]:
+                def of(rows: slice, batch: Batch = batch) -> list[float]:
                     x = batch.x[rows].to(self.device)
                     if recorded is not None:
                         f0 = recorded[batch.index[rows]].to(self.device)
                     else:
-                        f0 = self._run(self._reference or unmoved, x, self._head)
+                        assert known is not None
+                        f0 = self._run(known, x, self._head)
                     return [float(measure(f0, self._run(model, x)).sum()) for model in models]
 
                 for sums in size.parts(len(batch.index), of):

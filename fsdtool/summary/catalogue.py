@@ -97,8 +97,8 @@ class Catalogue:
 
     def label_name(self, label: int) -> int | str:
         """The class name of a label where names are known, else the label."""
-        known = self.class_names is not None and label < len(self.class_names)
-        return self.class_names[label] if known else int(label)
+        names = self.class_names
+        return names[label] if names is not None and label < len(names) else int(label)
 
     def target_name(self, target: np.ndarray) -> int | float | str:
         """A target as people read it: the class name, or numbers."""
@@ -268,8 +268,14 @@ def _read_influence_calibration(file: h5py.File) -> InfluenceCalibration | None:
         return None
     group = hdf5.group(file, "calibration/influence")
     attributes = hdf5.Attributes(group)
-    values = (attributes.number(name) for name in ("scale", "correlation", "self_scale", "self_correlation"))
-    found = InfluenceCalibration(*values, attributes.integer("examples"), attributes.integer("pairs"))
+    found = InfluenceCalibration(
+        scale=attributes.number("scale"),
+        correlation=attributes.number("correlation"),
+        self_scale=attributes.number("self_scale"),
+        self_correlation=attributes.number("self_correlation"),
+        examples=attributes.integer("examples"),
+        pairs=attributes.integer("pairs"),
+    )
     if not found.sound:
         raise hdf5.unusable(group, f"a scale of {found.scale:g} or {found.self_scale:g} cannot be")
     return found
@@ -284,7 +290,7 @@ def _check_schema(file: h5py.File) -> None:
         raise FsdtoolError(f"'{file.filename}' is no fsdtool summary; give a file that 'fsdtool summarize' wrote")
     if is_whole(schema) and schema == SCHEMA:
         return
-    newer = is_whole(schema) and schema > SCHEMA
+    newer = schema is not None and is_whole(schema) and schema > SCHEMA
     remedy = "update fsdtool, or write" if newer else "write"
     raise FsdtoolError(
         f"'{file.filename}' is a summary of schema {schema!r:.20}, and fsdtool {__version__} reads schema {SCHEMA}; "

@@ -149,7 +149,7 @@ class Attributes(Fields):
             dtype = self._holder.attrs.get_id(key).dtype
             plain = dtype.kind in NUMBERS + TEXT + "b" and dtype.isnative
             value = self._holder.attrs[key] if plain else None
-            if plain and dtype.kind == TEXT:
+            if value is not None and dtype.kind == TEXT:
                 value = np.char.decode(value, "utf-8")
         if not plain or not isinstance(value, (np.ndarray, np.generic)):
             raise unusable(self._holder, f"the attribute '{key}' of '{self._holder.name}' is not plain")

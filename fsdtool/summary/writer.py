@@ -153,9 +153,11 @@ class Writer:
         for i, gates in statistics.gates.items():
             name = f"statistics/gates/{graph.steps[i].name}"
             if gates.pieces is None:
+                assert gates.moments is not None
                 means = "means of m, m^2, c, m c, c^2, where phi(s) = m s + c (K, 5, U)"
                 self.put(name, gates.moments.float(), means, encoding="moments")
                 continue
+            assert gates.probabilities is not None
             top = 2**gate_bits - 1
             fixed = (gates.probabilities.clamp(0, 1) * top).round().cpu().numpy().astype(f"uint{gate_bits}")
             description = "probability of the activation's pieces 1 .. J-1 (K, J-1, U); ReLU: of the open gate"
