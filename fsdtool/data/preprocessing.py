@@ -79,7 +79,8 @@ class Preprocessing:
             transform = value.get("transform")
             if not (transform is None or isinstance(transform, str)):
                 raise TypeError(f"the transform is a {type(transform).__name__}")
-            return cls(mean, std, size, value.get("layout"), channels, transform)
+            layout = value.get("layout")
+            return cls(mean=mean, std=std, image_size=size, layout=layout, channels=channels, transform=transform)
         except (AttributeError, TypeError, ValueError, OverflowError) as error:
             raise FsdtoolError(
                 f"the stored preprocessing cannot be read ({describe(error)}); write it again"

@@ -43,8 +43,7 @@ def open_items(open_dataset: Callable[[], Any], spec: str, request: Request) -> 
     if count == 0:
         raise FsdtoolError(f"'{spec}' is empty; give at least one example")
     given = getattr(dataset, "classes", None)
-    named = isinstance(given, (list, tuple)) and all(isinstance(name, str) for name in given)
-    classes = list(given) if given is not None and named else []
+    classes = list(given) if isinstance(given, (list, tuple)) and all(isinstance(name, str) for name in given) else []
     hidden = [name for name in classes if is_hidden(name)]
     if hidden:
         log.warning(
