@@ -205,9 +205,9 @@ def _load_file(path: Path) -> ModuleType:
     path = path.resolve()
     name = f"{_USER_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     module_spec = importlib.util.spec_from_file_location(name, path)
-    assert module_spec is not None  # None only for other suffixes than .py
+    if module_spec is None or module_spec.loader is None:  # a link to a file of another suffix
+        raise FsdtoolError(f"'{path}' cannot be imported, since its name does not end in .py; give a copy that does")
     loader = module_spec.loader
-    assert loader is not None
 
     def execute() -> ModuleType:
         module = importlib.util.module_from_spec(module_spec)

@@ -33,7 +33,7 @@ _COLOUR = {"error": _RED, "internal error": _RED, "warning": _YELLOW}
 
 
 # How rows are written.
-Format = Enum("Format", {name: name for name in row_formats()}, type=str)  # type: ignore[misc]  # found in the package
+Format = Enum("Format", {name: name for name in row_formats()}, type=str)  # type: ignore[misc]  # no literal: modules
 
 
 @dataclass
