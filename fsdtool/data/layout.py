@@ -25,7 +25,8 @@ FITS = 0.9  # of the loss of a constant answer: a network that knows the data st
 HALVED = 0.5  # of the first layout's loss
 MORE_RIGHT = 5  # examples that only another layout gets right, on balance
 LEAD = 0.1  # of accuracy
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+LAYERS = (nn.Linear, *CONVOLUTIONS)
 
 
 def fit_layout(source: DataSource, model: nn.Module, *, workers: int = 0) -> DataSource:
@@ -80,8 +81,11 @@ def _best_layout(taken: dict[str, DataSource], model: nn.Module, workers: int) -
     To replace the first it must fit itself, and be better by more than chance among few examples (`_overrules`).
     """
     first = next(iter(taken))
-    fits = {layout: _fit(source, model, workers) for layout, source in taken.items()} if len(taken) > 1 else {}
-    if not fits or any(fit is None for fit in fits.values()):
+    if len(taken) == 1:
+        return first, ""
+    answers = {layout: _fit(source, model, workers) for layout, source in taken.items()}
+    fits = {layout: fit for layout, fit in answers.items() if fit is not None}
+    if len(fits) < len(taken):
         return first, ""
     best = min(fits, key=lambda layout: float(fits[layout].losses.mean()))
     others = {layout: fit for layout, fit in fits.items() if not torch.equal(fit.losses, fits[best].losses)}
@@ -107,7 +111,7 @@ def _overrules(best: _Fit, first: _Fit) -> bool:
     if not fits or not _clearly_lower(best.losses, first.losses):
         return False
     halved = bool(best.losses.mean() < HALVED * first.losses.mean())
-    if best.right is None:
+    if best.right is None or first.right is None:
         return halved
     more = int(best.right.sum() - first.right.sum())
     return more >= MORE_RIGHT and (halved or more >= LEAD * len(best.right))
@@ -174,7 +178,7 @@ def _misfit(name: str, layer: nn.Module, x: Tensor) -> str | None:
     """What the layer that failed wants and what it got, where the numbers of channels or features differ."""
     if isinstance(layer, nn.Linear):
         wanted, found, what = layer.in_features, x.shape[-1], "features"
-    elif x.ndim == layer.weight.ndim:
+    elif isinstance(layer, CONVOLUTIONS) and x.ndim == layer.weight.ndim:
         wanted, found, what = layer.in_channels, x.shape[1], "channels"
     else:
         return None

@@ -72,14 +72,15 @@ class Preprocessing:
     def from_json(cls, value: Mapping[str, Any]) -> Preprocessing:
         """The preprocessing that `to_json` wrote. Raises FsdtoolError for anything else."""
         try:
-            numbers = {
-                key: tuple(float(v) for v in value[key]) for key in ("mean", "std") if value.get(key) is not None
-            }
-            whole = {key: int(value[key]) for key in ("image_size", "channels") if value.get(key) is not None}
+            mean, std = (
+                None if value.get(key) is None else tuple(float(v) for v in value[key]) for key in ("mean", "std")
+            )
+            size, channels = (None if value.get(key) is None else int(value[key]) for key in ("image_size", "channels"))
             transform = value.get("transform")
             if not (transform is None or isinstance(transform, str)):
                 raise TypeError(f"the transform is a {type(transform).__name__}")
-            return cls(**numbers, **whole, layout=value.get("layout"), transform=transform)
+            layout = value.get("layout")
+            return cls(mean=mean, std=std, image_size=size, layout=layout, channels=channels, transform=transform)
         except (AttributeError, TypeError, ValueError, OverflowError) as error:
             raise FsdtoolError(
                 f"the stored preprocessing cannot be read ({describe(error)}); write it again"

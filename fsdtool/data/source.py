@@ -58,8 +58,8 @@ class Fingerprint:
     def update(self, batch: Batch) -> None:
         """Take in the next batch."""
         self._shapes = (tuple(batch.x.shape[1:]), tuple(batch.y.shape[1:]), str(batch.y.dtype))
-        self._x.update(batch.x.contiguous().numpy())
-        self._y.update(batch.y.contiguous().numpy())
+        self._x.update(batch.x.contiguous().numpy().data)
+        self._y.update(batch.y.contiguous().numpy().data)
         names = self._ids[batch.index.numpy()].tolist()
         self._names.update("".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape"))
 

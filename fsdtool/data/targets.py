@@ -71,12 +71,14 @@ def numbered(
         log.warning(
             f"labels {some(words)} of '{spec}' are taken as missing (summarize --missing '' makes them classes)"
         )
-    present = dict.fromkeys(range(len(labels)))
+    present = dict(enumerate(labels))
     for row in absent:
         del present[row]
-    order = request.class_names if request.class_names is not None else sorted({labels[row] for row in present})
-    number = {name: i for i, name in enumerate(order)}
-    unknown = next((row for row in present if labels[row] not in number), None)
+    order = request.class_names
+    if order is None:
+        order = sorted({label for label in present.values() if label is not None})
+    number: dict[str | None, int] = {name: i for i, name in enumerate(order)}
+    unknown = next((row for row, label in present.items() if label not in number), None)
     if unknown is not None:
         raise FsdtoolError(
             f"label '{labels[unknown]}' in {place(unknown)} is not a class name ({some(order)}); correct it"
@@ -84,7 +86,7 @@ def numbered(
     if request.class_names is None:
         log.info(f"labels of '{spec}' are text, numbered in sorted order: {some(order, 10)}")
     found = np.full(len(labels), np.nan)
-    found[list(present)] = [number[labels[row]] for row in present]
+    found[list(present)] = [number[label] for label in present.values()]
     return (found if absent else found.astype(np.int64)), order
 
 
@@ -104,7 +106,8 @@ def _label_rows(lines: Any, path: Path) -> dict[str, str]:
         raise FsdtoolError(
             f"--labels '{path}' has columns {some(header, 12) or 'none'}; it needs id and label (or suggested_label)"
         )
-    at, labels = (header.index("id"), header.index(column)), {}
+    at = (header.index("id"), header.index(column))
+    labels: dict[str, str] = {}
     for cells in lines:
         if not cells:
             continue

@@ -154,7 +154,8 @@ def _load(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
             f"{state[integers[0]].dtype}, expected float32: it is quantized; give the checkpoint from before that"
         )
     whole = OrderedDict(state) | _extra_states(model, checkpoint)
-    whole._metadata = _versions(model, checkpoint, state)
+    # torch keeps versions of modules there
+    whole._metadata = _versions(model, checkpoint, state)  # type: ignore[attr-defined]  # no part of OrderedDict
     try:
         model.load_state_dict(whole, strict=False)
     except Exception as error:  # the model's own hooks

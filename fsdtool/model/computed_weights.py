@@ -124,7 +124,9 @@ def _value(module: nn.Module, name: str, by: Any) -> Tensor:
 
 def _sources(module: nn.Module, name: str, by: Any) -> list[nn.Parameter]:
     if by is None:
-        return list(module.parametrizations[name].parameters())
+        parametrizations = module.parametrizations
+        assert isinstance(parametrizations, nn.ModuleDict)
+        return list(parametrizations[name].parameters())
     kept = {f"{name}_g", f"{name}_v", f"{name}_orig"}
     return [p for n, p in module.named_parameters(recurse=False) if n in kept]
 

@@ -79,10 +79,11 @@ def prepare(model: nn.Module, name: str) -> nn.Module:
 def _unwrapped(model: nn.Module) -> nn.Module:
     """The network that torch.compile, DataParallel or DistributedDataParallel run."""
     while True:
+        compiled = getattr(model, "_orig_mod", None)
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod
+        elif isinstance(compiled, nn.Module):
+            model = compiled
         else:
             break
     for module in model.modules():
@@ -204,12 +205,15 @@ def _load_file(path: Path) -> ModuleType:
     path = path.resolve()
     name = f"{_USER_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     module_spec = importlib.util.spec_from_file_location(name, path)
+    if module_spec is None or module_spec.loader is None:  # a link to a file of another suffix
+        raise FsdtoolError(f"'{path}' cannot be imported, since its name does not end in .py; give a copy that does")
+    loader = module_spec.loader
 
     def execute() -> ModuleType:
         module = importlib.util.module_from_spec(module_spec)
         sys.modules[name] = module  # dataclasses and pickle look their own module up here
         try:
-            module_spec.loader.exec_module(module)
+            loader.exec_module(module)
         except BaseException:
             del sys.modules[name]
             raise

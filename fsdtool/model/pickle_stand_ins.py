@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import re
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,13 +22,15 @@ _WEIGHTS = re.compile(r"torch\.(_utils|_tensor|nn\.parameter|jit|sparse|storage|
 _NUMPY = re.compile(r"numpy\.(_?core\.multiarray\._reconstruct|_?core\.multiarray\.scalar|dtype)")
 _KINDS = re.compile(r"[fiub][1248]")
 
+Made = TypeVar("Made", bound="StandIn")
+
 
 class StandIn:
     """Takes the place of an object of another type in a pickle, whatever that is built with; it does nothing."""
 
     name = ""
 
-    def __new__(cls, *arguments: object, **named: object) -> object:
+    def __new__(cls: type[Made], *arguments: object, **named: object) -> Made:
         return super().__new__(cls)
 
     def __setstate__(self, state: object) -> None:
@@ -36,14 +40,14 @@ class StandIn:
 class _Mapping(StandIn):
     """Of a subclass of dict: a plain mapping does its work."""
 
-    def __new__(cls, *arguments: object, **named: object) -> object:
+    def __new__(cls, *arguments: object, **named: object) -> Any:
         return OrderedDict()
 
 
 class _List(StandIn):
     """Of a subclass of list."""
 
-    def __new__(cls, *arguments: object, **named: object) -> object:
+    def __new__(cls, *arguments: object, **named: object) -> Any:
         return []
 
 
@@ -52,7 +56,7 @@ class _DType(StandIn):
 
     code, order = "", "|"
 
-    def __new__(cls, *arguments: object, **named: object) -> object:
+    def __new__(cls, *arguments: object, **named: object) -> _DType:
         made = super().__new__(cls)
         made.code = str(arguments[0]) if arguments else ""
         return made
@@ -84,7 +88,7 @@ class StandIns:
     def __init__(self) -> None:
         self._classes: dict[str, type] = {}
 
-    def allowed(self) -> list[tuple[type, str]]:
+    def allowed(self) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
         """What torch.serialization.safe_globals takes."""
         return [(cls, name) for name, cls in self._classes.items()]
 

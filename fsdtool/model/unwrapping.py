@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,8 @@ def unwrap(
         averaged = averaged or average
         notes.append(f"took the {'averaged ' if average else ''}weights under '{key}'")
         content = content[key]
+    if not isinstance(content, Mapping):
+        raise _no_mapping(content, path)
     tensors = {
         str(key): value for key, value in content.items() if isinstance(value, Tensor) and not is_extra(str(key))
     }
@@ -121,7 +124,11 @@ def _no_mapping(content: object, path: Path) -> FsdtoolError:
 
 def _places(content: object, depth: int = 3) -> Iterator[str]:
     """The keys under which a mapping or list holds weights, nested ones with dots between; not those of optimizers."""
-    parts = content.items() if isinstance(content, Mapping) else enumerate(content) if _length(content) else ()
+    parts: Iterable[tuple[object, object]] = ()
+    if isinstance(content, Mapping):
+        parts = content.items()
+    elif isinstance(content, (list, tuple)):
+        parts = enumerate(content)
     for key, value in () if isinstance(content, Mapping) and "param_groups" in content else parts:
         if _holds_weights(value):
             yield str(key)
@@ -165,7 +172,7 @@ def _own_tensors(content: Mapping[object, object]) -> bool:
     return any(_is_weight(value) and value.dtype != torch.uint8 for value in content.values())
 
 
-def _is_weight(value: object) -> bool:
+def _is_weight(value: object) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and (is_lazy(value) or value.dim() > 0)
 
 

@@ -120,11 +120,12 @@ def _read_shards(index: Path, allow_pickle: bool, names: Names) -> tuple[dict[st
     content: dict[str, Any] = {}
     for file in files:
         shard = _read_file(file, allow_pickle, names)
+        entries = shard if isinstance(shard, Mapping) else {}
         held = [name for name, place in places.items() if place == file.name]
-        lost = [name for name in held if not isinstance(shard, Mapping) or name not in shard]
+        lost = [name for name in held if name not in entries]
         if lost:
             raise FsdtoolError(f"the shard '{file}' does not hold {some(lost)}; download it and its index again")
-        content |= {name: shard[name] for name in held}
+        content |= {name: entries[name] for name in held}
     return content, files
 
 

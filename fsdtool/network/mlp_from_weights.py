@@ -174,9 +174,10 @@ def _assemble(layers: list[tuple[str, nn.Module]]) -> nn.Module:
                 parent.add_module(part, nn.Sequential())
             elif next(reversed(parent._modules)) != part:
                 raise _Unclear(f"its layers do not stand in one order: '{name}' comes after others of '{part}'")
-            parent = parent._modules[part]
-            if not isinstance(parent, nn.Sequential):
+            inner = parent._modules[part]
+            if not isinstance(inner, nn.Sequential):
                 raise _Unclear(f"'{name}' is a part of another layer")
+            parent = inner
         parent.add_module(last, layer)
     return top
 

@@ -65,6 +65,7 @@ class NodeReader(fx.Interpreter):
 
     def to_graph(self) -> Graph:
         """The steps that the output depends on, in order."""
+        assert self._result is not None  # nothing was refused
         needed, keep = [self._result.step], {0}
         while needed:
             i = needed.pop()
@@ -83,7 +84,8 @@ class NodeReader(fx.Interpreter):
         refused = len(self.unsupported)
         meaning = getattr(self, f"_{node.op}")(node, value)
         if isinstance(meaning, Signal) and value.shape != (EXAMPLES, *self._shape(meaning)):
-            meaning = self._refuse(node, "an operation across the batch")
+            self._refuse(node, "an operation across the batch")
+            meaning = None
         if len(self.unsupported) > refused and isinstance(value, Tensor):
             meaning = self._stand_in(tuple(value.shape[1:]))
         self._meaning[node] = meaning
@@ -138,7 +140,7 @@ class NodeReader(fx.Interpreter):
         return self._steps[source.step].shape
 
     def _target(self, node: fx.Node) -> Any:
-        return type(self.module.get_submodule(node.target)) if node.op == "call_module" else node.target
+        return type(self.module.get_submodule(str(node.target))) if node.op == "call_module" else node.target
 
     def _plain(self, argument: Any) -> Any:
         """An argument with every node in it replaced by what it means, such as x.shape[1] by its number."""
@@ -189,7 +191,7 @@ class NodeCall(Call):
     def __init__(self, reader: NodeReader, node: fx.Node, value: Any):
         self._reader, self._node = reader, node
         self.target = reader._target(node)
-        self.module = reader.module.get_submodule(node.target) if node.op == "call_module" else None
+        self.module = reader.module.get_submodule(str(node.target)) if node.op == "call_module" else None
         self.arguments, self.keywords = reader._plain(node.args), dict(reader._plain(node.kwargs))
         self.value = value
         first = node.args[0] if node.args else node.kwargs.get("input")

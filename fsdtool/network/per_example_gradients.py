@@ -9,6 +9,7 @@ network sums over its uses.  Projected on bases S (rows, ks) and A (columns, ka)
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 
@@ -80,12 +81,12 @@ def capture(
 
 def project(block: Block, uses: dict[int, Use], rows: Tensor, columns: Tensor) -> Tensor:
     """S^T G A (batch, ks, ka) of every example for `rows` S (block.rows, ks), `columns` A (.columns, ka)."""
-    return sum(_project(block, uses[i], rows, columns) for i in block.steps)
+    return functools.reduce(torch.add, (_project(block, uses[i], rows, columns) for i in block.steps))
 
 
 def gradient(block: Block, uses: dict[int, Use]) -> Tensor:
     """G (batch, rows, columns) of every example."""
-    return sum(weighted(uses[i].step).gradient(block, uses[i]) for i in block.steps)
+    return functools.reduce(torch.add, (weighted(uses[i].step).gradient(block, uses[i]) for i in block.steps))
 
 
 def squared_norms(block: Block, uses: dict[int, Use]) -> Tensor:

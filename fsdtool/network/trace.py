@@ -59,19 +59,21 @@ class Network:
             return x
         captured: list[Tensor] = []
         affine: list[bool] = [False]  # does the last affine layer that ran put its channels last?
-        head = self.model.get_submodule(self.head)
+        model = self.model
+        assert model is not None  # what the features come from
+        head = model.get_submodule(self.head)
         handles = [head.register_forward_pre_hook(lambda module, inputs: captured.append(inputs[0].detach()))]
         if watch is not None:
-            handles += self._watch(watch, affine)
+            handles += self._watch(model, watch, affine)
         try:
             with torch.no_grad():
-                self.model(x)
+                model(x)
         finally:
             for handle in handles:
                 handle.remove()
         return captured[-1]
 
-    def _watch(self, watch: Watch, affine: list[bool]) -> list[Any]:
+    def _watch(self, model: nn.Module, watch: Watch, affine: list[bool]) -> list[Any]:
         pending: dict[str, Callable[[Tensor], None]] = {}
 
         def before(name: str, activation: activations.Activation) -> Callable[..., None]:
@@ -84,7 +86,7 @@ class Network:
             return lambda module, inputs, output: pending.pop(name)(output.detach())
 
         handles = []
-        for name, module in self.model.named_modules():
+        for name, module in model.named_modules():
             if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)):
                 last = isinstance(module, nn.Linear)
                 handles.append(module.register_forward_hook(lambda m, i, o, last=last: affine.__setitem__(0, last)))
@@ -232,7 +234,7 @@ def trace_last_layer(
     (name, features, z), link = matching[-1]
     head = model.get_submodule(name)
     roles = {"weight": f"{name}.weight"} | ({"bias": f"{name}.bias"} if head.bias is not None else {})
-    steps = (
+    steps: tuple[Step, ...] = (
         Step("features", "input", shape=tuple(features.shape[1:])),
         Step(name, "linear", (0,), parameters=roles, shape=tuple(z.shape[1:])),
     )
@@ -246,5 +248,5 @@ def trace_last_layer(
 def _same(found: Tensor, expected: Tensor) -> bool:
     finite = expected[torch.isfinite(expected)].abs()
     scale = float(finite.max()) if finite.numel() and finite.any() else 1.0
-    close = {"rtol": 1e-3, "atol": 1e-4 * scale, "equal_nan": True}
-    return found.shape == expected.shape and torch.allclose(found, expected, **close)
+    alike = found.shape == expected.shape
+    return alike and torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)

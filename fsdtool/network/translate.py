@@ -113,9 +113,9 @@ class Translator(NodeReader):
 
     def _after_ending(self, node: fx.Node, value: Any) -> Any:
         """What is done to probabilities: their logarithm, or nothing."""
-        given = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-        ending = self._meaning.get(given)
-        if not isinstance(ending, Ending):
+        given = node.args[0] if node.args else None
+        ending = self._meaning.get(given) if isinstance(given, fx.Node) else None
+        if not isinstance(given, fx.Node) or not isinstance(ending, Ending):
             return self._other(node, value)
         if self._target(node) not in LOGARITHMS:
             return ending if torch.equal(value, self.env[given]) else self._refuse(node, None)

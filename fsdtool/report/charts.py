@@ -76,9 +76,9 @@ def matrix(values: np.ndarray, names: Sequence[str], label: str) -> str:
         if upright:
             parts.append(_text(margin + middle, top - 6, name, "middle", tooltip=names[i]))
         else:
-            place = f"translate({margin + middle + 4:.1f} {top - 6:.1f}) rotate(-90)"
+            turned = f"translate({margin + middle + 4:.1f} {top - 6:.1f}) rotate(-90)"
             title = f"<title>{escape(names[i])}</title>"
-            parts.append(f'<text class="small" transform="{place}">{title}{escape(name)}</text>')
+            parts.append(f'<text class="small" transform="{turned}">{title}{escape(name)}</text>')
         parts.append(_box("same", margin + i * cell + 0.5, top + i * cell + 0.5, cell - 1, cell - 1))
     for i, j in np.argwhere((values >= 0.05) & ~np.eye(size, dtype=bool)).tolist():
         value = float(values[i, j])

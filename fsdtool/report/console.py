@@ -32,7 +32,8 @@ _BOLD, _RED, _YELLOW = "1", "31", "33"
 _COLOUR = {"error": _RED, "internal error": _RED, "warning": _YELLOW}
 
 
-Format = Enum("Format", {name: name for name in row_formats()}, type=str)  # how rows are written
+# How rows are written.
+Format = Enum("Format", {name: name for name in row_formats()}, type=str)  # type: ignore[misc]  # no literal: modules
 
 
 @dataclass
@@ -51,7 +52,7 @@ talk = Talk()
 
 def resolve_format(format: Format | None, stream: TextIO) -> Format:
     """The format asked for, or else a table on a terminal and csv in a pipe or a file."""
-    return format or (Format.table if stream.isatty() else Format.csv)
+    return format or (Format("table") if stream.isatty() else Format("csv"))
 
 
 def render(

@@ -192,6 +192,7 @@ def _where_it_was(summary: Summary, x_key: str | None, y_key: str | None, track:
 
 
 def _check_ids(summary: Summary, source: DataSource) -> None:
+    assert summary.records is not None  # nothing is judged without
     ids = summary.records.ids
     if len(source) != len(ids):
         raise FsdtoolError(
@@ -207,8 +208,10 @@ def _check_ids(summary: Summary, source: DataSource) -> None:
         )
 
 
-def _facts(found: Mislabeled) -> list[tuple[str, str]]:
-    summary, identity = found.summary, found.summary.identity
+def _facts(found: Mislabeled | Misvalued) -> list[tuple[str, str]]:
+    summary = found.summary
+    assert isinstance(summary, Summary)  # a page is made from a summary that was read whole
+    identity = summary.identity
     arguments = ", ".join(f"{key}={value}" for key, value in identity.model_arguments.items())
     judged = (found.spec, len(found.ids)) != (identity.data_spec, identity.examples)
     return [

@@ -10,6 +10,8 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
+
 from fsdtool.errors import FsdtoolError
 from fsdtool.mislabel.find import FEW_EXAMPLES, Mislabeled
 from fsdtool.report.formats.csv_rows import write_csv
@@ -21,29 +23,29 @@ def write_noise(found: Mislabeled, path: Path) -> None:
 
     Raises FsdtoolError where there is no estimate, or the file cannot be written.
     """
-    if found.noise is None:
+    matrix, rate = found.noise_matrix, found.noise_rate
+    if matrix is None or rate is None:
         raise FsdtoolError(
             f"'{found.spec}' has {len(found.ids)} examples, too few to estimate the noise matrix; "
             f"give {FEW_EXAMPLES} or more, or leave --noise-matrix out"
         )
     labels = [found.summary.label_name(label) for label in range(found.summary.outputs)]
-    form = _csv if path.suffix == ".csv" else _json
-    content = form(found, labels).encode("utf-8", "backslashreplace")
-    write_whole(path, content, "the noise matrix")
+    text = _csv(matrix, labels) if path.suffix == ".csv" else _json(found, matrix, rate, labels)
+    write_whole(path, text.encode("utf-8", "backslashreplace"), "the noise matrix")
 
 
-def _csv(found: Mislabeled, labels: list[int | str]) -> str:
+def _csv(matrix: np.ndarray, labels: list[int | str]) -> str:
     text = io.StringIO()
-    rows = ([label, *row] for label, row in zip(labels, found.noise_matrix.tolist(), strict=True))
-    write_csv(rows, ["given_label", *labels], text)
+    rows = ([label, *row] for label, row in zip(labels, matrix.tolist(), strict=True))
+    write_csv(rows, ["given_label", *map(str, labels)], text)
     return text.getvalue()
 
 
-def _json(found: Mislabeled, labels: list[int | str]) -> str:
+def _json(found: Mislabeled, matrix: np.ndarray, rate: float, labels: list[int | str]) -> str:
     content = {
         "labels": labels,
-        "given_by_true": [[_rounded(value) for value in row] for row in found.noise_matrix.tolist()],
-        "noise_rate": _rounded(found.noise_rate),
+        "given_by_true": [[_rounded(value) for value in row] for row in matrix.tolist()],
+        "noise_rate": _rounded(rate),
         "layer_weights": {layer: _rounded(w) for layer, w in zip(found.layers, found.weights.tolist(), strict=True)},
     }
     return json.dumps(content, ensure_ascii=False) + "\n"

@@ -15,10 +15,12 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import BinaryIO
 
 from fsdtool.errors import FsdtoolError
 
+fcntl: ModuleType | None
 try:
     import fcntl
 except ImportError:  # Windows

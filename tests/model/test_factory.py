@@ -151,6 +151,8 @@ def test_factory_errors_are_one_line(model_file, tmp_path):
     spec = str(model_file)
     (tmp_path / "broken.py").write_text("def f(:\n")
     (tmp_path / "absent.py").write_text("import no_such_module_anywhere\n")
+    (tmp_path / "blob").write_text("f = int\n")
+    (tmp_path / "link.py").symlink_to(tmp_path / "blob")
     cases = {
         f"{spec}:lost": ["no factory 'lost'", "mlp, needs, echo, raises, quits, number, lazy, Net"],
         f"{spec}:needs": ["arguments width, depth", "--model-arg width=VALUE --model-arg depth=VALUE"],
@@ -159,6 +161,7 @@ def test_factory_errors_are_one_line(model_file, tmp_path):
         f"{spec}:number": ["returned a int", "torch.nn.Module"],
         f"{spec}:lazy": ["unknown size (0.weight, 0.bias)", "run one input"],
         f"{tmp_path}/nowhere.py:f": ["nowhere.py' does not exist"],
+        f"{tmp_path}/link.py:f": ["blob' cannot be imported", "does not end in .py", "give a copy"],
         f"{tmp_path}/broken.py:f": ["SyntaxError", "line 1"],
         f"{tmp_path}/absent.py:f": ["No module named 'no_such_module_anywhere'"],
         "no_such_package.at_all:f": ["'no_such_package.at_all' cannot be imported"],

@@ -134,7 +134,7 @@ def choose_split(splits: Sequence[str], wanted: str | None, spec: str) -> str:
     """The wanted split, else 'train', else the only one; raises FsdtoolError where none of these is there."""
     train = [split for split in splits if split.lower() in ("train", "training")]
     alike = [split for split in splits if wanted is not None and split.lower() == wanted.lower()]
-    candidates = [wanted] if wanted in splits else alike if wanted is not None else train or list(splits)
+    candidates = (train or list(splits)) if wanted is None else [wanted] if wanted in splits else alike
     if len(candidates) != 1:
         found = f"has the splits {some(list(splits), 12)}" if splits else "has no splits"
         wish = f"not '{wanted}'; leave --split out or give one of them" if wanted else "give one of them by --split"

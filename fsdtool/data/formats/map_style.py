@@ -42,9 +42,9 @@ def open_items(open_dataset: Callable[[], Any], spec: str, request: Request) -> 
     count = len(dataset)
     if count == 0:
         raise FsdtoolError(f"'{spec}' is empty; give at least one example")
-    classes = getattr(dataset, "classes", None)
-    named = isinstance(classes, (list, tuple)) and classes and all(isinstance(name, str) for name in classes)
-    hidden = [name for name in classes if is_hidden(name)] if named else []
+    given = getattr(dataset, "classes", None)
+    classes = list(given) if isinstance(given, (list, tuple)) and all(isinstance(name, str) for name in given) else []
+    hidden = [name for name in classes if is_hidden(name)]
     if hidden:
         log.warning(
             f"the classes of '{spec}' hold {some(hidden)}, a hidden folder, which shifts the numbers of the others; "
@@ -56,7 +56,7 @@ def open_items(open_dataset: Callable[[], Any], spec: str, request: Request) -> 
     note = f"{count:,} examples with inputs {reader.shape}{split}, ids are row numbers"
     if request.task.has_classes and math.prod(reader.target_shape) != 1:
         note += f", one-hot labels of shape {reader.target_shape}"
-    return Found(reader, ids, list(classes) if named else None, note)
+    return Found(reader, ids, classes or None, note)
 
 
 def _check_map_style(dataset: Any, spec: str) -> None:

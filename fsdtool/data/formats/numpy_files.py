@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -139,7 +139,7 @@ def _map(file: BinaryIO, offset: int) -> np.ndarray:
     """The .npy content that begins at `offset`, mapped; writing to it would not reach the file."""
     file.seek(offset)
     entry, fortran = _header(file)
-    order = "F" if fortran else "C"
+    order: Literal["F", "C"] = "F" if fortran else "C"
     return np.memmap(file, dtype=entry.dtype, mode="c", offset=file.tell(), shape=entry.shape, order=order)
 
 

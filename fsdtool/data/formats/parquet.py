@@ -43,7 +43,7 @@ class ParquetReader:
         kinds = [file.schema_arrow.field(name).type for name in names]
         self._lists = is_list(kinds[0])
         self._bytes = {str(kind.value_type if self._lists else kind) for kind in kinds} == {"uint8"}
-        self.shape = (len(names),)
+        self.shape: tuple[int, ...] = (len(names),)
         if self._lists:
             self.shape = self._list_shape()
 
@@ -74,7 +74,7 @@ class ParquetReader:
                 self._held = (group, np.column_stack(columns))
         return self._held[1]
 
-    def _list_shape(self) -> tuple[int]:
+    def _list_shape(self) -> tuple[int, ...]:
         """The length of the first list that is there."""
         for batch in self._file.iter_batches(batch_size=BLOCK, columns=self._names):
             lengths = [len(value) for value in batch.column(0) if value.is_valid]

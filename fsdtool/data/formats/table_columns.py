@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,7 +111,7 @@ def _usual_target(header: list[str], spec: str, listed: str) -> list[str]:
 
 
 def text_targets(
-    rows: list[list[str | None]], columns: Columns, spec: str, request: Request, place: Callable[[int], str]
+    rows: Sequence[Sequence[str | None]], columns: Columns, spec: str, request: Request, place: Callable[[int], str]
 ) -> tuple[np.ndarray, list[str] | None]:
     """Targets given as text (N, O): numbers where all that are there are, else class numbers and their names.
 
@@ -132,7 +132,7 @@ def text_targets(
 
 
 def _number(cell: str | None, request: Request) -> float:
-    return math.nan if is_missing(cell, request) else float(cell)
+    return math.nan if cell is None or is_missing(cell, request) else float(cell)
 
 
 def text_ids(cells: list[str]) -> np.ndarray:

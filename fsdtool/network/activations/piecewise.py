@@ -17,8 +17,15 @@ register(
     defaults={"negative_slope": 0.01},
     pieces=lambda negative_slope: Pieces((0.0,), (negative_slope, 1.0), (0.0, 0.0)),
 )
-# In eval mode the slope is the middle of its range.
-register_module(nn.RReLU, "leaky_relu", lambda module: {"negative_slope": (module.lower + module.upper) / 2})
+
+
+def _middle_slope(module: nn.Module) -> dict[str, object]:
+    """In eval mode the slope is the middle of its range."""
+    assert isinstance(module, nn.RReLU)
+    return {"negative_slope": (module.lower + module.upper) / 2}
+
+
+register_module(nn.RReLU, "leaky_relu", _middle_slope)
 register(
     "hardtanh",
     F.hardtanh,

@@ -131,18 +131,21 @@ class Concatenate(Operation):
     def read(cls, call: Call) -> Any:
         tensors = call.arguments[0] if call.arguments else call.keywords["tensors"]
         if isinstance(tensors, Parts):
-            sources = [call.add("slice", tensors.source, options=options) for options in tensors.slices]
+            sources: list[Signal | None] = [
+                call.add("slice", tensors.source, options=options) for options in tensors.slices
+            ]
         elif isinstance(tensors, (tuple, list)):
             sources = [tensor if isinstance(tensor, Signal) else None for tensor in tensors]
         else:
             return call.other()
-        if all(source is None for source in sources):
+        signals = [source for source in sources if source is not None]
+        if not signals:
             return call.other()
         given, rank = call.given(("dim",)), call.value.dim()
         dim = given.get("dim", given.get("axis", 0))
-        if any(source is None for source in sources) or dim % rank == 0:
+        if len(signals) < len(sources) or dim % rank == 0:
             return call.refuse("concatenation with something that is no signal, or along the batch")
-        return call.add("concatenate", *sources, options={"dim": dim % rank})
+        return call.add("concatenate", *signals, options={"dim": dim % rank})
 
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
         return torch.cat(list(inputs), options["dim"])

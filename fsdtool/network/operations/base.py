@@ -139,6 +139,7 @@ class Pointwise(Gated):
 
     def replay(self, step: Step, s: Tensor, held: tuple[Tensor | None, ...]) -> Tensor:
         m, c = held
+        assert m is not None  # only the intercept may be
         return m * s if c is None else m * s + c
 
 

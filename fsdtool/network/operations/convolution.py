@@ -6,7 +6,7 @@ As a matrix the kernel is W (rows, channels of a group x kernel), and a_p the pa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -115,8 +115,8 @@ def _patches(block: Block, use: Use, generator: torch.Generator | None = None, m
     b = use.gradient.flatten(2)  # (batch, rows, positions)
     if most:  # picked from the view: unfolding all positions would copy each input kernel-size times
         chosen = choice(b.shape[2], most, generator).to(x.device)
-        at = _unravel(chosen, x.shape[2 : 2 + dimensions])
-        x, b = x[(slice(None), slice(None), *at)], b[:, :, chosen]
+        at: tuple[slice | Tensor, ...] = (slice(None), slice(None), *_unravel(chosen, x.shape[2 : 2 + dimensions]))
+        x, b = x[at], b[:, :, chosen]
     else:
         x = x.flatten(2, 1 + dimensions)  # (batch, C, positions, *kernel)
     x = x.reshape(batch, groups, channels // groups, x.shape[2], -1).transpose(2, 3).flatten(3)
@@ -136,7 +136,9 @@ def _spread(value: int | tuple[int, ...], dimensions: int) -> tuple[int, ...]:
     return (value,) * dimensions if isinstance(value, int) else tuple(value)
 
 
-def _padding(padding: str | int | tuple[int, ...], kernel: tuple[int, ...], dilation: tuple[int, ...]) -> list[int]:
+def _padding(
+    padding: Literal["same", "valid"] | int | tuple[int, ...], kernel: tuple[int, ...], dilation: tuple[int, ...]
+) -> list[int]:
     """Padding before and after each dimension, last dimension first, as F.pad takes it."""
     if padding == "same":
         totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]

@@ -45,4 +45,5 @@ class MaximumPool(Gated):
 
     def replay(self, step: Step, s: Tensor, held: tuple[Tensor | None, ...]) -> Tensor:
         (positions,) = held
+        assert positions is not None
         return s.flatten(2).gather(2, positions).unflatten(2, step.shape[1:])

@@ -83,8 +83,9 @@ class Permute(Operation):
 
     @classmethod
     def read(cls, call: Call) -> Any:
-        rank, given = call.value.dim(), tuple(call.arguments[1:])
-        given = given if len(given) > 1 else given + tuple(call.keywords.values())
+        rank = call.value.dim()
+        given: Sequence[Any] = call.arguments[1:]
+        given = given if len(given) > 1 else (*given, *call.keywords.values())
         given = given[0] if given and isinstance(given[0], (tuple, list)) else given
         dims = [d % rank for d in given if isinstance(d, int)]
         if call.name == "transpose" and len(dims) == 2:

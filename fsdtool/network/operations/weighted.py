@@ -105,7 +105,7 @@ def weighted(step: Step) -> Weighted:
     return definition
 
 
-def choice(count: int, most: int, generator: torch.Generator) -> Tensor:
+def choice(count: int, most: int, generator: torch.Generator | None) -> Tensor:
     """Up to `most` of so many positions, in order."""
     if count <= most:
         return torch.arange(count)
