@@ -27,8 +27,6 @@ def load(path: str | PathLike[str]) -> Summary:
     Raises `fsdtool.errors.FsdtoolError` when the file is missing, damaged or of another schema version.
     """
     # Imported here so that `import fsdtool`, and with it every help text, does not wait for torch.
-    from pathlib import Path
-
     from fsdtool.summary.reader import load as load_summary
 
-    return load_summary(Path(path))
+    return load_summary(path)

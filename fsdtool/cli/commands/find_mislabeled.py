@@ -199,10 +199,10 @@ def find_mislabeled_command(
     labels: Mislabeled | None = None  # the same, of a classification
     source = None
     if data is not None:
-        assert whole is not None
         from fsdtool.mislabel.new_labels import judge
         from fsdtool.util.device import choose_device
 
+        assert whole is not None
         chosen = choose_device(device.value)
         reading = {"x_key": x_key, "y_key": y_key, "id_key": id_key, "split": split, "skip_bad": skip_bad}
         source = load_like(whole, data, transform, **reading)
