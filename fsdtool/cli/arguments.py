@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from fsdtool.data.source import DataSource
     from fsdtool.model.checkpoint import Checkpoint
+    from fsdtool.model.weight_files import Names
     from fsdtool.summary.catalogue import Catalogue
     from fsdtool.summary.reader import Summary
 
@@ -35,7 +36,7 @@ def read_checkpoint(
     """The checkpoint; `spec` is --model, in whose module a pickle's classes are looked up too."""
     from fsdtool.model.checkpoint import read_checkpoint
 
-    names = nullcontext
+    names: Names = nullcontext
     if allow_pickle and spec is not None:
         from fsdtool.model.factory import script_names
 
@@ -95,11 +96,14 @@ def rows_named(summary: Catalogue, source: str | None, data: DataSource | None =
     """Which records, or examples of `data`, the file `source` (-: stdin) names: (N,) bool; None without a source."""
     if source is None:
         return None
-    if summary.records is None and data is None:
+    if data is not None:
+        ids, where = data.ids, data.spec
+    elif summary.records is not None:
+        ids, where = summary.records.ids, str(summary.path)
+    else:
         raise FsdtoolError(f"'{summary.path}' was written with --no-records and knows no ids; leave --ids out")
     import numpy as np
 
-    ids, where = (summary.records.ids, summary.path) if data is None else (data.ids, data.spec)
     known = [one_line(identifier) for identifier in ids.tolist()]
     names = set(known)
     asked = {known_text(one_line(text), names) for text in read_ids(source)}

@@ -17,7 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: this process's) and return its exit code."""
     if argv is None:
         _collect_seldom()
-    return exits.run(typer.main.get_command(app), sys.argv[1:] if argv is None else list(argv))
+    command = typer.main.get_command(app)
+    assert isinstance(command, typer.core.TyperGroup)
+    return exits.run(command, sys.argv[1:] if argv is None else list(argv))
 
 
 def _collect_seldom() -> None:

@@ -31,9 +31,9 @@ def run(command: typer.core.TyperGroup, arguments: Sequence[str]) -> int:
         return ExitStatus.OK
     except typer.Exit as end:
         return end.exit_code
-    except _UsageError as error:
-        command = error.ctx.command_path if getattr(error, "ctx", None) else "fsdtool"
-        console.say("error", f"{error.format_message().rstrip('.')}; see '{command} --help'")
+    except _UsageError as error:  # type: ignore[misc]  # typer has no public name whose type it is
+        words = error.ctx.command_path if getattr(error, "ctx", None) else "fsdtool"
+        console.say("error", f"{error.format_message().rstrip('.')}; see '{words} --help'")
         return ExitStatus.USER_ERROR
     except FsdtoolError as error:
         return _fail("error", str(error), ExitStatus.USER_ERROR)

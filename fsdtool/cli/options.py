@@ -11,7 +11,7 @@ import typer
 from fsdtool.report import console
 from fsdtool.tasks.task import task_names
 
-Task = Enum("Task", {name: name for name in task_names()}, type=str)
+Task = Enum("Task", {name: name for name in task_names()}, type=str)  # type: ignore[misc]  # mypy knows literals only
 
 
 class Layout(str, Enum):

@@ -78,10 +78,10 @@ def calibrate_influence(
     def seen(rows: slice) -> list[_Sides]:
         x, y = inputs[chosen[rows]], targets[chosen[rows]]
         uses = capture(graph, parameters, x, task.loss_gradient(y))[1]
-        return [_sides(block, *pair, uses) for block, *pair in zip(found, kept, exact, strict=True)]
+        return [_sides(block, k, e, uses) for block, k, e in zip(found, kept, exact, strict=True)]
 
     batches = list(batch_size.parts(len(chosen), seen))
-    recorded, true, own = 0, 0, 0
+    recorded = true = own = torch.zeros((), dtype=torch.float64)
     for pieces, c, whole in zip(zip(*batches, strict=True), kept, exact, strict=True):
         r, e, s = _values(_joined(pieces), c, whole)
         recorded, true, own = recorded + r, true + e, own + s
@@ -146,7 +146,8 @@ def _values(sides: _Sides, kept: BlockCurvature, exact: BlockCurvature) -> tuple
     true = (whole * (inverse if rest is None else inverse - 1 / rest)).flatten(1) @ whole.flatten(1).T
     if rest is not None:
         true = true + _inner(sides.parts, peak) / rest
-    return tuple(value.double() * peak.double().square() for value in (from_records, true, own))
+    square = peak.double().square()
+    return from_records.double() * square, true.double() * square, own.double() * square
 
 
 def _inner(parts: tuple[Tensor, ...], peak: Tensor) -> Tensor:

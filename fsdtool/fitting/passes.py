@@ -171,6 +171,7 @@ class Pass:
 
     def anchors_of(self, sample: Sample, assignment: Assignment, seen: Seen) -> Anchors:
         """What the file would keep of these examples as anchors, to its rounding."""
+        assert seen.anchors is not None
         basis = seen.anchors.basis
         found = AnchorRows(len(sample.rows), len(sample.rows), basis, sample.signal, self.outputs)
         done = 0
@@ -188,8 +189,8 @@ class Pass:
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
             logits = self.graph.run(self.parameters, signal)
-        clusters = assignment.needs_pattern
-        patterns = assignment.pattern.of(self.graph, self.parameters, signal) if clusters else None
+        pattern = assignment.pattern if assignment.needs_pattern else None
+        patterns = None if pattern is None else pattern.of(self.graph, self.parameters, signal)
         return signal, logits, assignment.assign(targets, patterns)
 
     def measured_bases(self, sample: Sample, numbers: int) -> list[EigenvalueSums]:

@@ -34,13 +34,12 @@ def fix_curvature(
             block_sums.restart()
     else:
         early = run.sample_statistics(sample, sums_of_sample)
-        options = {"seed": run.seed, "numbers": numbers, "device": run.device}
-        sums = simulated_sums(run.graph, run.parameters, early, **options)
+        sums = simulated_sums(run.graph, run.parameters, early, seed=run.seed, numbers=numbers, device=run.device)
         found = [block_sums.finalize(SIMULATED) for block_sums in sums]
         exact = [block_sums.complete(SIMULATED) for block_sums in sums]
     calibrated = None
     if records:
-        examples = (sample.signal, sample.targets)
-        options = {"kept": found, "exact": exact, "batch_size": run.batch_size}
-        calibrated = calibrate_influence(run.graph, run.parameters, run.data.task, *examples, **options)
+        calibrated = calibrate_influence(
+            run.graph, run.parameters, run.data.task, sample.signal, sample.targets, found, exact, run.batch_size
+        )
     return found, sums if curvature == MEASURED else None, calibrated

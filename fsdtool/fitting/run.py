@@ -140,14 +140,14 @@ def summarize(
     earlier = [with_plain_weights(model, other) for other in earlier] if computed else earlier
     for note in apply_checkpoint(model, checkpoint):
         log.info(note)
-    frozen = frozen_names(model, frozen)
+    still = frozen_names(model, frozen)
     answer = answer_with(model, output_name)
     data = fit_layout(data, model, workers=workers)
     answer.say()
     together = spread_inputs(check_data(data, workers=workers).x)
     check_outputs(model, together)
     network = trace(model, together, task=data.task, output=output_name).to(device)
-    network = replace(network, graph=replace(network.graph, frozen=frozen))
+    network = replace(network, graph=replace(network.graph, frozen=still))
     say_link(network.link)
     if records or curvature == MEASURED:
         check_trained(network)
@@ -215,8 +215,9 @@ def summarize(
         likely = None
         if calibrated is not None:
             writer.write_influence_calibration(calibrated)
-        if records:
+        if seen.anchors is not None:  # where there are records
             writer.write_anchors(seen.anchors, statistics)
+            found_evidence: LabelEvidence | TargetEvidence
             with track("evidence", None):
                 if data.task.has_classes:
                     before = [parameters_before(network, trajectory, layer) for layer in (*store.layers, OUTPUTS)]
@@ -274,7 +275,7 @@ def _write_outputs(
         writer.put("records/prediction", data.task.prediction(seen.logits).int(), "class with the largest logit")
     if not classification or seen.logits.shape[1] <= OutputMoments.LARGEST:
         writer.put("records/logits", seen.logits.half().clamp(-65504, 65504), "outputs of the network (N, O)")
-    if classification:
+    if isinstance(judged, LabelEvidence):
         writer.put("records/candidates", judged.candidates, "classes with evidence, the given label first (N, T)")
         values = judged.evidence.clamp(-65504, 65504).half()
         description = "log-likelihood of each candidate minus that of the given label (N, L, T)"

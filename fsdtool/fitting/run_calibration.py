@@ -48,10 +48,11 @@ def calibrate_distance(
     if seen.anchors is not None:
         return calibrate_anchors(*of, statistics=statistics, sample=run.anchors_of(few, assignment, seen))
     samples = min(default_samples(graph), max(SIMULATED, SIMULATED_EACH * len(statistics.names)))
-    options = {"samples": samples, "seed": run.seed, "device": run.device}
 
     def estimate(others: Sequence[Parameters], metrics: Sequence[str]) -> dict[str, list[float]]:
-        found = on_pseudo_samples(graph, reference, others, statistics, metrics, **options)
+        found = on_pseudo_samples(
+            graph, reference, others, statistics, metrics, samples=samples, seed=run.seed, device=run.device
+        )
         return {metric: [one.distance for one in each] for metric, each in found.items()}
 
     return calibrate_simulation(*of, estimate=estimate)

@@ -28,6 +28,7 @@ from torch import Tensor
 from fsdtool.curvature.ekfac import BlockCurvature
 from fsdtool.curvature.gauss_newton import GaussNewton, Vectors, length
 from fsdtool.influence.data_gradients import Examples
+from fsdtool.network.graph import Parameters
 from fsdtool.tasks.task import Task
 from fsdtool.util.progress import Track, silent
 
@@ -71,7 +72,7 @@ class Response:
         found = self._minimize(lambda v: objective([unit * s for s in self._root(v)]) / unit**2, start, unit)
         return self._moved([unit * s for s in self._root(found)])
 
-    def losses(self, weights: Weights, signal: Tensor, y: Tensor) -> Tensor:
+    def losses(self, weights: Parameters, signal: Tensor, y: Tensor) -> Tensor:
         """Losses (n,) float64 of examples under these parameters, each network with its own gates."""
         with torch.no_grad():
             return self._losses(weights, signal, y)
@@ -119,13 +120,14 @@ class Response:
 
     def _distance(self, moved: Weights, step: Vectors) -> Tensor:
         """FSD and damping of the parameters theta0 + step."""
-        total = sum(c.offset * v.square().sum() for c, v in zip(self.curvature, step, strict=True)) / 2
+        squares = (c.offset * v.square().sum() for c, v in zip(self.curvature, step, strict=True))
+        total = sum(squares, torch.zeros(())) / 2
         for draw in self.matrix.pool:
             change = self.matrix.graph.run(moved, draw.x, gate=draw.tape.replay) - draw.outputs
             total = total + draw.weight / 2 * (change * self.matrix.times_hessian(draw, change)).sum()
         return total
 
-    def _losses(self, weights: Weights, signal: Tensor, y: Tensor) -> Tensor:
+    def _losses(self, weights: Parameters, signal: Tensor, y: Tensor) -> Tensor:
         outputs = self.matrix.graph.run(weights, signal.double())
         return self.task.loss(outputs, y)
 
@@ -164,7 +166,7 @@ def respond(
     return values
 
 
-def _query_losses(response: Response, weights: Weights, queries: Examples, rows: Tensor, batch_size: int) -> Tensor:
+def _query_losses(response: Response, weights: Parameters, queries: Examples, rows: Tensor, batch_size: int) -> Tensor:
     parts = []
     for batch in queries.source.batches(batch_size, indices=rows.numpy()):
         signal = queries.network.signal(batch.x.to(queries.device))

@@ -51,7 +51,7 @@ class NewFit:
 
     def say(self) -> None:
         """A note, and a warning where the fit is no better than a constant answer's."""
-        if self._sums is None:
+        if self._sums is None or self.training is None:
             return
         found = self._sums.finalize()
         log.info(f"fit to the {self.noun} data: {described(found)}; to the training data: {described(self.training)}")
@@ -157,6 +157,7 @@ def network_of(summary: Summary, model: nn.Module | None = None) -> Network:
 def _fitting(network: Network, source: DataSource, noun: str) -> DataSource:
     """The data set, known to be inputs that the network takes."""
     if network.mode != FULL:
+        assert network.model is not None
         return fit_layout(source, network.model)
     found, expected = tuple(source.input_shape), tuple(network.graph.input_shape)
     if found != expected:

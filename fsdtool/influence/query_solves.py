@@ -49,7 +49,8 @@ def preparation(
 
     size = sum(block.size for block in examples.blocks.values())
     if whole is not None:
-        finish = (lambda g: project_all(whole.solve(g))) if in_basis else whole.solve
+        solve = whole.solve
+        finish = (lambda g: project_all(solve(g))) if in_basis else solve
         return Solve(_whole_gradient, finish, CG_VECTORS * size)
     if in_basis:
         numbers = sum(c.eigenvalues.numel() for c in used)
@@ -58,16 +59,18 @@ def preparation(
 
 
 def factors_of(used: list[BlockCurvature]) -> Solve:
-    """Queries as factors in the kept directions, for gradients of rank one; the inverse is left to the screening."""
+    """Queries as joined factors (Q, ks + ka) in the kept directions, for gradients of rank one.
+
+    The inverse is left to the screening.
+    """
 
     def form(block: Block, uses: dict[int, Use], c: BlockCurvature) -> Tensor:
-        b, a = vectors(block, uses)
+        pair = vectors(block, uses)
+        assert pair is not None
+        b, a = pair
         return torch.cat([b @ c.output_basis, a @ c.input_basis], 1)
 
-    def finish(joined: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        return [v.split(list(c.eigenvalues.shape), 1) for v, c in zip(joined, used, strict=True)]
-
-    return Solve(form, finish, FACTOR_COPIES * sum(sum(c.eigenvalues.shape) for c in used))
+    return Solve(form, list, FACTOR_COPIES * sum(sum(c.eigenvalues.shape) for c in used))
 
 
 def _whole_gradient(block: Block, uses: dict[int, Use], c: BlockCurvature) -> Tensor:

@@ -141,7 +141,11 @@ def influence(
     ):
         for block, solved in solved_blocks(explained, asked.rows, used, solve, mean, batch_size):
             best = Best(block.stop - block.start, min(top, len(candidates)))
-            for rows, scores in candidates.screened(solved, best) if screened else candidates.scores(solved):
+            if screened and isinstance(candidates, Recorded):
+                scored = candidates.screened(solved, best)
+            else:
+                scored = candidates.scores(solved)
+            for rows, scores in scored:
                 _check_finite(scores, rows, candidates)
                 # A score of zero is neither a proponent's nor an opponent's.
                 best.update(scores if among is None else scores * torch.from_numpy(among[rows]), rows.start)
@@ -150,12 +154,15 @@ def influence(
             parts.append(best.finalize())
     if gradients is not None:
         gradients.say()
-    proponents, opponents = (tuple(torch.cat([part[kind][i] for part in parts]) for i in (0, 1)) for kind in (0, 1))
+    proponents, opponents = (_joined([part[kind] for part in parts]) for kind in (0, 1))
     if solver == PBO:
+        assert isinstance(candidates, Streamed)  # as `data` is given
         response = Response(_gauss_newton(summary, explained), used, summary.task, summary.identity.examples)
         shortlist = torch.cat([proponents[0], opponents[0]], 1)
-        again = {"mean": mean, "batch_size": batch_size, "track": track}
-        values = respond(response, explained, torch.from_numpy(asked.rows), candidates.examples, shortlist, **again)
+        rows_asked, training = torch.from_numpy(asked.rows), candidates.examples
+        values = respond(
+            response, explained, rows_asked, training, shortlist, mean=mean, batch_size=batch_size, track=track
+        )
         proponents, opponents = _ranked_again(shortlist, values, proponents[0].shape[1])
         response.say()
     none = [None]
@@ -204,9 +211,11 @@ def whole_curvature(summary: Summary, device: torch.device | None = None) -> lis
 
     A measured one is cut to the directions of the records, which the flat rest makes up for.
     """
+    device = device or torch.device("cpu")
     if summary.curvature and summary.curvature[0].source == MEASURED:
         return [c.to(device) for c in summary.curvature]
     identity = summary.identity
+    assert summary.parameters is not None
     parameters = {name: value.to(device) for name, value in summary.parameters.items()}
     return curvature(identity.graph, parameters, summary.statistics, seed=identity.seed, device=device)
 
@@ -256,6 +265,12 @@ def _ask(summary: Summary, examples: Examples, misclassified: bool, batch_size: 
         which = "misclassified queries" if misclassified else "queries"
         raise FsdtoolError(f"there are no {which} in '{examples.source.spec}', so nothing to explain; give others")
     return _Asked(np.concatenate(rows), asked.ids, asked.labels, asked.predictions)
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The rows and values of all blocks of queries."""
+    rows, values = zip(*parts, strict=True)
+    return torch.cat(rows), torch.cat(values)
 
 
 def _ranked_again(shortlist: Tensor, values: Tensor, k: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

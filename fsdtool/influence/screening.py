@@ -39,7 +39,7 @@ class Screen:
         In full for every record that can be among the k strongest of a query, so far in `best`; for the
         others a value that is too weak as well.
         """
-        about, error = 0, 0
+        about, error = torch.zeros(()), torch.zeros(())
         for weight, (b, a) in zip(self._weights, records, strict=True):
             value, bound = weight.bounds(b, a)
             about, error = about + value, error + bound

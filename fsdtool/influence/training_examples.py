@@ -19,7 +19,7 @@ from fsdtool.curvature.ekfac import BlockCurvature
 from fsdtool.data.source import Fingerprint
 from fsdtool.influence.data_gradients import Examples
 from fsdtool.influence.gradient_records import read_factors
-from fsdtool.influence.screening import Pairs, Screen
+from fsdtool.influence.screening import Screen
 from fsdtool.influence.top_k import Best
 from fsdtool.network.per_example_gradients import Use, gradient, vectors
 from fsdtool.summary.catalogue import Records
@@ -56,7 +56,7 @@ class Recorded:
         forms = [Bilinear(q) for q in queries]
 
         def of(rows: slice) -> tuple[slice, Tensor]:
-            total = 0
+            total = torch.zeros(())
             for c, form in zip(self._curvature, forms, strict=True):
                 b, a = read_factors(self._records.read, c.weight, rows).part(slice(None))
                 total = total + form(b.to(self._device), a.to(self._device))
@@ -64,16 +64,17 @@ class Recorded:
 
         return BatchSize(min(CHUNK, max(SCORES // len(queries[0]), 256))).parts(len(self), of)
 
-    def screened(self, queries: Pairs, best: Best) -> Scores:
-        """As `scores`, for queries as factors (Q, ks), (Q, ka) per weight; in full only what may be among the best."""
-        screen = Screen(self._curvature, queries)
+    def screened(self, queries: list[Tensor], best: Best) -> Scores:
+        """As `scores`, for queries as joined factors (Q, ks + ka); in full only what may be among the best."""
+        shapes = [c.eigenvalues.shape for c in self._curvature]
+        screen = Screen(self._curvature, [(q[:, :ks], q[:, ks:]) for q, (ks, _) in zip(queries, shapes, strict=True)])
 
         def of(rows: slice) -> tuple[slice, Tensor]:
             parts = [read_factors(self._records.read, c.weight, rows).part(slice(None)) for c in self._curvature]
             records = [(b.to(self._device), a.to(self._device)) for b, a in parts]
             return rows, screen.scores(records, best, self._factor).cpu()
 
-        return BatchSize(min(CHUNK, max(SCREENED // len(queries[0][0]), 256))).parts(len(self), of)
+        return BatchSize(min(CHUNK, max(SCREENED // len(queries[0]), 256))).parts(len(self), of)
 
 
 class Streamed:
@@ -90,6 +91,7 @@ class Streamed:
 
     def targets(self) -> np.ndarray:
         """Their labels (N,), or target values (N, O): known once they have been scored."""
+        assert self._targets is not None
         return self._targets
 
     def scores(self, queries: list[Tensor]) -> Scores:
@@ -97,7 +99,7 @@ class Streamed:
         forms = [Bilinear(q) for q in queries]
 
         def score(uses: dict[int, Use]) -> Tensor:
-            total = 0
+            total = torch.zeros(())
             for block, form in zip(self.examples.blocks.values(), forms, strict=True):
                 pair = vectors(block, uses)
                 total = total + (form.whole(gradient(block, uses)) if pair is None else form(*pair))
@@ -108,7 +110,7 @@ class Streamed:
     def selves(self) -> Scores:
         """Rows of the examples, and the influence (n,) of each on itself."""
         pairs = list(zip(self._curvature, self.examples.blocks.values(), strict=True))
-        return self._stream(lambda uses: sum(c.quadratic(block, uses) for c, block in pairs))
+        return self._stream(lambda uses: sum((c.quadratic(block, uses) for c, block in pairs), torch.zeros(())))
 
     def _stream(self, value_of: Callable[[dict[int, Use]], Tensor]) -> Scores:
         """`value_of` each batch, examples last, over N."""

@@ -111,7 +111,7 @@ class ClassGaussians:
         z, farther = self._z(rows), (n / rest).square()
         found = self._common(z, y, beta, farther)
         if self.own is not None:
-            found = self._contended(found, z, y, torch.cat([beta, w / rest, farther], 1))
+            found = self._contended(self.own, found, z, y, torch.cat([beta, w / rest, farther], 1))
         found[:, self.members == 0] = -torch.inf  # a class without examples explains nothing
         best_other = found.scatter(1, y[:, None], -torch.inf).max(1, keepdim=True).values
         return bounded(found.scatter(1, y[:, None], torch.where(single, best_other, found.gather(1, y[:, None]))))
@@ -130,8 +130,8 @@ class ClassGaussians:
         left = (1 - beta * given).clamp(min=1e-6)
         return student((q + beta * cross.square() / left).scatter(1, y[:, None], farther * given / left), z.shape[1])
 
-    def _contended(self, common: Tensor, z: Tensor, y: Tensor, leaving: Tensor) -> Tensor:
-        """The same under the covariances of the classes, where it matters: for the given class and its rivals.
+    def _contended(self, own: list[_Own], common: Tensor, z: Tensor, y: Tensor, leaving: Tensor) -> Tensor:
+        """The same under the classes' `own` covariances, where it matters: for the given class and its rivals.
 
         The other classes follow at the distance that they have under the `common` covariance.  leaving (n, 3): beta,
         w / (n_y - w) and (n_y / (n_y - w))^2 of each example.
@@ -139,10 +139,10 @@ class ClassGaussians:
         rivals = common.topk(min(RIVALS, common.shape[1]), dim=1).indices
         contends = torch.zeros_like(common, dtype=torch.bool).scatter(1, rivals, True)
         found = torch.full_like(common, torch.inf)
-        for c, own in enumerate(self.own):
+        for c, of_class in enumerate(own):
             rows = (contends[:, c] | (y == c)).nonzero()[:, 0]
             every = len(rows) == len(z)
-            found[rows, c] = own.log_likelihood(*((z, y, leaving) if every else (z[rows], y[rows], leaving[rows])))
+            found[rows, c] = of_class.log_likelihood(*((z, y, leaving) if every else (z[rows], y[rows], leaving[rows])))
         behind = (found - common).gather(1, rivals).amin(1, keepdim=True)
         return torch.where(torch.isinf(found), common + behind, found)
 

@@ -47,9 +47,10 @@ def write_judges(writer: Writer, labelled: LabelEvidence, recorded: Tensor, earl
     others = tuple(f"@{name}" for name in earlier)
     kept = [i for i, layer in enumerate(labelled.layers) if not layer.endswith(others)]
     factors, weights = combination(recorded[:, kept].numpy())
-    described = {"layers": [labelled.layers[i] for i in kept]}
-    writer.put("evidence/factor", factors, "factors of the layers' evidence in the combined evidence (L,)", **described)
-    writer.put("evidence/weight", weights, "weights of the layers (L,)", **described)
+    layers = [labelled.layers[i] for i in kept]
+    description = "factors of the layers' evidence in the combined evidence (L,)"
+    writer.put("evidence/factor", factors, description, layers=layers)
+    writer.put("evidence/weight", weights, "weights of the layers (L,)", layers=layers)
     writer.put("evidence/members", labelled.members, "examples of each class (classes,)", "examples")
     for i in kept[:-1]:
         name, found = f"evidence/layers/{labelled.layers[i]}", labelled.discriminants[i]

@@ -64,6 +64,7 @@ def parameters_before(network: Network, earlier: Sequence[Earlier], layer: str) 
     In last layer mode the order of the layers is not known: it is all of the model's.
     """
     if network.mode != FULL:
+        assert network.model is not None
         tied = tied_names(network.model)
         return sum(value.numel() for name, value in tensors_of(network.model).items() if name not in tied)
     for other in earlier:

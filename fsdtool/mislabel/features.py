@@ -126,8 +126,11 @@ def pool(value: Tensor, channels_last: bool) -> Tensor:
     cells = [min(grid, size) for size in value.shape[2:]]
     if axes > 3 or max(cells) == 1:
         return value.flatten(2).mean(2)
-    pooling = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[axes - 1]
-    return pooling(value, cells if axes > 1 else cells[0]).flatten(1)
+    if axes == 1:
+        return F.adaptive_avg_pool1d(value, cells[0]).flatten(1)
+    if axes == 2:
+        return F.adaptive_avg_pool2d(value, (cells[0], cells[1])).flatten(1)
+    return F.adaptive_avg_pool3d(value, (cells[0], cells[1], cells[2])).flatten(1)
 
 
 def watch(watched: dict[str, bool], keep: Keep) -> Watch:

@@ -30,7 +30,7 @@ from fsdtool.mislabel.noise.confusion import Noise, shares
 from fsdtool.mislabel.noise.layer_weights import margins_of
 from fsdtool.mislabel.noise.posterior import Posterior, posterior, unsupported
 from fsdtool.mislabel.noise.verdict import Verdict, verdict
-from fsdtool.summary.catalogue import Catalogue
+from fsdtool.summary.catalogue import Catalogue, Records
 
 log = logging.getLogger("fsdtool")
 
@@ -146,8 +146,7 @@ def find_mislabeled(
     `among` (N,) bool: of these alone.  Raises FsdtoolError for a summary without records, of a regression, or with
     fewer than two classes.
     """
-    check_judges(summary)
-    records = summary.records
+    records = check_judges(summary)
     if len(records) < FEW_EXAMPLES:
         log.warning(
             f"{len(records)} examples are too few to weigh the layers well; trust the order more than the scores"
@@ -164,8 +163,8 @@ def find_mislabeled(
     return ranked(summary, judged, said, top=top, everything=everything, threshold=threshold, among=among)
 
 
-def check_judges(summary: Catalogue) -> None:
-    """Raise FsdtoolError for a summary that judges no labels."""
+def check_judges(summary: Catalogue) -> Records:
+    """The records of a summary that judges labels.  Raises FsdtoolError for one that does not."""
     if not summary.task.has_classes:
         raise FsdtoolError(
             f"'{summary.path}' is of a {summary.task}, and only class labels can be judged; "
@@ -178,6 +177,7 @@ def check_judges(summary: Catalogue) -> None:
             f"'{summary.path}' is of a network with one class, so no label can be wrong; "
             "give a summary of two classes or more"
         )
+    return summary.records
 
 
 def ranked(
@@ -214,7 +214,7 @@ def ranked(
     if ambiguous and not new:
         low, high = between or _by_layer(many, summary.outputs)
         between = low, max(high, unsupported(combined, found.unit))
-    if ambiguous and against - noise.rate > UNEXPLAINED and len(combined) >= FEW_EXAMPLES:
+    if ambiguous and between is not None and against - noise.rate > UNEXPLAINED and len(combined) >= FEW_EXAMPLES:
         _warn_ambiguous(noise, between, against)
     if like is not None:
         combined = said.weighing.combined(judged.evidence, judged.candidates)

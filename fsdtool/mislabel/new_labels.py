@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from fsdtool.mislabel.noise.verdict import Plain, Verdict, verdict_by
 from fsdtool.network import activations
 from fsdtool.network.trace import FULL, Network
 from fsdtool.summary import hdf5
+from fsdtool.summary.catalogue import Records
 from fsdtool.summary.reader import Summary
 from fsdtool.util.progress import Track, silent
 
@@ -59,9 +61,9 @@ def judge(
     mode.  How many labels are wrong is estimated for 100 examples or more.  Raises FsdtoolError for a summary that
     judges no labels or cannot run its network, and data that the network does not take.
     """
-    check_judges(summary)
+    records = check_judges(summary)
     judges = read_judges(summary)
-    places = _places(summary, judges)
+    places = _places(summary, records, judges)
     examples = Examples(summary, data, model=model, device=device or torch.device("cpu"), noun="new")
     witness = _Witness(summary, examples, judges)
     kept = min(summary.identity.graph.outputs, MOST_CANDIDATES)
@@ -82,7 +84,7 @@ def judge(
         candidates=candidates.numpy(),
         evidence=evidence.numpy(),
         layers=judges.layers,
-        parameters=summary.records.parameters()[places],
+        parameters=records.parameters()[places],
     )
     like, many, classes, new = None, judged, summary.outputs, False
     if len(examples) < FEW_EXAMPLES:
@@ -90,11 +92,11 @@ def judge(
             f"too few examples ({len(examples)}) to estimate how many labels are wrong: "
             "they are judged as those of the summarized data"
         )
-        like = many = _summarized(summary, judges, places)
+        like = many = _summarized(summary, records, judges, places)
         factors, weights = _half_outputs(judges)
-    elif "logits" not in summary.records:  # whether the examples are new cannot be told
+    elif "logits" not in records:  # whether the examples are new cannot be told
         factors, weights = _half_outputs(judges)
-    elif (known := _known(summary, logits.numpy())) > KNOWN:
+    elif (known := _known(records, logits.numpy())) > KNOWN:
         log.warning(
             f"{known:.0%} of the examples are in the summarized data, whose labels the network has learned: the layers "
             "are weighed as there; judge new examples by themselves, and those of the data without --data"
@@ -104,20 +106,20 @@ def judge(
         factors, weights = stacked(judged.evidence, classes)
         new = True
     weighing = Plain(factors)
-    choice = {"top": top, "everything": everything, "threshold": threshold, "among": among}
+    rank = partial(ranked, summary, judged, top=top, everything=everything, threshold=threshold, among=among)
     if not new:
         said = verdict_by(weighing, weights, many.evidence, many.candidates, classes, many.parameters)
-        return ranked(summary, judged, said, **choice, like=like)
+        return rank(said, like=like)
     combined = weighing.combined(judged.evidence, judged.candidates)
     noise = estimate(combined[:, None], judged.candidates, 1, classes)
     said = Verdict(weighing, weights, noise, np.array(between(combined, noise)))
-    return ranked(summary, judged, said, **choice, found=scored(combined, judged.candidates, noise))
+    return rank(said, found=scored(combined, judged.candidates, noise))
 
 
-def _known(summary: Summary, logits: np.ndarray) -> float:
+def _known(records: Records, logits: np.ndarray) -> float:
     """The share of examples with outputs (n, O) float16 that are those of a summarized example."""
     row = np.dtype((np.void, logits.dtype.itemsize * logits.shape[1]))
-    recorded = np.ascontiguousarray(summary.records.read("logits")).view(row)[:, 0]
+    recorded = np.ascontiguousarray(records.read("logits")).view(row)[:, 0]
     return float(np.isin(np.ascontiguousarray(logits).view(row)[:, 0], recorded).mean())
 
 
@@ -134,9 +136,8 @@ def _half_outputs(judges: Judges) -> tuple[np.ndarray, np.ndarray]:
     return (weights / np.maximum(spread, 1e-12)).astype(np.float32), weights
 
 
-def _summarized(summary: Summary, judges: Judges, places: list[int]) -> Judged:
+def _summarized(summary: Summary, records: Records, judges: Judges, places: list[int]) -> Judged:
     """The summarized examples under the layers that judge new ones."""
-    records = summary.records
     return Judged(
         spec=summary.data_spec,
         ids=records.ids,
@@ -147,9 +148,9 @@ def _summarized(summary: Summary, judges: Judges, places: list[int]) -> Judged:
     )
 
 
-def _places(summary: Summary, judges: Judges) -> list[int]:
+def _places(summary: Summary, records: Records, judges: Judges) -> list[int]:
     """Where the layers that judge are among those of the records."""
-    layers = summary.records.layers("evidence")
+    layers = records.layers("evidence")
     missing = [layer for layer in judges.layers if layer not in layers]
     if missing:
         raise FsdtoolError(f"'{summary.path}': its records have no layer '{missing[0]}'; {hdf5.WRITE_AGAIN}")
@@ -231,6 +232,7 @@ def _observed(network: Network, layers: tuple[str, ...], summary: Summary) -> Ne
     if network.mode == FULL:
         return network
     hooked = tuple(layer for layer in layers[:-1] if layer != FEATURES)
+    assert network.model is not None
     modules = dict(network.model.named_modules())
     missing = [name for name in hooked if type(modules.get(name)) not in activations.MODULES]
     if missing:

@@ -14,6 +14,7 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 
 import h5py
@@ -126,12 +127,12 @@ class Summary(Catalogue):
         return self.identity.preprocessing
 
 
-def load(path: str | Path) -> Summary:
+def load(path: str | PathLike[str]) -> Summary:
     """Open a summary; its file stays open, for the records, until `close`.
 
     Raises FsdtoolError when it is missing, of another kind or schema, or damaged.
     """
-    with summary_file(path) as file:
+    with summary_file(Path(path)) as file:
         catalogue = read_catalogue(file)
         identity = _read_identity(file, catalogue)
         statistics = _read_statistics(file, identity)

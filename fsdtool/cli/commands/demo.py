@@ -40,7 +40,9 @@ def demo_command(
       fsdtool demo
     """
     talk(quiet, debug)
-    run(folder, partial(exits.run, context.find_root().command))
+    whole = context.find_root().command
+    assert isinstance(whole, typer.core.TyperGroup)
+    run(folder, partial(exits.run, whole))
 
 
 COMMAND = Command("demo", demo_command, "Try it all on the sample data.", place=70)
@@ -138,6 +140,7 @@ def _found(path: Path, wrong: set[int]) -> tuple[int, int]:
     from fsdtool.summary.reader import load
 
     with load(path) as summary:
+        assert summary.records is not None
         flagged = find_mislabeled(summary, top=len(wrong)).order.tolist()
         by_loss = (-summary.records.read("loss")).argsort(kind="stable")[: len(wrong)].tolist()
     return len(wrong.intersection(flagged)), len(wrong.intersection(by_loss))

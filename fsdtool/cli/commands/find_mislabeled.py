@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from fsdtool.mislabel.find import Mislabeled
     from fsdtool.mislabel.regression.target_errors import Misvalued
     from fsdtool.summary.catalogue import Catalogue
+    from fsdtool.summary.reader import Summary
 
 log = logging.getLogger("fsdtool")
 
@@ -153,9 +154,18 @@ def find_mislabeled_command(
     if top is not None and everything:
         raise FsdtoolError(f"--top {top} and --all exclude each other; give one of them")
     if data is None:
-        needless = {"model": model, "model_arg": model_arg, "checkpoint": checkpoint, "checkpoint_key": checkpoint_key}
-        needless |= {"id_key": id_key, "split": split, "skip_bad": skip_bad, "transform": transform}
-        refuse_options("without --data", "--data", **needless)
+        refuse_options(
+            "without --data",
+            "--data",
+            model=model,
+            model_arg=model_arg,
+            checkpoint=checkpoint,
+            checkpoint_key=checkpoint_key,
+            id_key=id_key,
+            split=split,
+            skip_bad=skip_bad,
+            transform=transform,
+        )
     elif page_data is not None:
         raise FsdtoolError(
             f"--report-data {page_data} has no meaning with --data, which has the pictures; leave it out"
@@ -170,32 +180,40 @@ def find_mislabeled_command(
     if noise is not None:
         check_output(noise, "--noise-matrix", inputs=inputs, suffix=(".csv", ".json"))
 
+    opened: Catalogue
+    whole: Summary | None = None  # where more than the records is needed
     if data is None and page is None:
-        from fsdtool.summary.catalogue import open_catalogue as load
+        from fsdtool.summary.catalogue import open_catalogue
+
+        opened = open_catalogue(summary)
     else:
         from fsdtool.summary.reader import load
 
-    opened = load(summary)
+        opened = whole = load(summary)
     warn_of_fit(opened)
     kind = opened.task.noun
     if not opened.task.has_classes and (by_layer or noise is not None):
         wanted = "--by-layer" if by_layer else "--noise-matrix"
         raise FsdtoolError(f"'{summary}' is of a {opened.task}, and {wanted} is of class labels; leave it out")
-    choice = {"top": top, "everything": everything, "threshold": threshold}
+    found: Mislabeled | Misvalued
+    labels: Mislabeled | None = None  # the same, of a classification
     source = None
     if data is not None:
         from fsdtool.mislabel.new_labels import judge
         from fsdtool.util.device import choose_device
 
+        assert whole is not None
         chosen = choose_device(device.value)
         reading = {"x_key": x_key, "y_key": y_key, "id_key": id_key, "split": split, "skip_bad": skip_bad}
-        source = load_like(opened, data, transform, **reading)
-        found = judge(
-            opened,
+        source = load_like(whole, data, transform, **reading)
+        found = labels = judge(
+            whole,
             source,
-            **choice,
-            among=rows_named(opened, ids, source),
-            model=network_of(opened, model, model_arg, checkpoint, allow_pickle, ema, checkpoint_key),
+            top=top,
+            everything=everything,
+            threshold=threshold,
+            among=rows_named(whole, ids, source),
+            model=network_of(whole, model, model_arg, checkpoint, allow_pickle, ema, checkpoint_key),
             device=chosen,
             batch_size=batch_size,
             track=console.track,
@@ -203,18 +221,20 @@ def find_mislabeled_command(
     elif not opened.task.has_classes:
         from fsdtool.mislabel.regression.target_errors import find_misvalued
 
-        found = find_misvalued(opened, **choice, among=rows_named(opened, ids))
+        among = rows_named(opened, ids)
+        found = find_misvalued(opened, top=top, everything=everything, threshold=threshold, among=among)
     else:
         from fsdtool.mislabel.find import find_mislabeled
 
-        found = find_mislabeled(opened, **choice, among=rows_named(opened, ids))
-    if noise is not None:
+        among = rows_named(opened, ids)
+        found = labels = find_mislabeled(opened, top=top, everything=everything, threshold=threshold, among=among)
+    if noise is not None and labels is not None:
         from fsdtool.report.noise_matrix import write_noise
 
-        write_noise(found, noise)
-    if page is not None:
-        _write_page(found, page, page_data if source is None else source, x_key, y_key)
-    columns = (*_mislabeled_columns(opened), *(found.layer_columns if by_layer else ()))
+        write_noise(labels, noise)
+    if page is not None and whole is not None:
+        _write_page(found, whole, page, page_data if source is None else source, x_key, y_key)
+    columns = (*_mislabeled_columns(opened), *(labels.layer_columns if by_layer and labels is not None else ()))
     write(found.rows(), columns, format, ids_only, _mislabeled_checks(threshold, columns, kind))
     log.info(f"{found.flagged} of {found.judged} {kind}s are flagged (score above {threshold:g})")
     if found.noise_rate is not None:
@@ -234,12 +254,17 @@ def find_mislabeled_command(
 
 
 def _write_page(
-    found: Mislabeled | Misvalued, path: Path, data: DataSource | str | None, x_key: str | None, y_key: str | None
+    found: Mislabeled | Misvalued,
+    summary: Summary,
+    path: Path,
+    data: DataSource | str | None,
+    x_key: str | None,
+    y_key: str | None,
 ) -> None:
     from fsdtool.report.html import write_page
     from fsdtool.report.mislabel_page import pictures_of, review
 
-    pictures, remarks = pictures_of(found.summary, found.order.tolist(), data, x_key, y_key, track=console.track)
+    pictures, remarks = pictures_of(summary, found.order.tolist(), data, x_key, y_key, track=console.track)
     size = write_page(review(found, pictures, remarks), path)
     log.info(" ".join([f"wrote {path} ({size:,} bytes).", *remarks]))
 

@@ -136,7 +136,7 @@ def influence_command(
         raise FsdtoolError(f"either --queries or --self is needed and {found}; give one of them")
     check_model_options(model, model_arg, checkpoint, allow_pickle, checkpoint_key)
     if of_itself:
-        needless = {} if data is not None else {"model": model, "checkpoint": checkpoint}
+        needless: dict[str, object] = {} if data is not None else {"model": model, "checkpoint": checkpoint}
         other = solver is not Solver.kronecker
         needless |= {"mean": mean, "misclassified": misclassified, "matrix": matrix, "solver": other}
         refuse_options("with --self", "--queries", **needless)
@@ -158,17 +158,18 @@ def influence_command(
     reading = {"x_key": x_key, "y_key": y_key, "id_key": id_key, "split": split, "skip_bad": skip_bad}
     network = network_of(opened, model, model_arg, checkpoint, allow_pickle, ema, checkpoint_key)
     candidates = None if data is None else load_like(opened, data, transform, **reading)
-    options = {
-        "data": candidates,
-        "among": rows_named(opened, ids, candidates),
-        "model": network,
-        "device": chosen,
-        "batch_size": batch_size,
-        "track": console.track,
-    }
-    if of_itself:
-        result = self_influence(opened, **options)
-        write(islice(result.rows(), top), SELF_INFLUENCE_COLUMNS, format, ids_only)
+    among = rows_named(opened, ids, candidates)
+    if queries is None:
+        of_examples = self_influence(
+            opened,
+            data=candidates,
+            among=among,
+            model=network,
+            device=chosen,
+            batch_size=batch_size,
+            track=console.track,
+        )
+        write(islice(of_examples.rows(), top), SELF_INFLUENCE_COLUMNS, format, ids_only)
         return
     result = influence(
         opened,
@@ -178,7 +179,12 @@ def influence_command(
         misclassified=misclassified,
         matrix=matrix,
         solver=solver.value,
-        **options,
+        data=candidates,
+        among=among,
+        model=network,
+        device=chosen,
+        batch_size=batch_size,
+        track=console.track,
     )
     write(result.rows(), INFLUENCE_COLUMNS, format, ids_only)
 

@@ -29,7 +29,7 @@ def inspect_command(
 
     header, rows = inspect_rows(summary)
     chosen = console.resolve_format(format, sys.stdout)
-    console.print_summary(str(summary), header, sys.stdout if chosen is console.Format.table else None)
+    console.print_summary(str(summary), header, sys.stdout if chosen is console.Format["table"] else None)
     console.render(rows, INSPECT_COLUMNS, chosen, sys.stdout)
 
 

@@ -58,7 +58,7 @@ def summarize_command(
     data: Annotated[str, typer.Option(metavar="SPEC", help=f"The training data: {DATA_HELP}")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The summary to write.")],
     model_arg: ModelArguments = None,
-    task: Annotated[Task, typer.Option(help="What the network was trained for.")] = Task.classification,
+    task: Annotated[Task, typer.Option(help="What the network was trained for.")] = Task["classification"],
     components: Annotated[
         int | None,
         typer.Option(

@@ -139,7 +139,8 @@ def _basis(count: int) -> np.ndarray:
 def _fit(evidence: np.ndarray, given: np.ndarray, classes: int, known: np.ndarray | None) -> Unmixed:
     present = np.flatnonzero(np.bincount(given, minlength=classes))
     own = (present[:, None] == given).astype(np.float32)
-    freedom, steps, temper = (part[known is not None] for part in (FREEDOM, STEPS, (1.0, TEMPER)))
+    form = int(known is not None)
+    freedom, steps, temper = FREEDOM[form], STEPS[form], (1.0, TEMPER)[form]
     x = coordinates(evidence, present)
     d, n = x.shape
     confusion = _first(len(present)) if known is None else known[np.ix_(present, present)]

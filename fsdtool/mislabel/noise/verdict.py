@@ -70,7 +70,9 @@ class Recast:
     def combined(self, evidence: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         total = np.zeros(candidates.shape, np.float32)
         for layer, (clouds, factor) in enumerate(zip(self.clouds, self.factors, strict=True)):
-            for start in range(0, len(total) if factor and clouds is not None else 0, BLOCK):
+            if not factor or clouds is None:
+                continue
+            for start in range(0, len(total), BLOCK):
                 rows = slice(start, start + BLOCK)
                 dense = of_all_classes(evidence[rows, layer], candidates[rows], self.classes)
                 total[rows] += np.float32(factor) * _relative(clouds.log_likelihood(dense), candidates[rows])
@@ -137,12 +139,12 @@ def _explains(found: Estimate, evidence: np.ndarray, candidates: np.ndarray, alo
     Its model of a layer has fewer parameters, and does not take unusual examples of a class for another's.  But it
     knows nothing of labels that are wrong in the same way, nor of layers that tell the classes badly apart.
     """
-    used = [layer for layer in found.noise.layers if alone[layer] is not None]
+    used = [(layer, one) for layer in found.noise.layers if (one := alone[layer]) is not None]
     if not found.settled or not used:
         return False
     given, classes = candidates[:, 0], found.noise.classes
-    dense = (of_all_classes(evidence[:, layer], candidates, classes) for layer in used)
-    by_clouds = np.mean([likelihood(alone[layer], x, given) for layer, x in zip(used, dense, strict=True)])
+    dense = (of_all_classes(evidence[:, layer], candidates, classes) for layer, _ in used)
+    by_clouds = float(np.mean([likelihood(one, x, given) for (_, one), x in zip(used, dense, strict=True)]))
     more = (classes - 1) * (classes - 2) + classes * (classes - 1) / 2  # parameters: centres and shape, less biases
     return found.likelihood >= by_clouds - more / len(given)
 
@@ -184,7 +186,7 @@ def _under_clouds(found: list[Unmixed | None], dense: list[np.ndarray | None], c
     """Evidence (n, L, T) float32 under the clouds of each layer, from that for all classes."""
     evidence = np.zeros((len(found), *candidates.T.shape), np.float32)
     for layer, (one, x) in enumerate(zip(found, dense, strict=True)):
-        if one is not None:
+        if one is not None and x is not None:
             evidence[layer] = _relative(one.clouds.log_likelihood(x), candidates).T
     return evidence.transpose(2, 0, 1)
 

@@ -32,7 +32,7 @@ WIDE = 0.1  # between the ends of the range, from which on the share is not to b
 
 @dataclass(frozen=True)
 class Misvalued:
-    """Scores of all examples (N,), of each its most suspicious output (N,) int64, and the ranking.
+    """Scores of all examples `ids` (N,), of each its most suspicious output (N,) int64, and the ranking.
 
     given, suggested, standard_error (N,): that output's target, its prediction, and the scale of what right targets
     lie off that.  order (M,) holds the rows that were asked for, most suspicious first; flagged is how many of the
@@ -42,6 +42,7 @@ class Misvalued:
     """
 
     summary: Catalogue
+    ids: np.ndarray
     score: np.ndarray
     output: np.ndarray
     given: np.ndarray
@@ -65,17 +66,11 @@ class Misvalued:
         """Where the examples are from."""
         return self.summary.data_spec
 
-    @property
-    def ids(self) -> np.ndarray:
-        """(N,)."""
-        return self.summary.records.ids
-
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row per example asked for, most suspicious first."""
-        ids = self.summary.records.ids
         for rank, i in enumerate(self.order.tolist(), 1):
             yield {
-                "id": ids[i].item(),
+                "id": self.ids[i].item(),
                 "output": int(self.output[i]),
                 "given_target": float(self.given[i]),
                 "suggested_target": float(self.suggested[i]),
@@ -139,6 +134,7 @@ def find_misvalued(
     flagged = int((score[order] > threshold).sum())
     return Misvalued(
         summary=summary,
+        ids=records.ids,
         score=score,
         output=output,
         given=given,
