@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 
 # Everything a terminal could take for a line break or an escape sequence.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 class ExitStatus(enum.IntEnum):
@@ -32,7 +32,7 @@ class FsdtoolError(Exception):
     """
 
     def __init__(self, message: str):
-        super().__init__(_CONTROL.sub(" ", message))
+        super().__init__(CONTROL.sub(" ", message))
 
 
 def describe(error: BaseException) -> str:

@@ -7,10 +7,10 @@ line, so a command imports its estimator inside its function.
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
+
+from fsdtool.util.discovery import modules_of
 
 PACKAGE = "fsdtool.cli.commands"
 
@@ -39,9 +39,11 @@ def find_commands(package: str = PACKAGE) -> list[Command]:
     Raises ValueError where two modules have a command of the same name.
     """
     found: dict[str, Command] = {}
-    for module in pkgutil.iter_modules(import_module(package).__path__):
-        command = import_module(f"{package}.{module.name}").COMMAND
+    for module in modules_of(package):
+        command = module.COMMAND
         if command.name in found:
-            raise ValueError(f"'{command.name}' of {module.name} is the name of another command; rename one")
+            raise ValueError(
+                f"'{command.name}' of {module.__name__.rpartition('.')[2]} is the name of another command; rename one"
+            )
         found[command.name] = command
     return sorted(found.values(), key=lambda command: (command.place, command.name))

@@ -12,7 +12,6 @@ They use the tensors' own methods: summaries are read without torch, whose impor
 from __future__ import annotations
 
 import functools
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from fsdtool.errors import FsdtoolError
+from fsdtool.util.discovery import module_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -197,8 +197,7 @@ def _only(kind: type[Task]) -> Task:
 
 def task_names() -> list[str]:
     """The names of this package's tasks, which are those of its modules: without importing them."""
-    here = str(Path(__file__).parent)
-    return sorted(module.name for module in pkgutil.iter_modules([here]) if module.name != Path(__file__).stem)
+    return [name for name in module_names(f"{__package__}") if name != Path(__file__).stem]
 
 
 def stored_numbers(stored: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What any program needs and no field owns: files that appear when they are complete, a batch that halves when
-memory runs out, the choice of a device, progress, cells of CSV, checked values by name.  Nothing here knows of
+memory runs out, the choice of a device, progress, cells of CSV, checked values by name, text for
+a terminal, the modules of a package.  Nothing here knows of
 networks, data or summaries.
 """
 

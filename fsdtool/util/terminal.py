@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from typing import Any, TextIO
 
-# What a terminal could take for a line break or an escape sequence.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+from fsdtool.errors import CONTROL
 
 
 def printable(text: str) -> str:
     """`text` in one line that no terminal takes for a command: each run of control characters is a space."""
-    return _CONTROL.sub(" ", text)
+    return CONTROL.sub(" ", text)
 
 
 def one_line(identifier: Any) -> str:
     """An id as text in one line: control characters are escaped as in Python, all else is as it is."""
-    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], str(identifier))
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], str(identifier))
 
 
 def in_colour(stream: TextIO) -> bool:

@@ -6,10 +6,8 @@ Nothing is downloaded, no pickled or object array is read, and no link out of an
 from __future__ import annotations
 
 import logging
-import pkgutil
 import re
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +25,7 @@ from fsdtool.data.source import DataSource
 from fsdtool.data.targets import corrections, read_labels
 from fsdtool.errors import FsdtoolError, some
 from fsdtool.tasks.task import Task, task_of
+from fsdtool.util.discovery import modules_of
 
 log = logging.getLogger("fsdtool")
 PAIRED = (".npy", ".npz", ".h5", ".hdf5")
@@ -35,10 +34,9 @@ PACKAGE = "fsdtool.data.formats"
 
 def file_formats() -> dict[str, Callable[[Path, Request], Found]]:
     """What opens a file, by its suffix: a module of this package has them as SUFFIXES, and is found by that."""
-    modules = [
-        import_module(f"{PACKAGE}.{part.name}") for part in pkgutil.iter_modules(import_module(PACKAGE).__path__)
-    ]
-    return {suffix: opener for module in modules for suffix, opener in getattr(module, "SUFFIXES", {}).items()}
+    return {
+        suffix: opener for module in modules_of(PACKAGE) for suffix, opener in getattr(module, "SUFFIXES", {}).items()
+    }
 
 
 def load_dataset(

@@ -7,9 +7,6 @@ Every module of this package is imported here and registers its functions, so th
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
 from fsdtool.network.activations.gates import (
     MODULES,
     PIECEWISE,
@@ -22,6 +19,7 @@ from fsdtool.network.activations.gates import (
     register,
     spelt,
 )
+from fsdtool.util.discovery import modules_of
 
 __all__ = [
     "MODULES",
@@ -36,5 +34,4 @@ __all__ = [
     "spelt",
 ]
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+modules_of(__name__)

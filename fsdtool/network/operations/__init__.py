@@ -19,12 +19,9 @@ the closed form of fully connected networks.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
 from fsdtool.network.operations.base import Operation, named, names
+from fsdtool.util.discovery import modules_of
 
 __all__ = ["Operation", "named", "names"]
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+modules_of(__name__)

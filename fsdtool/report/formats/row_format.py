@@ -8,11 +8,11 @@ user's threshold is a failed check.
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, TextIO
+
+from fsdtool.util.discovery import modules_of
 
 PACKAGE = "fsdtool.report.formats"
 Value = str | int | float | bool | None
@@ -63,10 +63,7 @@ class RowFormat:
 
 def row_formats() -> dict[str, RowFormat]:
     """The formats by name, in the order of the help: FORMATS of every module of the package."""
-    modules = [
-        import_module(f"{PACKAGE}.{part.name}") for part in pkgutil.iter_modules(import_module(PACKAGE).__path__)
-    ]
-    found = [one for module in modules for one in getattr(module, "FORMATS", ())]
+    found = [one for module in modules_of(PACKAGE) for one in getattr(module, "FORMATS", ())]
     return {one.name: one for one in sorted(found, key=lambda one: one.place)}
 
 
