@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fsdtool.cli.wording import as_options
 from fsdtool.errors import FsdtoolError
 from fsdtool.report import console
 from fsdtool.report.formats.row_format import Checks
@@ -13,7 +14,7 @@ from fsdtool.report.formats.row_format import Checks
 
 def talk(quiet: bool, debug: bool) -> None:
     """--quiet and --debug hold whether they stand before the command or after it."""
-    console.configure(quiet=quiet or console.talk.quiet, debug=debug or console.talk.debug)
+    console.configure(quiet=quiet or console.talk.quiet, debug=debug or console.talk.debug, words=as_options)
 
 
 def check_ids_only(ids_only: bool, format: console.Format | None) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import typer
 
+from fsdtool.cli.wording import as_options
 from fsdtool.errors import ExitStatus, FsdtoolError, describe
 from fsdtool.report import console
 from fsdtool.util.memory import out_of_memory
@@ -23,7 +24,7 @@ COMPLETION = "_FSDTOOL_COMPLETE"
 
 def run(command: typer.core.TyperGroup, arguments: Sequence[str]) -> int:
     """Run a command line of the command that holds all others and return its exit code."""
-    console.configure(quiet=False, debug=False)
+    console.configure(quiet=False, debug=False, words=as_options)
     _set_up_streams()
     try:
         _run(command, arguments)
@@ -36,7 +37,7 @@ def run(command: typer.core.TyperGroup, arguments: Sequence[str]) -> int:
         console.say("error", f"{error.format_message().rstrip('.')}; see '{words} --help'")
         return ExitStatus.USER_ERROR
     except FsdtoolError as error:
-        return _fail("error", str(error), ExitStatus.USER_ERROR)
+        return _fail("error", as_options(str(error)), ExitStatus.USER_ERROR)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("error", "interrupted", ExitStatus.INTERRUPTED)
     except BrokenPipeError:

@@ -38,10 +38,11 @@ Format = Enum("Format", {name: name for name in row_formats()}, type=str)  # typ
 
 @dataclass
 class Talk:
-    """How much the process says on stderr; one per process, set by `configure`."""
+    """How much the process says on stderr, and how the library's remarks read there; set by `configure`."""
 
     quiet: bool = False
     debug: bool = False
+    words: Callable[[str], str] = str
 
 
 talk = Talk()
@@ -114,15 +115,18 @@ class _Remarks(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         kinds = {logging.INFO: "note", logging.DEBUG: "debug"}
-        say(kinds.get(record.levelno, "warning"), record.getMessage())
+        say(kinds.get(record.levelno, "warning"), talk.words(record.getMessage()))
 
 
 _remarks = _Remarks()
 
 
-def configure(*, quiet: bool, debug: bool) -> None:
-    """Send remarks to stderr: notes unless `quiet`, warnings always, debugging records only with `debug`."""
-    talk.quiet, talk.debug = quiet, debug
+def configure(*, quiet: bool, debug: bool, words: Callable[[str], str] = str) -> None:
+    """Send remarks to stderr: notes unless `quiet`, warnings always, debugging records only with `debug`.
+
+    words: what becomes of a remark's text.
+    """
+    talk.quiet, talk.debug, talk.words = quiet, debug, words
     _remarks.setLevel(logging.WARNING if quiet else logging.DEBUG)
     log.setLevel(logging.DEBUG if debug else logging.INFO)
     log.addHandler(_remarks)
