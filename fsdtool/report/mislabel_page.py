@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
@@ -21,10 +20,11 @@ from fsdtool.errors import FsdtoolError
 from fsdtool.mislabel.find import Mislabeled
 from fsdtool.mislabel.regression.target_errors import Misvalued
 from fsdtool.report.html import Page, Picture
-from fsdtool.report.markup import count
+from fsdtool.report.page_text import count
 from fsdtool.report.thumbnails import BUDGET, thumbnails
 from fsdtool.summary.data_like import load_like
 from fsdtool.summary.reader import Summary
+from fsdtool.util.progress import Track, silent
 
 log = logging.getLogger("fsdtool")
 
@@ -135,28 +135,29 @@ def histogram(scores: np.ndarray, cut: float) -> tuple[np.ndarray, np.ndarray]:
 def pictures_of(
     summary: Summary,
     rows: Sequence[int],
-    data: DataSource | str | None,
+    judged: DataSource | None = None,
+    report_data: str | None = None,
     x_key: str | None = None,
     y_key: str | None = None,
     *,
-    track: Callable[[str, int], AbstractContextManager[Callable[[int], None]]],
+    track: Track = silent,
 ) -> tuple[list[Picture | None], list[str]]:
     """Pictures of rows of the judged data, and remarks for the page: why some or all are missing.
 
-    data: what was judged, where that is not the summarized data; the summarized data as the user names it; or None for
-    it where it still is.  Raises FsdtoolError where data that the user named cannot be read or is other data.
+    judged: what was judged, where that is not the summarized data.  report_data: the summarized data as the user names
+    it; without either it is looked for where it was.  x_key, y_key: the arrays or columns of it.  Raises FsdtoolError
+    where data that the user named cannot be read or is other data.
     """
     rows = rows[:LARGEST_PAGE]
     try:
-        if isinstance(data, DataSource):
-            source = data
-        elif data is not None:
-            source = load_like(summary, data, x_key=x_key, y_key=y_key)
+        source = judged
+        if source is None and report_data is not None:
+            source = load_like(summary, report_data, x_key=x_key, y_key=y_key)
             _check_ids(summary, source)
-        else:
+        elif source is None:
             source = _where_it_was(summary, x_key, y_key, track)
     except FsdtoolError as error:
-        if data is not None:
+        if report_data is not None:
             raise
         return [], [f"No pictures: {error}."]
     try:
@@ -169,9 +170,9 @@ def pictures_of(
     return pictures, []
 
 
-def _where_it_was(summary: Summary, x_key: str | None, y_key: str | None, track: Callable) -> DataSource:
+def _where_it_was(summary: Summary, x_key: str | None, y_key: str | None, track: Track) -> DataSource:
     """The summarized data, if it is still there and the same; FsdtoolError if not."""
-    identity, advice = summary.identity, "name the data by --report-data"
+    identity, advice = summary.identity, "name the data by `report_data`"
     if _RUNS_CODE.search(identity.data_spec.removeprefix("torchvision:")):
         raise FsdtoolError(f"the data set '{identity.data_spec}' is opened by code or with arguments; {advice}")
     try:
@@ -196,14 +197,14 @@ def _check_ids(summary: Summary, source: DataSource) -> None:
     ids = summary.records.ids
     if len(source) != len(ids):
         raise FsdtoolError(
-            f"--report-data '{source.spec}' has {len(source)} examples and the summary {len(ids)}; "
+            f"`report_data` '{source.spec}' has {len(source)} examples and the summary {len(ids)}; "
             "give the data summarized"
         )
     differ = np.flatnonzero(source.ids.astype(str) != ids.astype(str))
     if len(differ):
         row = differ[0]
         raise FsdtoolError(
-            f"--report-data '{source.spec}' has the id {source.ids[row]} in row {row}, the summary {ids[row]}; "
+            f"`report_data` '{source.spec}' has the id {source.ids[row]} in row {row}, the summary {ids[row]}; "
             "give the data summarized"
         )
 

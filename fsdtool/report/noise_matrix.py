@@ -18,8 +18,8 @@ from fsdtool.report.formats.csv_rows import write_csv
 from fsdtool.util.atomic_files import write_whole
 
 
-def write_noise(found: Mislabeled, path: Path) -> None:
-    """Write the noise matrix to `path`, .csv or .json, which appears when it is complete.
+def write_noise(found: Mislabeled, noise_matrix: Path) -> None:
+    """Write the estimated numbers (classes, classes) to the file `noise_matrix`, .csv or .json, which appears when it is complete.
 
     Raises FsdtoolError where there is no estimate, or the file cannot be written.
     """
@@ -27,11 +27,11 @@ def write_noise(found: Mislabeled, path: Path) -> None:
     if matrix is None or rate is None:
         raise FsdtoolError(
             f"'{found.spec}' has {len(found.ids)} examples, too few to estimate the noise matrix; "
-            f"give {FEW_EXAMPLES} or more, or leave --noise-matrix out"
+            f"give {FEW_EXAMPLES} or more, or leave `noise_matrix` out"
         )
     labels = [found.summary.label_name(label) for label in range(found.summary.outputs)]
-    text = _csv(matrix, labels) if path.suffix == ".csv" else _json(found, matrix, rate, labels)
-    write_whole(path, text.encode("utf-8", "backslashreplace"), "the noise matrix")
+    text = _csv(matrix, labels) if noise_matrix.suffix == ".csv" else _json(found, matrix, rate, labels)
+    write_whole(noise_matrix, text.encode("utf-8", "backslashreplace"), "the noise matrix")
 
 
 def _csv(matrix: np.ndarray, labels: list[int | str]) -> str:

@@ -24,12 +24,13 @@ from fsdtool.data.preprocessing import Preprocessing
 from fsdtool.errors import FsdtoolError
 from fsdtool.mislabel.find import find_mislabeled
 from fsdtool.report import charts
-from fsdtool.report.html import Page, Picture, render_page, write_page
+from fsdtool.report.html import Page, Picture, render_page, templates, write_page
 from fsdtool.report.mislabel_page import LARGEST_PAGE, histogram, pictures_of, review
 from fsdtool.report.thumbnails import BATCH, SIDE, thumbnails
 from fsdtool.summary.reader import load
 from tests.conftest import identity
 
+TEMPLATES = Path(charts.__file__).parent / "templates"
 EVIL = [
     "<script>alert(1)</script>.png",
     "</title></style></script><script>alert(2)</script>",
@@ -183,7 +184,7 @@ def test_nothing_is_fetched(made):
         for name, value in attributes.items():
             assert name not in {"href", "action", "srcset", "data", "xlink:href", "background", "poster"}
             assert name != "src" or value.startswith("data:image/")
-    style, script = (Path(charts.__file__).with_name(name).read_text() for name in ("page.css", "page.js"))
+    style, script = ((TEMPLATES / name).read_text() for name in ("page.css", "page.js"))
     assert not re.search(r"url\(|@import|https?:|//\w", style)
     assert not re.search(r"fetch|XMLHttp|import\(|https?:|innerHTML|document\.write|eval", script)
 
@@ -245,8 +246,12 @@ def test_a_write_that_fails_leaves_the_old_page(tmp_path, monkeypatch):
 # Charts
 
 
+def drawn_as(chart: charts.Chart) -> Reader:
+    return Reader(templates().get_template("chart.html").module.svg(chart))
+
+
 def test_histogram_has_a_bar_for_every_count_and_splits_at_the_cut():
-    drawn = Reader(charts.histogram(np.array([1000, 10, 0, 3]), np.array([0, 0.25, 0.4, 0.7, 1]), 0.4, "scores"))
+    drawn = drawn_as(charts.histogram(np.array([1000, 10, 0, 3]), np.array([0, 0.25, 0.4, 0.7, 1]), 0.4, "scores"))
     bars = drawn.all("rect")
     assert [bar["class"] for bar in bars] == ["cool", "cool", "hot"]
     heights = [float(bar["height"]) for bar in bars]
@@ -269,7 +274,7 @@ def test_a_matrix_of_many_classes_shows_those_with_most_errors():
     kept = charts.most_involved(values)
     assert len(kept) == charts.LARGEST_MATRIX
     assert {71, 3, 40, 99} <= set(kept)
-    heat = Reader(charts.matrix(values, [f"class {i}" for i in range(100)], "")).all("rect")
+    heat = drawn_as(charts.matrix(values, [f"class {i}" for i in range(100)], "")).all("rect")
     assert sum(a["class"] == "heat" for a in heat) == 2
 
 

@@ -1,57 +1,53 @@
-"""Rows as JUnit's XML.  Names come from the data, so all that XML takes for its own is escaped."""
+"""Rows as JUnit's XML."""
 
 from __future__ import annotations
 
 import re
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from fsdtool.report.formats.row_format import Checks, Row, RowFormat, RowsToWrite
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
 
 # What XML 1.0 cannot hold even when escaped, and the control characters that it may but no reader wants.
 _NOT_XML = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]+")
 
 
 def write_junit(rows: RowsToWrite, stream: TextIO) -> None:
-    """One test case for each row, in one test suite; ASCII, so that it is the same XML in every encoding."""
-    checks = rows.checks
-    cases = [_case(row, checks) for row in rows.mappings()]
-    failures = sum("<failure" in case for case in cases)
-    suite = _attribute(checks.suite)
+    """One test case for each row, in one test suite; ASCII, so that it is the same XML in every encoding.
+
+    All rows at once, since the head counts them.
+    """
+    # Imported here: every command loads the formats, and few write XML.
+    from xml.etree.ElementTree import Element, SubElement, indent, tostring
+
+    root = Element("testsuites")
+    suite = SubElement(root, "testsuite", name=_clean(rows.checks.suite))
+    for row in rows.mappings():
+        _add_case(suite, row, rows.checks)
+    counts = {"tests": str(len(suite)), "failures": str(len(suite.findall("testcase/failure")))}
+    root.attrib |= counts
+    suite.attrib |= counts | {"errors": "0", "skipped": "0"}
+    indent(root)
+    # Not `xml_declaration=True`, which names another encoding: what is ASCII may be read as UTF-8.
     stream.write('<?xml version="1.0" encoding="UTF-8"?>\n')
-    stream.write(f'<testsuites tests="{len(cases)}" failures="{failures}">\n')
-    stream.write(f'  <testsuite name={suite} tests="{len(cases)}" failures="{failures}" errors="0" skipped="0">\n')
-    stream.writelines(cases)
-    stream.write("  </testsuite>\n</testsuites>\n")
+    stream.write(tostring(root, encoding="us-ascii").decode("ascii") + "\n")
 
 
-def _case(row: Row, checks: Checks) -> str:
+def _add_case(suite: Element, row: Row, checks: Checks) -> None:
+    from xml.etree.ElementTree import SubElement
+
     file = checks.file(row)
-    where = f" file={_attribute(file)}" if file else ""
-    start = f"    <testcase classname={_attribute(checks.suite)} name={_attribute(checks.name(row))}{where}"
-    if checks.level(row) == "notice":
-        return f"{start}/>\n"
-    message = checks.message(row)
-    failure = f"<failure message={_attribute(message)} type={_attribute(checks.level(row))}>{_text(message)}</failure>"
-    return f"{start}>{failure}</testcase>\n"
+    where = {"file": _clean(file)} if file else {}
+    case = SubElement(suite, "testcase", {"classname": _clean(checks.suite), "name": _clean(checks.name(row)), **where})
+    if checks.level(row) != "notice":
+        message = _clean(checks.message(row))
+        SubElement(case, "failure", message=message, type=_clean(checks.level(row))).text = message
 
 
-# Imported where they are used: behind them are urllib and ssl, for which no other command should wait.
-
-
-def _text(text: str) -> str:
-    from xml.sax.saxutils import escape
-
-    return _ascii(escape(_NOT_XML.sub(" ", text)))
-
-
-def _attribute(text: str) -> str:
-    from xml.sax.saxutils import quoteattr
-
-    return _ascii(quoteattr(_NOT_XML.sub(" ", text)))
-
-
-def _ascii(xml: str) -> str:
-    return xml.encode("ascii", "xmlcharrefreplace").decode()
+def _clean(text: str) -> str:
+    return _NOT_XML.sub(" ", text)
 
 
 FORMATS = (RowFormat("junit", write_junit, 60),)

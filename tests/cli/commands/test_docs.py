@@ -95,7 +95,7 @@ def test_documents_that_were_not_installed_are_one_line(capsys, monkeypatch, tmp
     assert capsys.readouterr().err == f"error: the documents are missing in {tmp_path}; install fsdtool again\n"
 
 
-def test_the_wheel_holds_every_document():
+def test_the_wheel_holds_every_document_and_template():
     """Hatch takes all of a listed package but what .gitignore names; nothing may narrow that."""
     wheel = "tool.hatch.build.targets.wheel"
     assert setting(wheel, "packages") == '["fsdtool"]'
@@ -105,7 +105,9 @@ def test_the_wheel_holds_every_document():
     assert [pair for pair in narrowing if setting(*pair)] == []
     ignored = (ROOT / ".gitignore").read_text("utf-8").split()
     assert len(FILES) > 5
-    for path in FILES:
+    templates = sorted((FILES[0].parents[1] / "report" / "templates").iterdir())
+    assert [path.name for path in templates] == ["chart.html", "page.css", "page.html", "page.js"]
+    for path in [*FILES, *templates]:
         inside = path.relative_to(ROOT)
         assert inside.parts[0] == "fsdtool"
         names = {*inside.parts, *(f"{part}/" for part in inside.parts[:-1]), f"*{path.suffix}"}

@@ -1,8 +1,7 @@
-"""Text from files and users as HTML: it stays text, wherever on a page it stands."""
+"""Names and numbers as a reader of the page sees them.  Escaping is left to the templates (fsdtool.report.html)."""
 
 from __future__ import annotations
 
-import html
 import re
 from typing import Any
 
@@ -12,21 +11,17 @@ from fsdtool.util.terminal import printable
 _TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 
 
-def escape(value: Any) -> str:
-    """`value` as text of an element or of a quoted attribute.
+def visible(value: Any) -> str:
+    """`value` as text in which nothing hides.
 
     Control characters become spaces; those that turn the direction of what follows become a visible mark.
     """
-    return html.escape(_TURNS.sub("\N{REPLACEMENT CHARACTER}", printable(str(value))))
+    return _TURNS.sub("\N{REPLACEMENT CHARACTER}", printable(str(value)))
 
 
-def isolated(value: Any) -> str:
-    """`value` as an element of its own, so that right-to-left text does not reorder what stands beside it.
-
-    Long paths and names may be broken after a separator.
-    """
-    pieces = re.split(r"(?<=[/_])(?=[^/_])", str(value))
-    return f"<bdi>{'<wbr>'.join(map(escape, pieces))}</bdi>"
+def pieces(value: Any) -> list[str]:
+    """A path or a name cut after its separators: there the page may break the line."""
+    return re.split(r"(?<=[/_])(?=[^/_])", str(value))
 
 
 def shorten(text: str, length: int) -> str:
@@ -40,3 +35,8 @@ def shorten(text: str, length: int) -> str:
 def count(value: float) -> str:
     """An estimated number for people: whole from ten on, thousands separated, otherwise with one decimal."""
     return f"{value:,.0f}" if abs(value) >= 9.95 else f"{value:.1f}"
+
+
+def share(value: float) -> str:
+    """A number between 0 and 1 with three digits, of which the last is never rounded up to certainty."""
+    return f"{min(value, 0.999):.3f}" if value < 1 else "1.000"
