@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fsdtool import __version__
-from fsdtool.cli.answers import talk
+from fsdtool.cli.answers import talk_of
 from fsdtool.cli.command import find_commands
 from fsdtool.cli.options import Debug, Quiet
 from fsdtool.errors import ExitStatus
@@ -66,11 +66,11 @@ def every_command(
       fsdtool influence summary.h5 --queries sample_data/test.npz --misclassified --top 5
       fsdtool fsd summary.h5 --checkpoint sample_data/mlp.pt
     """
-    talk(quiet, debug)
+    talk_of(context, quiet, debug)
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), err=True)
         raise typer.Exit(ExitStatus.USER_ERROR)
 
 
 for command in find_commands():
-    app.command(command.name, short_help=command.line, epilog=_exit_codes(command.findings))(command.run)
+    app.command(command.name, short_help=command.line, epilog=_exit_codes(command.findings))(command.callback)

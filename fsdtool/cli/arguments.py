@@ -1,4 +1,4 @@
-"""What several commands read from their arguments: checkpoints, data, lists of numbers, files to be written."""
+"""What several commands read from their arguments: ids, lists of numbers, files to be written."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,51 +17,11 @@ from fsdtool.util.terminal import one_line
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import nn
 
     from fsdtool.data.source import DataSource
-    from fsdtool.model.checkpoint import Checkpoint
-    from fsdtool.model.weight_files import Names
     from fsdtool.summary.catalogue import Catalogue
-    from fsdtool.summary.reader import Summary
 
 log = logging.getLogger("fsdtool")
-
-
-def read_checkpoint(
-    path: Path, allow_pickle: bool, ema: bool = False, key: str | None = None, spec: str | None = None
-) -> Checkpoint:
-    """The checkpoint; `spec` is --model, in whose module a pickle's classes are looked up too."""
-    from fsdtool.model.checkpoint import read_checkpoint
-
-    names: Names = nullcontext
-    if allow_pickle and spec is not None:
-        from fsdtool.model.factory import script_names
-
-        names = partial(script_names, spec)
-    checkpoint = read_checkpoint(path, allow_pickle=allow_pickle, ema=ema, key=key, names=names)
-    for note in checkpoint.notes:
-        log.info(f"{path}: {note}")
-    return checkpoint
-
-
-def build_model(spec: str | None, arguments: dict[str, str], checkpoint: Checkpoint) -> nn.Module:
-    """The network that `spec` names; without one, that of a pickled module or of weights that tell it."""
-
-    if spec is not None and not spec.startswith("mlp:"):
-        from fsdtool.model.factory import load_model
-
-        return load_model(spec, arguments, checkpoint.hyper_parameters)
-    if spec is None and checkpoint.network is not None:
-        from fsdtool.model.factory import prepare
-
-        log.info(f"the model is the {type(checkpoint.network).__name__} pickled in {checkpoint.path}")
-        return prepare(checkpoint.network, checkpoint.path)
-    from fsdtool.model.computed_weights import plain_state
-    from fsdtool.network.mlp_from_weights import infer_mlp
-
-    state, _ = plain_state(checkpoint.state, source=checkpoint.path)
-    return infer_mlp(state, spec, arguments, source=checkpoint.path)
 
 
 def warn_of_fit(summary: Catalogue) -> None:
@@ -116,19 +74,6 @@ def rows_named(summary: Catalogue, source: str | None, data: DataSource | None =
     return np.array([identifier in asked for identifier in known])
 
 
-def key_values(pairs: Sequence[str] | None) -> dict[str, str]:
-    """The arguments given as `--model-arg key=value`."""
-    arguments: dict[str, str] = {}
-    for pair in pairs or ():
-        key, equals, value = pair.partition("=")
-        if not (equals and key):
-            raise FsdtoolError(f"--model-arg '{pair}' is not of the form key=value; write for example width=64")
-        if key in arguments:
-            raise FsdtoolError(f"--model-arg {key} is given twice, as '{arguments[key]}' and '{value}'; give it once")
-        arguments[key] = value
-    return arguments
-
-
 def numbers(text: str | None, flag: str) -> tuple[float, ...] | None:
     """The numbers of `0.5,0.4`."""
     if text is None:
@@ -163,78 +108,3 @@ def refuse_options(why: str, instead: str, **options: object) -> None:
     given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
     if given:
         raise FsdtoolError(f"{', '.join(given)} has no meaning {why}; leave it out or give {instead}")
-
-
-def check_model_options(
-    model: str | None, arguments: list[str] | None, checkpoint: Path | None, allow_pickle: bool, key: str | None
-) -> None:
-    """Refuse --model and --checkpoint one without the other, unless the network itself may be pickled in the latter."""
-    if key is not None and checkpoint is None:
-        raise FsdtoolError(f"--checkpoint-key {key} is given without --checkpoint; give both or neither")
-    if model is None and checkpoint is not None and allow_pickle:
-        return
-    if (model is None) is not (checkpoint is None):
-        given, missing = ("--checkpoint", "--model") if model is None else ("--model", "--checkpoint")
-        raise FsdtoolError(f"{given} is given without {missing}; give both or neither")
-    if model is None and arguments:
-        raise FsdtoolError(f"--model-arg {arguments[0]} is given without --model; give both or neither")
-
-
-def network_of(
-    summary: Summary,
-    model: str | None,
-    arguments: list[str] | None,
-    path: Path | None,
-    allow_pickle: bool,
-    ema: bool,
-    key: str | None = None,
-) -> nn.Module | None:
-    """The network that was summarized, built again from --model and --checkpoint; None without these.
-
-    Raises FsdtoolError for another checkpoint file.
-    """
-    if path is None:
-        return None
-    from fsdtool.fsd.last_layer import check_unmoved
-    from fsdtool.model.checkpoint import apply_checkpoint
-
-    key = key or summary.identity.checkpoint_key or None
-    checkpoint = read_checkpoint(path, allow_pickle, ema, key, model)
-    if checkpoint.sha256 != summary.identity.checkpoint_sha256:
-        expected = f"{summary.identity.checkpoint_name}, SHA-256 {summary.identity.checkpoint_sha256[:16]}..."
-        raise FsdtoolError(
-            f"'{checkpoint.path}' is not the checkpoint that was summarized ({expected}), "
-            f"its SHA-256 is {checkpoint.sha256[:16]}...; give that file, or summarize this one"
-        )
-    if checkpoint.averaged is not summary.identity.checkpoint_averaged:
-        averaged = "averaged" if summary.identity.checkpoint_averaged else "trained"
-        log.warning(f"the {averaged} weights of the checkpoint were summarized and these are not; see --ema")
-    network = rebuild(summary, model, arguments, checkpoint)
-    for note in apply_checkpoint(network, checkpoint):
-        log.info(f"{checkpoint.path}: {note}")
-    check_unmoved(summary, network, checkpoint.path)
-    return network
-
-
-def rebuild(summary: Summary, spec: str | None, arguments: list[str] | None, checkpoint: Checkpoint) -> nn.Module:
-    """The network that `spec` names, with the summary's arguments where it is the same; without its weights.
-
-    It returns the output that was summarized.
-    """
-    from fsdtool.network.logits import answer_with
-
-    identity, given = summary.identity, key_values(arguments)
-    if spec is not None and _same_factory(spec, identity.model_spec):
-        added = {name: value for name, value in identity.model_arguments.items() if name not in given}
-        if added:
-            log.info(f"the model's {', '.join(f'{n}={v}' for n, v in added.items())} are as summarized (--model-arg)")
-        given = added | given
-    network = build_model(spec, given, checkpoint)
-    answer_with(network, identity.output)
-    return network
-
-
-def _same_factory(one: str, other: str) -> bool:
-    """Whether two specs name the same factory, of the same file name where it is a file."""
-    (place, _, name), (there, _, known) = one.rpartition(":"), other.rpartition(":")
-    return name == known and (place == there or (place.endswith(".py") and Path(place).name == Path(there).name))

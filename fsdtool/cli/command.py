@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from fsdtool.cli.groups import flat
 from fsdtool.util.discovery import modules_of
 
 PACKAGE = "fsdtool.cli.commands"
@@ -19,7 +20,8 @@ PACKAGE = "fsdtool.cli.commands"
 class Command:
     """One command of the command line.
 
-    name: as it is typed.  run: the function of its options, in typer's annotations; its docstring is the help.
+    name: as it is typed.  run: the function of its options, in typer's annotations, or of groups of them; its docstring
+    is the help.
     line: what the list of commands says of it.  place: smaller ones stand first in that list.
     findings: what exit code 1 means, for a command that has a limit.  columns: those of its rows, by what stands
     after the name in the README's table.
@@ -31,6 +33,11 @@ class Command:
     place: int
     findings: str | None = None
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def callback(self) -> Callable[..., None]:
+        """`run` as typer takes it: a parameter for each option of its groups."""
+        return flat(self.run)
 
 
 def find_commands(package: str = PACKAGE) -> list[Command]:

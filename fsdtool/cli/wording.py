@@ -36,7 +36,7 @@ def _options() -> frozenset[str]:
     """Every long option of every command."""
     app = typer.Typer()
     for command in find_commands():
-        app.command(command.name)(command.run)
+        app.command(command.name)(command.callback)
     group = typer.main.get_command(app)
     assert isinstance(group, typer.core.TyperGroup)
     return frozenset(

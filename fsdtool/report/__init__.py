@@ -6,4 +6,6 @@ from __future__ import annotations
 
 from fsdtool.util.lazy import public
 
-__getattr__, __all__ = public(__name__, render="console", say="console", write_page="html", review="mislabel_page")
+__getattr__, __all__ = public(
+    __name__, Talk="talk", render="console", review="mislabel_page", say="talk", write_page="html"
+)

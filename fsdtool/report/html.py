@@ -1,9 +1,9 @@
 """The page of `find-mislabeled --report`: one HTML file that needs nothing but itself.
 
-A `Page` holds plain text, numbers and pictures as data URIs.  This module prepares what is shown, still as plain values;
-the templates beside it, in templates/, lay it out.  Names, ids and labels come from other people's files: the templates
-escape whatever they are given, none of it enters the script or the style sheet, and a content security policy lets only
-these two run, by their hashes.  Without the script the page is whole; it adds sorting and a filter.
+A `Page` holds plain text, numbers and pictures as data URIs.  This module prepares what is shown, as plain values
+still; Jinja's templates beside it, in templates/, lay it out.  Names, ids and labels come from other people's files:
+the templates escape whatever they are given, none of it enters the script or the style sheet, and a content security
+policy lets only these two run, by their hashes.  Without the script the page is whole; it adds sorting and a filter.
 """
 
 from __future__ import annotations
@@ -160,8 +160,12 @@ def templates() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found.filters |= {"pieces": pieces, "share": share, "short": lambda name: shorten(name, LONGEST_NAME)}
+    found.filters.update(pieces=pieces, share=share, short=_short)
     return found
+
+
+def _short(name: str) -> str:
+    return shorten(name, LONGEST_NAME)
 
 
 def _hash(text: str) -> str:

@@ -19,9 +19,9 @@ from fsdtool.util.atomic_files import write_whole
 
 
 def write_noise(found: Mislabeled, noise_matrix: Path) -> None:
-    """Write the estimated numbers (classes, classes) to the file `noise_matrix`, .csv or .json, which appears when it is complete.
+    """Write the estimated numbers of labels, (classes, classes), to the file `noise_matrix`, .csv or .json.
 
-    Raises FsdtoolError where there is no estimate, or the file cannot be written.
+    It appears when it is complete.  Raises FsdtoolError where there is no estimate, or the file cannot be written.
     """
     matrix, rate = found.noise_matrix, found.noise_rate
     if matrix is None or rate is None:

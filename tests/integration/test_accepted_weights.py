@@ -29,7 +29,6 @@ from fsdtool import cli
 from fsdtool.errors import FsdtoolError
 from fsdtool.model.checkpoint import read_checkpoint
 from fsdtool.model.computed_weights import make_plain
-from fsdtool.report import console
 from fsdtool.summary.reader import load
 from tests.conftest import gaussian_classes
 
@@ -105,9 +104,7 @@ def shell(tmp_path, monkeypatch, capsys):
         code = cli.main(list(arguments))
         return code, capsys.readouterr().err
 
-    yield shell
-    console.configure(quiet=False, debug=False)
-    console.log.removeHandler(console._remarks)
+    return shell
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from fsdtool.fsd.drift import distances
 from fsdtool.model.checkpoint import apply_checkpoint, read_checkpoint
 from fsdtool.model.factory import import_torchvision
 from fsdtool.model.state_dict_names import match_state
-from fsdtool.report import console
 from fsdtool.summary.reader import load
 from tests.conftest import gaussian_classes
 
@@ -67,9 +66,7 @@ def shell(tmp_path, monkeypatch, capsys):
         code = cli.main([command, *arguments, *given])
         return code, capsys.readouterr().err
 
-    yield shell
-    console.configure(quiet=False, debug=False)
-    console.log.removeHandler(console._remarks)
+    return shell
 
 
 def state(seed: int = 0) -> dict[str, torch.Tensor]:

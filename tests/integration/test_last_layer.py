@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from fsdtool import cli
-from fsdtool.report import console
 from tests.conftest import gaussian_classes
 
 FACTORY = """
@@ -63,9 +62,7 @@ def folder(tmp_path, monkeypatch, capsys):
     code, _, said = shell("summarize", *arguments, "--checkpoint", "w.pt", "--data", "d.npz", "-o", "s.h5")
     assert code == 0, said
     shell.kl = kl
-    yield shell
-    console.configure(quiet=False, debug=False)
-    console.log.removeHandler(console._remarks)
+    return shell
 
 
 WITH_CODE = ("--model", "net.py:Net", "--data", "d.npz")

@@ -20,6 +20,7 @@ from fsdtool import cli
 from fsdtool.report import console
 from fsdtool.report.console import Format, render
 from fsdtool.report.formats.row_format import Checks
+from fsdtool.report.talk import say
 from tests.conftest import SAMPLE, gaussian_classes, perceptron
 
 ROOT = Path(__file__).parents[2]
@@ -60,8 +61,7 @@ def shell(capsys, monkeypatch):
         code = cli.main([str(argument) for argument in arguments])
         return (code, *capsys.readouterr())
 
-    yield shell
-    console.configure(quiet=False, debug=False)
+    return shell
 
 
 def rows(out: str) -> list[dict]:
@@ -283,7 +283,7 @@ def test_rows_are_well_formed_in_every_encoding(format, encoding):
 
 def test_talk_is_coloured_as_the_environment_asks(monkeypatch, capsys):
     def said() -> bool:
-        console.say("error", "x")
+        say("error", "x")
         return "\x1b[" in capsys.readouterr().err
 
     for variable in ("NO_COLOR", "FORCE_COLOR", "GITHUB_ACTIONS"):

@@ -1,17 +1,15 @@
-"""What `report` writes, to the character."""
+"""What is written to stdout, to the character."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import logging
 
 import numpy as np
 import pytest
 
-from fsdtool.report import console
-from fsdtool.report.console import Format, print_summary, render, resolve_format, say, track
+from fsdtool.report.console import Format, render, resolve_format
 
 NAN, INF = float("nan"), float("inf")
 
@@ -21,27 +19,6 @@ class Terminal(io.StringIO):
 
     def isatty(self) -> bool:
         return True
-
-
-def stderr_as_terminal(monkeypatch) -> Terminal:
-    """stderr as a terminal without colour (no fixture: pytest puts its own stderr back before the test)."""
-    stream = Terminal()
-    monkeypatch.setattr("sys.stderr", stream)
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    return stream
-
-
-@pytest.fixture(autouse=True)
-def loud():
-    """Every test begins without --quiet and leaves no handler behind."""
-    console.configure(quiet=False, debug=False)
-    yield
-    console.configure(quiet=False, debug=False)
-    for handler in list(console.log.handlers):
-        if type(handler).__module__ == console.__name__:
-            console.log.removeHandler(handler)
-    console.log.setLevel(logging.NOTSET)
 
 
 def written(rows, columns, format, stream=None, **options) -> str:
@@ -234,83 +211,3 @@ def test_table_is_coloured_on_a_terminal_only_and_not_with_no_color(monkeypatch)
     assert "\x1b" not in written([{"a": 1}], ["a"], Format.table)
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b" not in written([{"a": 1}], ["a"], Format.table, Terminal())
-
-
-# stderr
-
-
-def test_remarks_go_to_stderr(capsys):
-    console.log.info("layout: channels first")
-    console.log.warning("class 3 has one example")
-    console.log.debug("not shown")
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err == "note: layout: channels first\nwarning: class 3 has one example\n"
-
-
-def test_quiet_hides_notes_and_keeps_warnings(capsys):
-    console.configure(quiet=True, debug=False)
-    console.log.info("layout: channels first")
-    console.log.warning("class 3 has one example")
-    print_summary("done", [("examples", "3")])
-    assert capsys.readouterr().err == "warning: class 3 has one example\n"
-
-
-def test_configuring_twice_does_not_double_the_remarks(capsys):
-    console.configure(quiet=False, debug=False)
-    console.log.info("once")
-    assert capsys.readouterr().err == "note: once\n"
-
-
-def test_a_remark_is_one_line_without_control_characters(capsys):
-    say("error", "a\nb\x1b[31mc\u2028d")
-    assert capsys.readouterr().err == "error: a b [31mc d\n"
-
-
-def test_remarks_are_coloured_on_a_terminal_only_and_not_with_no_color(monkeypatch):
-    terminal = stderr_as_terminal(monkeypatch)
-    say("warning", "plain")
-    monkeypatch.delenv("NO_COLOR")
-    say("warning", "coloured")
-    assert terminal.getvalue() == "warning: plain\n\x1b[33mwarning:\x1b[0m coloured\n"
-
-
-def test_summary_is_aligned(capsys):
-    print_summary("wrote summary.h5", [("examples", "1437"), ("size", "1.2 MB")])
-    assert capsys.readouterr().err == "wrote summary.h5\n  examples: 1437\n  size:     1.2 MB\n"
-
-
-def test_no_progress_bar_without_a_terminal(capsys):
-    with track("reading", 10) as advance:
-        advance(10)
-    assert capsys.readouterr() == ("", "")
-
-
-def test_no_progress_bar_when_quiet(monkeypatch):
-    terminal = stderr_as_terminal(monkeypatch)
-    console.configure(quiet=True, debug=False)
-    with track("reading", 10) as advance:
-        advance(10)
-    assert terminal.getvalue() == ""
-
-
-def test_progress_bar_counts_examples_and_leaves_stdout_alone(monkeypatch, capsys):
-    terminal = stderr_as_terminal(monkeypatch)
-    with track("reading [x]", 1000) as advance:
-        advance(400)
-        print("a row")
-        advance(600)
-    text = terminal.getvalue()
-    assert "reading [x]" in text
-    assert "1000/1000" in text
-    assert "examples/s" in text
-    assert capsys.readouterr().out == "a row\n"
-
-
-def test_progress_bar_without_a_total_counts_nothing(monkeypatch):
-    terminal = stderr_as_terminal(monkeypatch)
-    with track("curvature") as advance:
-        advance(1)
-    assert "curvature" in terminal.getvalue()
-    assert "1/" not in terminal.getvalue()
-    assert "examples/s" not in terminal.getvalue()

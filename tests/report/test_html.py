@@ -394,9 +394,7 @@ def test_a_huge_list_is_cut_and_says_so(here, monkeypatch):
 
 
 def no_pictures(folder: Path, spec: str | None = None) -> str:
-    from fsdtool.report import console
-
-    pictures, remarks = pictures_of(load(folder / "mlp.h5"), [0, 1], spec, track=console.track)
+    pictures, remarks = pictures_of(load(folder / "mlp.h5"), [0, 1], report_data=spec)
     assert pictures == []
     (remark,) = remarks
     return remark
@@ -410,7 +408,7 @@ def test_without_the_data_the_page_says_why_there_are_no_pictures(here, tmp_path
         assert "does not exist" in no_pictures(tmp_path)
         found = run(here, "--top", "3")
         assert not found.all("img")
-        assert "No pictures" in found.of("main")[0]
+        assert "; name the data by --report-data." in found.of("main")[0]
         assert len(run(here, "--top", "3", "--report-data", f"{tmp_path}/away.npz").all("img")) == 3
     finally:
         (tmp_path / "away.npz").rename(data)
@@ -424,7 +422,7 @@ def test_data_that_has_changed_since_is_not_shown(here, tmp_path):
     data["x"][1400, 0, 0] ^= 1
     np.savez(here / "train.npz", **data)
     try:
-        assert "is no longer the data that was summarized; name the data by --report-data" in no_pictures(tmp_path)
+        assert "is no longer the data that was summarized; name the data by `report_data`" in no_pictures(tmp_path)
     finally:
         shutil.copy(tmp_path / "kept.npz", here / "train.npz")
 
@@ -434,7 +432,7 @@ def test_a_summary_never_makes_the_report_run_code(here, edited, monkeypatch, tm
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
     monkeypatch.chdir(tmp_path)
     edited(here / "mlp.h5", identity(lambda parts: parts["data"].update(spec=spec)), "mlp.h5")
-    assert "is opened by code or with arguments; name the data by --report-data" in no_pictures(tmp_path)
+    assert "is opened by code or with arguments; name the data by `report_data`" in no_pictures(tmp_path)
 
 
 def test_other_data_given_for_the_pictures_is_refused(here, sample_data, capsys):

@@ -14,11 +14,10 @@ import typer
 
 import fsdtool
 from fsdtool.cli import exits
-from fsdtool.cli.answers import talk
+from fsdtool.cli.answers import talk_of
 from fsdtool.cli.command import Command
 from fsdtool.cli.options import Debug, Quiet
 from fsdtool.errors import ExitStatus, FsdtoolError
-from fsdtool.report import console
 
 FILES = ("model.py", "train.npz", "test.npz", "truth.csv", "mlp.pt", "convnet.safetensors")
 NETWORKS = {"mlp": "mlp.pt", "convnet": "convnet.safetensors"}
@@ -39,22 +38,22 @@ def demo_command(
     Example:
       fsdtool demo
     """
-    talk(quiet, debug)
+    talk = talk_of(context, quiet, debug)
     whole = context.find_root().command
     assert isinstance(whole, typer.core.TyperGroup)
-    run(folder, partial(exits.run, whole))
+    run(folder, partial(exits.run, whole), quiet=talk.quiet)
 
 
 COMMAND = Command("demo", demo_command, "Try it all on the sample data.", place=70)
 
 
-def run(folder: Path, command: Callable[[Sequence[str]], int]) -> None:
+def run(folder: Path, command: Callable[[Sequence[str]], int], quiet: bool = False) -> None:
     """Copy the sample data to `folder`, run every command there and say what was found against the known truth.
 
-    command: runs the words of one command line and returns its exit code.
+    command: runs the words of one command line and returns its exit code.  quiet: the commands say no notes.
     """
     _copy(folder)
-    say = _Teller(command)
+    say = _Teller(command, quiet)
     wrong = _wrong_labels(folder / "truth.csv")
     say(f"1,437 handwritten digits, {len(wrong)} of them with a wrong label, and two networks trained on them,")
     say(f"copied to {folder}. The networks have memorised most of the wrong labels.")
@@ -83,9 +82,9 @@ def run(folder: Path, command: Callable[[Sequence[str]], int]) -> None:
 class _Teller:
     """Prints what the demo says, and runs the commands it shows."""
 
-    def __init__(self, run: Callable[[Sequence[str]], int]) -> None:
+    def __init__(self, run: Callable[[Sequence[str]], int], quiet: bool) -> None:
         self._run = run
-        self._quiet = ["--quiet"] if console.talk.quiet else []
+        self._quiet = ["--quiet"] if quiet else []
 
     def __call__(self, text: str) -> None:
         print(text, flush=True)

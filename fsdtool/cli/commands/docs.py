@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import fsdtool
-from fsdtool.cli.answers import talk, write
+from fsdtool.cli.answers import talk_of, write
 from fsdtool.cli.command import Command
 from fsdtool.cli.options import Debug, OutputFormat, Quiet
 from fsdtool.errors import FsdtoolError
@@ -43,6 +43,7 @@ def _complete(incomplete: str) -> list[str]:
 
 
 def docs_command(
+    context: typer.Context,
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="The document to print.", autocompletion=_complete)
     ] = None,
@@ -60,7 +61,7 @@ def docs_command(
       fsdtool docs data
       fsdtool docs summary-file > summary-file.md
     """
-    talk(quiet, debug)
+    talk_of(context, quiet, debug)
     if name is None:
         write(_rows(), DOCS_COLUMNS, format)
         return

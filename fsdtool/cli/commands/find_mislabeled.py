@@ -4,54 +4,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from fsdtool.cli.answers import check_ids_only, talk, write
-from fsdtool.cli.arguments import (
-    check_model_options,
-    check_output,
-    network_of,
-    refuse_options,
-    rows_named,
-    warn_of_fit,
-)
+from fsdtool.cli.answers import check_ids_only, talk_of, write
+from fsdtool.cli.arguments import check_output, refuse_options, rows_named, warn_of_fit
 from fsdtool.cli.command import Command
-from fsdtool.cli.options import (
-    DATA_HELP,
-    AllowPickle,
-    BatchSize,
-    CheckpointKey,
-    Debug,
-    Device,
-    DeviceChoice,
-    Ema,
-    IdKey,
-    Ids,
-    IdsOnly,
-    LastLayerCheckpoint,
-    LastLayerModel,
-    ModelArguments,
-    OutputFormat,
-    Quiet,
-    SkipBad,
-    Split,
-    SummaryFile,
-    Transform,
-    XKey,
-    YKey,
-)
+from fsdtool.cli.groups import ComputeOptions, DataOptions, NetworkOptions, WeightOptions
+from fsdtool.cli.networks import check_network_options, summarized_network
+from fsdtool.cli.options import DATA_HELP, Debug, Ids, IdsOnly, OutputFormat, Quiet, SummaryFile
+from fsdtool.cli.wording import as_options
 from fsdtool.errors import ExitStatus, FsdtoolError
-from fsdtool.report import console
 from fsdtool.report.formats.row_format import Checks
-from fsdtool.summary.data_like import load_like
 
 if TYPE_CHECKING:
     from fsdtool.data.source import DataSource
     from fsdtool.mislabel.find import Mislabeled
     from fsdtool.mislabel.regression.target_errors import Misvalued
+    from fsdtool.report.talk import Talk
     from fsdtool.summary.catalogue import Catalogue
     from fsdtool.summary.reader import Summary
 
@@ -62,7 +35,9 @@ MISVALUED_COLUMNS = ("id", "given_target", "suggested_target", "standard_error",
 
 
 def find_mislabeled_command(
+    context: typer.Context,
     summary: SummaryFile,
+    *,
     top: Annotated[
         int | None, typer.Option(min=1, metavar="K", help="The K most suspicious labels, flagged or not.")
     ] = None,
@@ -101,9 +76,7 @@ def find_mislabeled_command(
             help=f"Judge these newly labelled examples, which were not summarized, instead: {DATA_HELP}",
         ),
     ] = None,
-    model: LastLayerModel = None,
-    model_arg: ModelArguments = None,
-    checkpoint: LastLayerCheckpoint = None,
+    network: NetworkOptions,
     page: Annotated[
         Path | None,
         typer.Option("--report", metavar="FILE.html", help="Also write a page to read in a browser, with pictures."),
@@ -116,17 +89,9 @@ def find_mislabeled_command(
             help="The summarized data, for the pictures. [default: where it was, if it is still the same]",
         ),
     ] = None,
-    x_key: XKey = None,
-    y_key: YKey = None,
-    id_key: IdKey = None,
-    split: Split = None,
-    skip_bad: SkipBad = False,
-    transform: Transform = None,
-    device: DeviceChoice = Device.auto,
-    batch_size: BatchSize = 256,
-    ema: Ema = False,
-    checkpoint_key: CheckpointKey = None,
-    allow_pickle: AllowPickle = False,
+    reading: DataOptions,
+    computing: ComputeOptions,
+    weights: WeightOptions,
     ids: Ids = None,
     ids_only: IdsOnly = False,
     format: OutputFormat = None,
@@ -147,32 +112,65 @@ def find_mislabeled_command(
       fsdtool find-mislabeled summary.h5 --ids-only > suspects.txt
       fsdtool find-mislabeled summary.h5 --data sample_data/test.npz --by-layer
     """
-    talk(quiet, debug)
+    talk = talk_of(context, quiet, debug)
     check_ids_only(ids_only, format)
     if ids_only and by_layer:
         raise FsdtoolError("--ids-only and --by-layer exclude each other; give one of them")
     if top is not None and everything:
         raise FsdtoolError(f"--top {top} and --all exclude each other; give one of them")
+    _check_data_options(data, page_data, network, weights, reading)
+    _check_outputs([given for given in (summary, data, page_data, ids) if given is not None], page, page_data, noise)
+
+    opened = _open(summary, whole=data is not None or page is not None)
+    whole = cast("Summary", opened)  # where --data or --report asks for more than the records
+    warn_of_fit(opened)
+    kind = opened.task.noun
+    if not opened.task.has_classes and (by_layer or noise is not None):
+        wanted = "--by-layer" if by_layer else "--noise-matrix"
+        raise FsdtoolError(f"'{summary}' is of a {opened.task}, and {wanted} is of class labels; leave it out")
+    asked: dict[str, Any] = {"top": top, "everything": everything, "threshold": threshold}
+    source = None
+    found: Mislabeled | Misvalued
     if data is None:
-        refuse_options(
-            "without --data",
-            "--data",
-            model=model,
-            model_arg=model_arg,
-            checkpoint=checkpoint,
-            checkpoint_key=checkpoint_key,
-            id_key=id_key,
-            split=split,
-            skip_bad=skip_bad,
-            transform=transform,
-        )
+        found = _judge_summarized(opened, among=rows_named(opened, ids), **asked)
+    else:
+        from fsdtool.mislabel.new_labels import judge
+
+        asked["device"], source = computing.choose_device(), reading.load(whole, data)
+        asked["among"] = rows_named(whole, ids, source)
+        model = summarized_network(whole, network, weights)
+        found = judge(whole, source, model=model, batch_size=computing.batch_size, track=talk.track, **asked)
+    labels = cast("Mislabeled", found)  # where --noise-matrix or --by-layer asks for it
+    if noise is not None:
+        from fsdtool.report.noise_matrix import write_noise
+
+        write_noise(labels, noise)
+    if page is not None:
+        _write_page(found, whole, page, source, page_data, reading, talk)
+    columns = (*_mislabeled_columns(opened), *(labels.layer_columns if by_layer else ()))
+    write(found.rows(), columns, format, ids_only, _mislabeled_checks(threshold, columns, kind))
+    _say_counts(found, kind, threshold, by_layer)
+    _hold_to_limits(found, kind, max_flagged, max_rate)
+
+
+def _check_data_options(
+    data: str | None, page_data: str | None, network: NetworkOptions, weights: WeightOptions, reading: DataOptions
+) -> None:
+    """Refuse what is for new labels without --data, and what is for the summarized ones with it."""
+    if data is None:
+        given = asdict(network) | {"checkpoint_key": weights.checkpoint_key} | asdict(reading)
+        del given["x_key"], given["y_key"]  # also of the summarized data, for the page
+        refuse_options("without --data", "--data", **given)
     elif page_data is not None:
         raise FsdtoolError(
             f"--report-data {page_data} has no meaning with --data, which has the pictures; leave it out"
         )
     else:
-        check_model_options(model, model_arg, checkpoint, allow_pickle, checkpoint_key)
-    inputs = [given for given in (summary, data, page_data, ids) if given is not None]
+        check_network_options(network, weights)
+
+
+def _check_outputs(inputs: Sequence[Path | str], page: Path | None, page_data: str | None, noise: Path | None) -> None:
+    """Refuse files that cannot be written."""
     if page is not None:
         check_output(page, "--report", inputs=inputs, suffix=".html")
     elif page_data is not None:
@@ -180,62 +178,50 @@ def find_mislabeled_command(
     if noise is not None:
         check_output(noise, "--noise-matrix", inputs=inputs, suffix=(".csv", ".json"))
 
-    opened: Catalogue
-    whole: Summary | None = None  # where more than the records is needed
-    if data is None and page is None:
-        from fsdtool.summary.catalogue import open_catalogue
 
-        opened = open_catalogue(summary)
-    else:
+def _open(path: Path, whole: bool) -> Catalogue:
+    """The summary, or of it what is read without torch, whose import takes longer than all the rest."""
+    if whole:
         from fsdtool.summary.reader import load
 
-        opened = whole = load(summary)
-    warn_of_fit(opened)
-    kind = opened.task.noun
-    if not opened.task.has_classes and (by_layer or noise is not None):
-        wanted = "--by-layer" if by_layer else "--noise-matrix"
-        raise FsdtoolError(f"'{summary}' is of a {opened.task}, and {wanted} is of class labels; leave it out")
-    found: Mislabeled | Misvalued
-    labels: Mislabeled | None = None  # the same, of a classification
-    source = None
-    if data is not None:
-        from fsdtool.mislabel.new_labels import judge
-        from fsdtool.util.device import choose_device
+        return load(path)
+    from fsdtool.summary.catalogue import open_catalogue
 
-        assert whole is not None
-        chosen = choose_device(device.value)
-        reading = {"x_key": x_key, "y_key": y_key, "id_key": id_key, "split": split, "skip_bad": skip_bad}
-        source = load_like(whole, data, transform, **reading)
-        found = labels = judge(
-            whole,
-            source,
-            top=top,
-            everything=everything,
-            threshold=threshold,
-            among=rows_named(whole, ids, source),
-            model=network_of(whole, model, model_arg, checkpoint, allow_pickle, ema, checkpoint_key),
-            device=chosen,
-            batch_size=batch_size,
-            track=console.track,
-        )
-    elif not opened.task.has_classes:
-        from fsdtool.mislabel.regression.target_errors import find_misvalued
+    return open_catalogue(path)
 
-        among = rows_named(opened, ids)
-        found = find_misvalued(opened, top=top, everything=everything, threshold=threshold, among=among)
-    else:
+
+def _judge_summarized(summary: Catalogue, **asked: Any) -> Mislabeled | Misvalued:
+    """The labels that were summarized, or of a regression the targets."""
+    if summary.task.has_classes:
         from fsdtool.mislabel.find import find_mislabeled
 
-        among = rows_named(opened, ids)
-        found = labels = find_mislabeled(opened, top=top, everything=everything, threshold=threshold, among=among)
-    if noise is not None and labels is not None:
-        from fsdtool.report.noise_matrix import write_noise
+        return find_mislabeled(summary, **asked)
+    from fsdtool.mislabel.regression.target_errors import find_misvalued
 
-        write_noise(labels, noise)
-    if page is not None and whole is not None:
-        _write_page(found, whole, page, page_data if source is None else source, x_key, y_key)
-    columns = (*_mislabeled_columns(opened), *(labels.layer_columns if by_layer and labels is not None else ()))
-    write(found.rows(), columns, format, ids_only, _mislabeled_checks(threshold, columns, kind))
+    return find_misvalued(summary, **asked)
+
+
+def _write_page(
+    found: Mislabeled | Misvalued,
+    summary: Summary,
+    path: Path,
+    judged: DataSource | None,
+    page_data: str | None,
+    reading: DataOptions,
+    talk: Talk,
+) -> None:
+    from fsdtool.report.html import write_page
+    from fsdtool.report.mislabel_page import pictures_of, review
+
+    keys = (reading.x_key, reading.y_key)
+    pictures, remarks = pictures_of(summary, found.order.tolist(), judged, page_data, *keys, track=talk.track)
+    remarks = [as_options(remark) for remark in remarks]
+    size = write_page(review(found, pictures, remarks), path)
+    log.info(" ".join([f"wrote {path} ({size:,} bytes).", *remarks]))
+
+
+def _say_counts(found: Mislabeled | Misvalued, kind: str, threshold: float, by_layer: bool) -> None:
+    """How many are flagged, how many are estimated to be wrong and, by layer, what each layer weighs."""
     log.info(f"{found.flagged} of {found.judged} {kind}s are flagged (score above {threshold:g})")
     if found.noise_rate is not None:
         low, high = found.between or (None, None)
@@ -244,6 +230,10 @@ def find_mislabeled_command(
     if by_layer:
         weights = zip(found.layers, found.weights.tolist(), strict=True)
         log.info("weights of the layers: " + ", ".join(f"{layer} {weight:.3f}" for layer, weight in weights))
+
+
+def _hold_to_limits(found: Mislabeled | Misvalued, kind: str, max_flagged: int | None, max_rate: float | None) -> None:
+    """End with the exit code of findings where more are flagged than --max-flagged or --max-rate allows."""
     if max_flagged is not None and found.flagged > max_flagged:
         log.warning(f"{found.flagged} {kind}s are flagged, more than --max-flagged {max_flagged}")
         raise typer.Exit(ExitStatus.FINDINGS)
@@ -251,22 +241,6 @@ def find_mislabeled_command(
     if max_rate is not None and share > max_rate:
         log.warning(f"{share:.2%} of the {kind}s are flagged, more than --max-rate {max_rate:g}")
         raise typer.Exit(ExitStatus.FINDINGS)
-
-
-def _write_page(
-    found: Mislabeled | Misvalued,
-    summary: Summary,
-    path: Path,
-    data: DataSource | str | None,
-    x_key: str | None,
-    y_key: str | None,
-) -> None:
-    from fsdtool.report.html import write_page
-    from fsdtool.report.mislabel_page import pictures_of, review
-
-    pictures, remarks = pictures_of(summary, found.order.tolist(), data, x_key, y_key, track=console.track)
-    size = write_page(review(found, pictures, remarks), path)
-    log.info(" ".join([f"wrote {path} ({size:,} bytes).", *remarks]))
 
 
 def _mislabeled_columns(summary: Catalogue) -> tuple[str, ...]:

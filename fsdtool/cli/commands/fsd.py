@@ -4,44 +4,33 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fsdtool.cli.answers import talk, write
-from fsdtool.cli.arguments import read_checkpoint, rebuild, warn_of_fit
+from fsdtool.cli.answers import talk_of, write
+from fsdtool.cli.arguments import warn_of_fit
 from fsdtool.cli.command import Command
+from fsdtool.cli.groups import ComputeOptions, DataOptions, WeightOptions
+from fsdtool.cli.networks import check_model_arguments, read_checkpoint, rebuild
 from fsdtool.cli.options import (
     DATA_HELP,
     MODEL_HELP,
-    AllowPickle,
-    BatchSize,
-    CheckpointKey,
     Debug,
-    Device,
-    DeviceChoice,
-    Ema,
     Form,
     Gates,
-    IdKey,
     Metric,
     ModelArguments,
     OutputFormat,
     Quiet,
     Seed,
-    SkipBad,
-    Split,
     SummaryFile,
-    Transform,
-    XKey,
-    YKey,
 )
 from fsdtool.errors import ExitStatus, FsdtoolError
-from fsdtool.report import console
 from fsdtool.report.formats.row_format import Checks
-from fsdtool.summary.data_like import load_like
 
 log = logging.getLogger("fsdtool")
 
@@ -50,7 +39,9 @@ FSD_COMPONENT_COLUMNS = ("checkpoint", "component", "weight", "distance", "contr
 
 
 def fsd_command(
+    context: typer.Context,
     summary: SummaryFile,
+    *,
     checkpoint: Annotated[
         list[Path], typer.Option(metavar="FILE", help="A checkpoint of the same network; may be repeated.")
     ],
@@ -108,17 +99,9 @@ def fsd_command(
         ),
     ] = None,
     model_arg: ModelArguments = None,
-    x_key: XKey = None,
-    y_key: YKey = None,
-    id_key: IdKey = None,
-    split: Split = None,
-    skip_bad: SkipBad = False,
-    transform: Transform = None,
-    device: DeviceChoice = Device.auto,
-    batch_size: BatchSize = 256,
-    ema: Ema = False,
-    checkpoint_key: CheckpointKey = None,
-    allow_pickle: AllowPickle = False,
+    reading: DataOptions,
+    computing: ComputeOptions,
+    weights: WeightOptions,
     format: OutputFormat = None,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -129,37 +112,33 @@ def fsd_command(
     Example:
       fsdtool fsd summary.h5 --checkpoint sample_data/mlp.pt --max-distance 0.1
     """
-    talk(quiet, debug)
+    talk = talk_of(context, quiet, debug)
     if max_distance is not None and not max_distance >= 0:
         raise FsdtoolError(f"--max-distance {max_distance:g} is no distance; give a number that is not negative")
 
     from fsdtool.fsd.drift import distances
     from fsdtool.summary.reader import load
-    from fsdtool.util.device import choose_device
 
-    if model is None and model_arg:
-        raise FsdtoolError(f"--model-arg {model_arg[0]} is given without --model; give both or neither")
-    chosen = choose_device(device.value)
+    check_model_arguments(model, model_arg)
+    chosen = computing.choose_device()
     opened = load(summary)
     warn_of_fit(opened)
-    reading = {"x_key": x_key, "y_key": y_key, "id_key": id_key, "split": split, "skip_bad": skip_bad}
-    reference_key = opened.identity.checkpoint_key or None
+    identity = opened.identity
+    summarized = replace(weights, ema=identity.checkpoint_averaged, checkpoint_key=identity.checkpoint_key or None)
     result = distances(
         opened,
-        [read_checkpoint(path, allow_pickle, ema, checkpoint_key, model) for path in checkpoint],
+        [read_checkpoint(path, weights, model) for path in checkpoint],
         metric=metric and metric.value,
         form=form.value,
         gates=gates and gates.value,
         samples=samples,
         seed=seed,
-        reference=None
-        if reference is None
-        else read_checkpoint(reference, allow_pickle, opened.identity.checkpoint_averaged, reference_key, model),
-        data=None if data is None else load_like(opened, data, transform, **reading),
+        reference=None if reference is None else read_checkpoint(reference, summarized, model),
+        data=None if data is None else reading.load(opened, data),
         model=None if model is None else partial(rebuild, opened, model, model_arg),
         device=chosen,
-        batch_size=batch_size,
-        track=console.track,
+        batch_size=computing.batch_size,
+        track=talk.track,
     )
     if by_component and None in [d.distance for d in result.found]:
         raise FsdtoolError("exact distances are of the whole data and not by component; leave --by-component out")

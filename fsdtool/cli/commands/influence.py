@@ -4,48 +4,30 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fsdtool.cli.answers import check_ids_only, talk, write
-from fsdtool.cli.arguments import (
-    check_model_options,
-    check_output,
-    network_of,
-    refuse_options,
-    rows_named,
-    warn_of_fit,
-)
+from fsdtool.cli.answers import check_ids_only, talk_of, write
+from fsdtool.cli.arguments import check_output, refuse_options, rows_named, warn_of_fit
 from fsdtool.cli.command import Command
+from fsdtool.cli.groups import ComputeOptions, DataOptions, NetworkOptions, WeightOptions
+from fsdtool.cli.networks import check_network_options, summarized_network
 from fsdtool.cli.options import (
     DATA_HELP,
-    AllowPickle,
-    BatchSize,
-    CheckpointKey,
     Debug,
     Device,
-    DeviceChoice,
-    Ema,
-    IdKey,
     Ids,
     IdsOnly,
-    LastLayerCheckpoint,
-    LastLayerModel,
-    ModelArguments,
     OutputFormat,
     Quiet,
-    SkipBad,
     Solver,
-    Split,
     SummaryFile,
-    Transform,
-    XKey,
-    YKey,
 )
 from fsdtool.errors import FsdtoolError
-from fsdtool.report import console
-from fsdtool.summary.data_like import load_like
+
+if TYPE_CHECKING:
+    from fsdtool.influence.self_scores import SelfInfluence
 
 INFLUENCE_COLUMNS = (
     *("query_id", "kind", "rank", "id", "label", "loss_change_if_removed"),
@@ -55,7 +37,9 @@ SELF_INFLUENCE_COLUMNS = ("id", "label", "self_influence")
 
 
 def influence_command(
+    context: typer.Context,
     summary: SummaryFile,
+    *,
     queries: Annotated[
         str | None, typer.Option(metavar="SPEC", help=f"The predictions to explain: {DATA_HELP}")
     ] = None,
@@ -95,20 +79,10 @@ def influence_command(
             "examples measured again by the proximal Bregman response (slow, needs --data)."
         ),
     ] = Solver.kronecker,
-    model: LastLayerModel = None,
-    model_arg: ModelArguments = None,
-    checkpoint: LastLayerCheckpoint = None,
-    x_key: XKey = None,
-    y_key: YKey = None,
-    id_key: IdKey = None,
-    split: Split = None,
-    skip_bad: SkipBad = False,
-    transform: Transform = None,
-    device: DeviceChoice = Device.auto,
-    batch_size: BatchSize = 256,
-    ema: Ema = False,
-    checkpoint_key: CheckpointKey = None,
-    allow_pickle: AllowPickle = False,
+    network: NetworkOptions,
+    reading: DataOptions,
+    computing: ComputeOptions,
+    weights: WeightOptions,
     ids: Ids = None,
     ids_only: IdsOnly = False,
     format: OutputFormat = None,
@@ -129,14 +103,14 @@ def influence_command(
       fsdtool influence summary.h5 --queries sample_data/test.npz --mean --data sample_data/train.npz
       fsdtool influence summary.h5 --self --ids suspects.txt
     """
-    talk(quiet, debug)
+    talk = talk_of(context, quiet, debug)
     check_ids_only(ids_only, format)
     if (queries is None) is not of_itself:
         found = "both are given" if of_itself else "neither is given"
         raise FsdtoolError(f"either --queries or --self is needed and {found}; give one of them")
-    check_model_options(model, model_arg, checkpoint, allow_pickle, checkpoint_key)
+    check_network_options(network, weights)
     if of_itself:
-        needless: dict[str, object] = {} if data is not None else {"model": model, "checkpoint": checkpoint}
+        needless: dict[str, object] = {"model": network.model, "checkpoint": network.checkpoint} if data is None else {}
         other = solver is not Solver.kronecker
         needless |= {"mean": mean, "misclassified": misclassified, "matrix": matrix, "solver": other}
         refuse_options("with --self", "--queries", **needless)
@@ -145,65 +119,38 @@ def influence_command(
         check_output(matrix, "--matrix", inputs=inputs, suffix=(".npy", ".h5"))
 
     if of_itself and data is None:
-        _write_recorded_self_influence(summary, device, ids, top, format, ids_only)
+        write(islice(_recorded(summary, computing, ids).rows(), top), SELF_INFLUENCE_COLUMNS, format, ids_only)
         return
 
     from fsdtool.influence.scores import influence, self_influence
     from fsdtool.summary.reader import load
-    from fsdtool.util.device import choose_device
 
-    chosen = choose_device(device.value)
+    chosen = computing.choose_device()
     opened = load(summary)
     warn_of_fit(opened)
-    reading = {"x_key": x_key, "y_key": y_key, "id_key": id_key, "split": split, "skip_bad": skip_bad}
-    network = network_of(opened, model, model_arg, checkpoint, allow_pickle, ema, checkpoint_key)
-    candidates = None if data is None else load_like(opened, data, transform, **reading)
-    among = rows_named(opened, ids, candidates)
+    model = summarized_network(opened, network, weights)
+    candidates = None if data is None else reading.load(opened, data)
+    common: dict[str, Any] = {"data": candidates, "among": rows_named(opened, ids, candidates), "model": model}
+    common |= {"device": chosen, "batch_size": computing.batch_size, "track": talk.track}
     if queries is None:
-        of_examples = self_influence(
-            opened,
-            data=candidates,
-            among=among,
-            model=network,
-            device=chosen,
-            batch_size=batch_size,
-            track=console.track,
-        )
+        of_examples = self_influence(opened, **common)
         write(islice(of_examples.rows(), top), SELF_INFLUENCE_COLUMNS, format, ids_only)
-        return
-    result = influence(
-        opened,
-        load_like(opened, queries, transform, **reading),
-        top=top or 10,
-        mean=mean,
-        misclassified=misclassified,
-        matrix=matrix,
-        solver=solver.value,
-        data=candidates,
-        among=among,
-        model=network,
-        device=chosen,
-        batch_size=batch_size,
-        track=console.track,
-    )
-    write(result.rows(), INFLUENCE_COLUMNS, format, ids_only)
+    else:
+        asked: dict[str, Any] = {"top": top or 10, "mean": mean, "misclassified": misclassified, "matrix": matrix}
+        explained = influence(opened, reading.load(opened, queries), solver=solver.value, **asked, **common)
+        write(explained.rows(), INFLUENCE_COLUMNS, format, ids_only)
 
 
-def _write_recorded_self_influence(
-    summary: Path, device: Device, ids: str | None, top: int | None, format: console.Format | None, ids_only: bool
-) -> None:
+def _recorded(summary: Path, computing: ComputeOptions, ids: str | None) -> SelfInfluence:
     """Without torch, whose import takes longer than all the rest; but a device that is asked for must be there."""
     from fsdtool.influence.self_scores import recorded_self_influence
     from fsdtool.summary.catalogue import open_catalogue
 
-    if device is Device.cuda:
-        from fsdtool.util.device import choose_device
-
-        choose_device(device.value)
+    if computing.device is Device.cuda:
+        computing.choose_device()
     opened = open_catalogue(summary)
     warn_of_fit(opened)
-    result = recorded_self_influence(opened, among=rows_named(opened, ids))
-    write(islice(result.rows(), top), SELF_INFLUENCE_COLUMNS, format, ids_only)
+    return recorded_self_influence(opened, among=rows_named(opened, ids))
 
 
 COMMAND = Command(

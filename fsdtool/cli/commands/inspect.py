@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import sys
 
-from fsdtool.cli.answers import talk
+import typer
+
+from fsdtool.cli.answers import talk_of
 from fsdtool.cli.command import Command
 from fsdtool.cli.options import Debug, OutputFormat, Quiet, SummaryFile
 from fsdtool.report import console
+from fsdtool.report.talk import print_pairs
 
 INSPECT_COLUMNS = ("part", "bytes", "bytes_per_example", "description")
 
 
 def inspect_command(
-    summary: SummaryFile, format: OutputFormat = None, quiet: Quiet = False, debug: Debug = False
+    context: typer.Context,
+    summary: SummaryFile,
+    format: OutputFormat = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Show what a summary holds: where it comes from, and the size of each part.
 
@@ -23,13 +30,16 @@ def inspect_command(
     Example:
       fsdtool inspect summary.h5
     """
-    talk(quiet, debug)
+    talk = talk_of(context, quiet, debug)
 
     from fsdtool.summary.inspection import inspect_rows
 
     header, rows = inspect_rows(summary)
     chosen = console.resolve_format(format, sys.stdout)
-    console.print_summary(str(summary), header, sys.stdout if chosen is console.Format["table"] else None)
+    if chosen is console.Format["table"]:
+        print_pairs(str(summary), header, sys.stdout)
+    else:
+        talk.print_summary(str(summary), header)
     console.render(rows, INSPECT_COLUMNS, chosen, sys.stdout)
 
 

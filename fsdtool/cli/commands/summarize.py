@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fsdtool.cli.answers import talk
-from fsdtool.cli.arguments import build_model, check_output, key_values, numbers, read_checkpoint, read_ids
+from fsdtool.cli.answers import talk_of
+from fsdtool.cli.arguments import check_output, numbers, read_ids
 from fsdtool.cli.command import Command
+from fsdtool.cli.groups import WeightOptions
+from fsdtool.cli.networks import build_model, key_values, read_checkpoint
 from fsdtool.cli.options import (
     DATA_HELP,
     MODEL_HELP,
-    AllowPickle,
-    CheckpointKey,
     Curvature,
     Debug,
     Device,
     DeviceChoice,
-    Ema,
     IdKey,
     Labels,
     Layout,
@@ -35,9 +35,145 @@ from fsdtool.cli.options import (
     XKey,
     YKey,
 )
-from fsdtool.report import console
+
+if TYPE_CHECKING:
+    from fsdtool.data.source import DataSource
 
 MEGABYTE = 10**6
+
+
+@dataclass(frozen=True)
+class KeptOptions:
+    """What the summary keeps, and of which of the network's outputs and parameters."""
+
+    components: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Groups of examples with statistics of their own. "
+            "[default: one per class for classification, one for regression]",
+        ),
+    ] = None
+    records: Annotated[
+        bool, typer.Option("--records/--no-records", help="Keep a record of every training example.")
+    ] = True
+    record_bytes: Annotated[int, typer.Option(min=1, metavar="N", help="Bytes of gradient factors per record.")] = 1024
+    statistics_budget: Annotated[
+        float, typer.Option(metavar="MB", min=0, help="Largest size of the statistics, in megabytes.")
+    ] = 32
+    curvature: Annotated[
+        Curvature,
+        typer.Option(
+            help="For influence: simulated from the statistics, or measured on the data in the pass (slower)."
+        ),
+    ] = Curvature.simulated
+    input_rank: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Rank kept of the covariance of large inputs.")
+    ] = None
+    weights: Annotated[
+        bool, typer.Option("--weights/--no-weights", help="Keep the weights in the summary; fsd needs them.")
+    ] = True
+    frozen: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Parameters that training left alone, as 'backbone.*', beside those without requires_grad: influence "
+            "leaves them out. May be repeated.",
+        ),
+    ] = None
+    output_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Which of the model's outputs: a key, a field or a number. [default: logits, or the first]",
+        ),
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `fsdtool.fitting.run.summarize` of these names, in its units."""
+        return {
+            "components": self.components,
+            "records": self.records,
+            "record_bytes": self.record_bytes,
+            "statistics_budget": int(self.statistics_budget * MEGABYTE),
+            "curvature": self.curvature.value,
+            "input_rank": self.input_rank,
+            "keep_weights": self.weights,
+            "frozen": self.frozen or (),
+            "output_name": self.output_name or "",
+        }
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """How the training data are read and prepared."""
+
+    mean: Annotated[
+        str | None,
+        typer.Option(metavar="M,...", help="Subtracted from the inputs: one number, or one per channel."),
+    ] = None
+    std: Annotated[
+        str | None,
+        typer.Option(metavar="S,...", help="The inputs are divided by it: one number, or one per channel."),
+    ] = None
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Resize the shorter side of images to this and crop the centre."),
+    ] = None
+    channels: Annotated[
+        int | None,
+        typer.Option(min=1, max=4, metavar="N", help="What image files become: 1 grey, 3 RGB, 4 RGBA. [default: 3]"),
+    ] = None
+    transform: Transform = None
+    layout: Annotated[
+        Layout | None,
+        typer.Option(help="Order of the input's dimensions. [default: the first that the model takes]"),
+    ] = None
+    x_key: XKey = None
+    y_key: YKey = None
+    id_key: IdKey = None
+    split: Split = None
+    labels: Labels = None
+    ids: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Only the examples whose ids this file lists, one a line or a csv column id."
+        ),
+    ] = None
+    skip_bad: SkipBad = False
+    missing: Missing = None
+
+    def scaling(self) -> dict[str, tuple[float, ...] | None]:
+        """The numbers of --mean and --std.  Raises FsdtoolError where they are none."""
+        return {"mean": numbers(self.mean, "--mean"), "std": numbers(self.std, "--std")}
+
+    def load(self, spec: str, task: Task, workers: int) -> DataSource:
+        """The data that `spec` names.  Raises FsdtoolError where they cannot be read."""
+        from fsdtool.data.formats.load import load_dataset
+        from fsdtool.data.preprocessing import Preprocessing
+
+        preprocessing = Preprocessing(
+            **self.scaling(),
+            image_size=self.image_size,
+            layout=self.layout and self.layout.value.replace("-", " "),
+            channels=self.channels,
+            transform=self.transform,
+        )
+        return load_dataset(
+            spec,
+            task=task.value,
+            preprocessing=preprocessing,
+            x_key=self.x_key,
+            y_key=self.y_key,
+            id_key=self.id_key,
+            split=self.split,
+            labels=self.labels,
+            ids=None if self.ids is None else read_ids(self.ids),
+            skip_bad=self.skip_bad,
+            missing=None if self.missing is None else self.missing.split(","),
+            workers=workers,
+        )
 
 
 def summarize_command(
@@ -59,83 +195,8 @@ def summarize_command(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The summary to write.")],
     model_arg: ModelArguments = None,
     task: Annotated[Task, typer.Option(help="What the network was trained for.")] = Task["classification"],
-    components: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Groups of examples with statistics of their own. "
-            "[default: one per class for classification, one for regression]",
-        ),
-    ] = None,
-    records: Annotated[
-        bool, typer.Option("--records/--no-records", help="Keep a record of every training example.")
-    ] = True,
-    record_bytes: Annotated[int, typer.Option(min=1, metavar="N", help="Bytes of gradient factors per record.")] = 1024,
-    statistics_budget: Annotated[
-        float, typer.Option(metavar="MB", min=0, help="Largest size of the statistics, in megabytes.")
-    ] = 32,
-    curvature: Annotated[
-        Curvature,
-        typer.Option(
-            help="For influence: simulated from the statistics, or measured on the data in the pass (slower)."
-        ),
-    ] = Curvature.simulated,
-    input_rank: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Rank kept of the covariance of large inputs.")
-    ] = None,
-    weights: Annotated[
-        bool, typer.Option("--weights/--no-weights", help="Keep the weights in the summary; fsd needs them.")
-    ] = True,
-    frozen: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Parameters that training left alone, as 'backbone.*', beside those without requires_grad: influence "
-            "leaves them out. May be repeated.",
-        ),
-    ] = None,
-    output_name: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Which of the model's outputs: a key, a field or a number. [default: logits, or the first]",
-        ),
-    ] = None,
-    mean: Annotated[
-        str | None,
-        typer.Option(metavar="M,...", help="Subtracted from the inputs: one number, or one per channel."),
-    ] = None,
-    std: Annotated[
-        str | None,
-        typer.Option(metavar="S,...", help="The inputs are divided by it: one number, or one per channel."),
-    ] = None,
-    image_size: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Resize the shorter side of images to this and crop the centre."),
-    ] = None,
-    channels: Annotated[
-        int | None,
-        typer.Option(min=1, max=4, metavar="N", help="What image files become: 1 grey, 3 RGB, 4 RGBA. [default: 3]"),
-    ] = None,
-    transform: Transform = None,
-    layout: Annotated[
-        Layout | None,
-        typer.Option(help="Order of the input's dimensions. [default: the first that the model takes]"),
-    ] = None,
-    x_key: XKey = None,
-    y_key: YKey = None,
-    id_key: IdKey = None,
-    split: Split = None,
-    labels: Labels = None,
-    ids: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Only the examples whose ids this file lists, one a line or a csv column id."
-        ),
-    ] = None,
-    skip_bad: SkipBad = False,
-    missing: Missing = None,
+    kept: KeptOptions,
+    inputs: InputOptions,
     device: DeviceChoice = Device.auto,
     batch_size: Annotated[
         int | None,
@@ -143,9 +204,7 @@ def summarize_command(
     ] = None,
     workers: Workers = 0,
     seed: Seed = 0,
-    ema: Ema = False,
-    checkpoint_key: CheckpointKey = None,
-    allow_pickle: AllowPickle = False,
+    reading: WeightOptions,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -158,63 +217,33 @@ def summarize_command(
       fsdtool summarize --model net.py:net --checkpoint epoch5.pt --checkpoint epoch15.pt \\
           --checkpoint final.pt --data train.npz -o summary.h5
     """
-    talk(quiet, debug)
+    talk = talk_of(context, quiet, debug)
     check_output(output, "--output", inputs=(*checkpoint, data))
     model_arguments = key_values(model_arg)
-    scaling = {"mean": numbers(mean, "--mean"), "std": numbers(std, "--std")}
+    inputs.scaling()
 
-    from fsdtool.data.formats.load import load_dataset
-    from fsdtool.data.preprocessing import Preprocessing
     from fsdtool.fitting.run import summarize
     from fsdtool.util.device import choose_device
 
     chosen = choose_device(device.value)
-    *earlier, weights_given = [read_checkpoint(path, allow_pickle, ema, checkpoint_key, model) for path in checkpoint]
-    preprocessing = Preprocessing(
-        **scaling,
-        image_size=image_size,
-        layout=layout and layout.value.replace("-", " "),
-        channels=channels,
-        transform=transform,
-    )
+    *earlier, last = [read_checkpoint(path, reading, model) for path in checkpoint]
     result = summarize(
-        model=build_model(model, model_arguments, weights_given),
-        checkpoint=weights_given,
+        model=build_model(model, model_arguments, last),
+        checkpoint=last,
         earlier=earlier,
-        data=load_dataset(
-            data,
-            task=task.value,
-            preprocessing=preprocessing,
-            x_key=x_key,
-            y_key=y_key,
-            id_key=id_key,
-            split=split,
-            labels=labels,
-            ids=None if ids is None else read_ids(ids),
-            skip_bad=skip_bad,
-            missing=None if missing is None else missing.split(","),
-            workers=workers,
-        ),
+        data=inputs.load(data, task, workers),
         output=output,
         model_spec=model or "",
         model_arguments=model_arguments,
-        components=components,
         device=chosen,
         batch_size=batch_size,
         workers=workers,
         seed=seed,
-        records=records,
-        record_bytes=record_bytes,
-        statistics_budget=int(statistics_budget * MEGABYTE),
-        curvature=curvature.value,
-        input_rank=input_rank,
-        keep_weights=weights,
-        frozen=frozen or (),
-        output_name=output_name or "",
-        command_line=context.obj,
-        track=console.track,
+        command_line=context.obj.text,
+        track=talk.track,
+        **kept.arguments(),
     )
-    console.print_summary(f"wrote {output}", result.rows())
+    talk.print_summary(f"wrote {output}", result.rows())
 
 
 COMMAND = Command("summarize", summarize_command, "Go over the training data and write the summary.", place=10)
