@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from fsdtool.cli.options import Debug, Ids, IdsOnly, OutputFormat, Quiet
 from fsdtool.errors import FsdtoolError
 from fsdtool.report import console
 from fsdtool.report.formats.row_format import Checks
@@ -23,30 +24,48 @@ class CommandLine:
     talk: Talk
 
 
-def talk_of(context: typer.Context, quiet: bool, debug: bool) -> Talk:
-    """The command line's talk; --quiet and --debug hold whether they stand before the command or after it."""
-    if context.obj is None:  # started by typer's own runner
-        context.obj = CommandLine("fsdtool", Talk())
-    talk: Talk = context.obj.talk
-    talk.quiet, talk.debug = quiet or talk.quiet, debug or talk.debug
-    return talk
+@dataclass(frozen=True)
+class TalkOptions:
+    """How much is said on stderr: options of every command."""
+
+    quiet: Quiet = False
+    debug: Debug = False
+
+    def talk(self, context: typer.Context) -> Talk:
+        """The command line's talk; --quiet and --debug hold whether they stand before the command or after it."""
+        if context.obj is None:  # started by typer's own runner
+            context.obj = CommandLine("fsdtool", Talk())
+        talk: Talk = context.obj.talk
+        talk.quiet, talk.debug = self.quiet or talk.quiet, self.debug or talk.debug
+        return talk
 
 
-def check_ids_only(ids_only: bool, format: console.Format | None) -> None:
-    """Refuse --ids-only together with --format."""
-    if ids_only and format is not None:
-        raise FsdtoolError(f"--ids-only and --format {format.value} exclude each other; give one of them")
+@dataclass(frozen=True)
+class ExampleRowOptions:
+    """Of which training examples there are rows, and how these are written."""
+
+    ids: Ids = None
+    ids_only: IdsOnly = False
+    format: OutputFormat = None
+
+    def check(self) -> None:
+        """Refuse --ids-only together with --format."""
+        if self.ids_only and self.format is not None:
+            raise FsdtoolError(f"--ids-only and --format {self.format.value} exclude each other; give one of them")
+
+    def write(self, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], checks: Checks | None = None) -> None:
+        """Write the rows as `write` does, or with --ids-only their ids alone."""
+        if self.ids_only:
+            console.write_ids(rows, sys.stdout)
+        else:
+            write(rows, columns, self.format, checks)
 
 
 def write(
     rows: Iterable[Mapping[str, Any]],
     columns: Sequence[str],
     format: console.Format | None,
-    ids_only: bool = False,
     checks: Checks | None = None,
 ) -> None:
-    """Write the rows to stdout, or with `ids_only` their ids alone; `checks`: how they read in the formats for CI."""
-    if ids_only:
-        console.write_ids(rows, sys.stdout)
-    else:
-        console.render(rows, columns, console.resolve_format(format, sys.stdout), sys.stdout, checks=checks)
+    """Write the rows to stdout; `checks`: how they read in the formats for CI."""
+    console.render(rows, columns, console.resolve_format(format, sys.stdout), sys.stdout, checks=checks)

@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 from fsdtool import __version__
-from fsdtool.cli.answers import talk_of
+from fsdtool.cli.answers import TalkOptions
 from fsdtool.cli.command import find_commands
-from fsdtool.cli.options import Debug, Quiet
+from fsdtool.cli.groups import flat
 from fsdtool.errors import ExitStatus
 
 
@@ -41,18 +41,14 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(
-    invoke_without_command=True,
-    epilog=_exit_codes("findings over the threshold that --max-flagged, --max-rate or --max-distance sets"),
-)
 def every_command(
     context: typer.Context,
+    *,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
     ] = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    talking: TalkOptions,
 ) -> None:
     """Find wrong labels, trace predictions to training examples and measure drift, without the training data.
 
@@ -66,11 +62,15 @@ def every_command(
       fsdtool influence summary.h5 --queries sample_data/test.npz --misclassified --top 5
       fsdtool fsd summary.h5 --checkpoint sample_data/mlp.pt
     """
-    talk_of(context, quiet, debug)
+    talking.talk(context)
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), err=True)
         raise typer.Exit(ExitStatus.USER_ERROR)
 
 
+app.callback(
+    invoke_without_command=True,
+    epilog=_exit_codes("findings over the threshold that --max-flagged, --max-rate or --max-distance sets"),
+)(flat(every_command))
 for command in find_commands():
     app.command(command.name, short_help=command.line, epilog=_exit_codes(command.findings))(command.callback)

@@ -7,9 +7,11 @@ the command line and nothing below it.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -696,6 +698,34 @@ def test_debug_does_not_outlive_its_command_line(shell, install, calls):
     shell("--debug", "-q", "inspect", "s.h5")
     install("summary.inspection", inspect_rows=calls.answer("inspect_rows", ValueError("the cause")))
     assert "Traceback" not in shell("inspect", "s.h5")[2]
+
+
+def test_quiet_does_not_outlive_its_command_line(shell):
+    said = "note: 2 of 100 labels are flagged (score above 0.5)\nnote: estimated share of wrong labels: 3.0%\n"
+    for _ in range(2):
+        assert shell("find-mislabeled", "s.h5", "-q")[2] == ""
+        assert shell("find-mislabeled", "s.h5")[2] == said
+
+
+def test_a_quiet_command_line_inside_a_loud_one_disturbs_neither(shell, install, calls):
+    def inspect_rows(path):
+        logging.getLogger("fsdtool").info("outside")
+        assert cli.main(["find-mislabeled", "s.h5", "-q"]) == 0
+        logging.getLogger("fsdtool").info("outside again")
+        return [], PARTS
+
+    install("summary.inspection", inspect_rows=inspect_rows)
+    assert shell("inspect", "s.h5")[2] == "note: outside\nnote: outside again\ns.h5\n"
+
+
+@pytest.mark.parametrize("error", [None, FsdtoolError("x"), KeyboardInterrupt(), ValueError(), SystemExit(5)])
+def test_a_command_line_leaves_the_logger_as_it_was(shell, install, calls, error):
+    log = logging.getLogger("fsdtool")
+    before = (list(log.handlers), log.level, log.propagate)
+    install("summary.inspection", inspect_rows=calls.answer("inspect_rows", error or ([], PARTS)))
+    with pytest.raises(SystemExit) if isinstance(error, SystemExit) else nullcontext():
+        shell("inspect", "s.h5", "--debug")
+    assert (list(log.handlers), log.level, log.propagate) == before
 
 
 MANY_ROWS = """

@@ -14,9 +14,8 @@ import typer
 
 import fsdtool
 from fsdtool.cli import exits
-from fsdtool.cli.answers import talk_of
+from fsdtool.cli.answers import TalkOptions
 from fsdtool.cli.command import Command
-from fsdtool.cli.options import Debug, Quiet
 from fsdtool.errors import ExitStatus, FsdtoolError
 
 FILES = ("model.py", "train.npz", "test.npz", "truth.csv", "mlp.pt", "convnet.safetensors")
@@ -25,12 +24,12 @@ NETWORKS = {"mlp": "mlp.pt", "convnet": "convnet.safetensors"}
 
 def demo_command(
     context: typer.Context,
+    *,
     folder: Annotated[
         Path,
         typer.Argument(metavar="[FOLDER]", help="Where to put the files. [default: fsdtool-demo]"),
     ] = Path("fsdtool-demo"),
-    quiet: Quiet = False,
-    debug: Debug = False,
+    talking: TalkOptions,
 ) -> None:
     """Run the commands on the sample data, handwritten digits with wrong labels, and compare with the truth.
 
@@ -38,7 +37,7 @@ def demo_command(
     Example:
       fsdtool demo
     """
-    talk = talk_of(context, quiet, debug)
+    talk = talking.talk(context)
     whole = context.find_root().command
     assert isinstance(whole, typer.core.TyperGroup)
     run(folder, partial(exits.run, whole), quiet=talk.quiet)

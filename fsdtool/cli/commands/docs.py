@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 import fsdtool
-from fsdtool.cli.answers import talk_of, write
+from fsdtool.cli.answers import TalkOptions, write
 from fsdtool.cli.command import Command
-from fsdtool.cli.options import Debug, OutputFormat, Quiet
+from fsdtool.cli.options import OutputFormat
 from fsdtool.errors import FsdtoolError
 from fsdtool.report import console
 
@@ -44,12 +44,12 @@ def _complete(incomplete: str) -> list[str]:
 
 def docs_command(
     context: typer.Context,
+    *,
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="The document to print.", autocompletion=_complete)
     ] = None,
     format: OutputFormat = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    talking: TalkOptions,
 ) -> None:
     """Print a document of the reference, or without NAME list the documents.
 
@@ -61,7 +61,7 @@ def docs_command(
       fsdtool docs data
       fsdtool docs summary-file > summary-file.md
     """
-    talk_of(context, quiet, debug)
+    talking.talk(context)
     if name is None:
         write(_rows(), DOCS_COLUMNS, format)
         return

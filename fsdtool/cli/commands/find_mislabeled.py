@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from fsdtool.cli.answers import check_ids_only, talk_of, write
+from fsdtool.cli.answers import ExampleRowOptions, TalkOptions
 from fsdtool.cli.arguments import check_output, refuse_options, rows_named, warn_of_fit
 from fsdtool.cli.command import Command
 from fsdtool.cli.groups import ComputeOptions, DataOptions, NetworkOptions, WeightOptions
 from fsdtool.cli.networks import check_network_options, summarized_network
-from fsdtool.cli.options import DATA_HELP, Debug, Ids, IdsOnly, OutputFormat, Quiet, SummaryFile
+from fsdtool.cli.options import DATA_HELP, SummaryFile
 from fsdtool.cli.wording import as_options
 from fsdtool.errors import ExitStatus, FsdtoolError
 from fsdtool.report.formats.row_format import Checks
@@ -92,11 +92,8 @@ def find_mislabeled_command(
     reading: DataOptions,
     computing: ComputeOptions,
     weights: WeightOptions,
-    ids: Ids = None,
-    ids_only: IdsOnly = False,
-    format: OutputFormat = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    answer: ExampleRowOptions,
+    talking: TalkOptions,
 ) -> None:
     """List the training labels that are probably wrong, and what they should be, most suspicious first.
 
@@ -112,14 +109,15 @@ def find_mislabeled_command(
       fsdtool find-mislabeled summary.h5 --ids-only > suspects.txt
       fsdtool find-mislabeled summary.h5 --data sample_data/test.npz --by-layer
     """
-    talk = talk_of(context, quiet, debug)
-    check_ids_only(ids_only, format)
-    if ids_only and by_layer:
+    talk = talking.talk(context)
+    answer.check()
+    if answer.ids_only and by_layer:
         raise FsdtoolError("--ids-only and --by-layer exclude each other; give one of them")
     if top is not None and everything:
         raise FsdtoolError(f"--top {top} and --all exclude each other; give one of them")
     _check_data_options(data, page_data, network, weights, reading)
-    _check_outputs([given for given in (summary, data, page_data, ids) if given is not None], page, page_data, noise)
+    inputs = [given for given in (summary, data, page_data, answer.ids) if given is not None]
+    _check_outputs(inputs, page, page_data, noise)
 
     opened = _open(summary, whole=data is not None or page is not None)
     whole = cast("Summary", opened)  # where --data or --report asks for more than the records
@@ -132,12 +130,12 @@ def find_mislabeled_command(
     source = None
     found: Mislabeled | Misvalued
     if data is None:
-        found = _judge_summarized(opened, among=rows_named(opened, ids), **asked)
+        found = _judge_summarized(opened, among=rows_named(opened, answer.ids), **asked)
     else:
         from fsdtool.mislabel.new_labels import judge
 
         asked["device"], source = computing.choose_device(), reading.load(whole, data)
-        asked["among"] = rows_named(whole, ids, source)
+        asked["among"] = rows_named(whole, answer.ids, source)
         model = summarized_network(whole, network, weights)
         found = judge(whole, source, model=model, batch_size=computing.batch_size, track=talk.track, **asked)
     labels = cast("Mislabeled", found)  # where --noise-matrix or --by-layer asks for it
@@ -148,7 +146,7 @@ def find_mislabeled_command(
     if page is not None:
         _write_page(found, whole, page, source, page_data, reading, talk)
     columns = (*_mislabeled_columns(opened), *(labels.layer_columns if by_layer else ()))
-    write(found.rows(), columns, format, ids_only, _mislabeled_checks(threshold, columns, kind))
+    answer.write(found.rows(), columns, _mislabeled_checks(threshold, columns, kind))
     _say_counts(found, kind, threshold, by_layer)
     _hold_to_limits(found, kind, max_flagged, max_rate)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fsdtool.cli.answers import talk_of, write
+from fsdtool.cli.answers import TalkOptions, write
 from fsdtool.cli.arguments import warn_of_fit
 from fsdtool.cli.command import Command
 from fsdtool.cli.groups import ComputeOptions, DataOptions, WeightOptions
@@ -19,13 +19,11 @@ from fsdtool.cli.networks import check_model_arguments, read_checkpoint, rebuild
 from fsdtool.cli.options import (
     DATA_HELP,
     MODEL_HELP,
-    Debug,
     Form,
     Gates,
     Metric,
     ModelArguments,
     OutputFormat,
-    Quiet,
     Seed,
     SummaryFile,
 )
@@ -103,8 +101,7 @@ def fsd_command(
     computing: ComputeOptions,
     weights: WeightOptions,
     format: OutputFormat = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    talking: TalkOptions,
 ) -> None:
     """Estimate how far other checkpoints have moved from the summarized one, over the training data.
 
@@ -112,7 +109,7 @@ def fsd_command(
     Example:
       fsdtool fsd summary.h5 --checkpoint sample_data/mlp.pt --max-distance 0.1
     """
-    talk = talk_of(context, quiet, debug)
+    talk = talking.talk(context)
     if max_distance is not None and not max_distance >= 0:
         raise FsdtoolError(f"--max-distance {max_distance:g} is no distance; give a number that is not negative")
 

@@ -8,19 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fsdtool.cli.answers import check_ids_only, talk_of, write
+from fsdtool.cli.answers import ExampleRowOptions, TalkOptions
 from fsdtool.cli.arguments import check_output, refuse_options, rows_named, warn_of_fit
 from fsdtool.cli.command import Command
 from fsdtool.cli.groups import ComputeOptions, DataOptions, NetworkOptions, WeightOptions
 from fsdtool.cli.networks import check_network_options, summarized_network
 from fsdtool.cli.options import (
     DATA_HELP,
-    Debug,
     Device,
-    Ids,
-    IdsOnly,
-    OutputFormat,
-    Quiet,
     Solver,
     SummaryFile,
 )
@@ -83,11 +78,8 @@ def influence_command(
     reading: DataOptions,
     computing: ComputeOptions,
     weights: WeightOptions,
-    ids: Ids = None,
-    ids_only: IdsOnly = False,
-    format: OutputFormat = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    answer: ExampleRowOptions,
+    talking: TalkOptions,
 ) -> None:
     """Name the training examples that pushed the model towards a prediction, and those that pushed against.
 
@@ -103,8 +95,8 @@ def influence_command(
       fsdtool influence summary.h5 --queries sample_data/test.npz --mean --data sample_data/train.npz
       fsdtool influence summary.h5 --self --ids suspects.txt
     """
-    talk = talk_of(context, quiet, debug)
-    check_ids_only(ids_only, format)
+    talk = talking.talk(context)
+    answer.check()
     if (queries is None) is not of_itself:
         found = "both are given" if of_itself else "neither is given"
         raise FsdtoolError(f"either --queries or --self is needed and {found}; give one of them")
@@ -119,7 +111,7 @@ def influence_command(
         check_output(matrix, "--matrix", inputs=inputs, suffix=(".npy", ".h5"))
 
     if of_itself and data is None:
-        write(islice(_recorded(summary, computing, ids).rows(), top), SELF_INFLUENCE_COLUMNS, format, ids_only)
+        answer.write(islice(_recorded(summary, computing, answer.ids).rows(), top), SELF_INFLUENCE_COLUMNS)
         return
 
     from fsdtool.influence.scores import influence, self_influence
@@ -130,15 +122,15 @@ def influence_command(
     warn_of_fit(opened)
     model = summarized_network(opened, network, weights)
     candidates = None if data is None else reading.load(opened, data)
-    common: dict[str, Any] = {"data": candidates, "among": rows_named(opened, ids, candidates), "model": model}
+    common: dict[str, Any] = {"data": candidates, "among": rows_named(opened, answer.ids, candidates), "model": model}
     common |= {"device": chosen, "batch_size": computing.batch_size, "track": talk.track}
     if queries is None:
         of_examples = self_influence(opened, **common)
-        write(islice(of_examples.rows(), top), SELF_INFLUENCE_COLUMNS, format, ids_only)
+        answer.write(islice(of_examples.rows(), top), SELF_INFLUENCE_COLUMNS)
     else:
         asked: dict[str, Any] = {"top": top or 10, "mean": mean, "misclassified": misclassified, "matrix": matrix}
         explained = influence(opened, reading.load(opened, queries), solver=solver.value, **asked, **common)
-        write(explained.rows(), INFLUENCE_COLUMNS, format, ids_only)
+        answer.write(explained.rows(), INFLUENCE_COLUMNS)
 
 
 def _recorded(summary: Path, computing: ComputeOptions, ids: str | None) -> SelfInfluence:

@@ -6,9 +6,9 @@ import sys
 
 import typer
 
-from fsdtool.cli.answers import talk_of
+from fsdtool.cli.answers import TalkOptions
 from fsdtool.cli.command import Command
-from fsdtool.cli.options import Debug, OutputFormat, Quiet, SummaryFile
+from fsdtool.cli.options import OutputFormat, SummaryFile
 from fsdtool.report import console
 from fsdtool.report.talk import print_pairs
 
@@ -17,10 +17,10 @@ INSPECT_COLUMNS = ("part", "bytes", "bytes_per_example", "description")
 
 def inspect_command(
     context: typer.Context,
+    *,
     summary: SummaryFile,
     format: OutputFormat = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    talking: TalkOptions,
 ) -> None:
     """Show what a summary holds: where it comes from, and the size of each part.
 
@@ -30,7 +30,7 @@ def inspect_command(
     Example:
       fsdtool inspect summary.h5
     """
-    talk = talk_of(context, quiet, debug)
+    talk = talking.talk(context)
 
     from fsdtool.summary.inspection import inspect_rows
 

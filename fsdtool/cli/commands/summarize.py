@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fsdtool.cli.answers import talk_of
+from fsdtool.cli.answers import TalkOptions
 from fsdtool.cli.arguments import check_output, numbers, read_ids
 from fsdtool.cli.command import Command
 from fsdtool.cli.groups import WeightOptions
@@ -17,7 +17,6 @@ from fsdtool.cli.options import (
     DATA_HELP,
     MODEL_HELP,
     Curvature,
-    Debug,
     Device,
     DeviceChoice,
     IdKey,
@@ -25,7 +24,6 @@ from fsdtool.cli.options import (
     Layout,
     Missing,
     ModelArguments,
-    Quiet,
     Seed,
     SkipBad,
     Split,
@@ -205,8 +203,7 @@ def summarize_command(
     workers: Workers = 0,
     seed: Seed = 0,
     reading: WeightOptions,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    talking: TalkOptions,
 ) -> None:
     """Go over the training data once and write the summary file that every other command reads.
 
@@ -217,7 +214,7 @@ def summarize_command(
       fsdtool summarize --model net.py:net --checkpoint epoch5.pt --checkpoint epoch15.pt \\
           --checkpoint final.pt --data train.npz -o summary.h5
     """
-    talk = talk_of(context, quiet, debug)
+    talk = talking.talk(context)
     check_output(output, "--output", inputs=(*checkpoint, data))
     model_arguments = key_values(model_arg)
     inputs.scaling()
