@@ -1,4 +1,4 @@
-"""Rows to stdout.
+"""What is written to stdout: rows, ids and documents.
 
 An estimator returns rows (mappings from a column name to a number, a string or None) and never prints:
 `render` turns them into one of the formats of fsdtool.report.formats.  Floats have seven significant digits in the

@@ -1,4 +1,4 @@
-"""The page of `find-mislabeled --report`: one HTML file that needs nothing but itself.
+"""The page about suspicious labels or targets: one HTML file that needs nothing but itself.
 
 A `Page` holds plain text, numbers and pictures as data URIs.  This module prepares what is shown, as plain values
 still; Jinja's templates beside it, in templates/, lay it out.  Names, ids and labels come from other people's files:

@@ -1,4 +1,4 @@
-"""What the page of `find-mislabeled --report` says: the findings in words, and pictures of the examples.
+"""What the page about suspicious labels or targets says: the findings in words, and pictures of the examples.
 
 Pictures need the data.  Data that the user names must have the ids of the summary.  Otherwise the data set that was
 summarized is looked for where it was: it counts only when its content has the fingerprint of the summary, and is

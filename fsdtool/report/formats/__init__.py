@@ -1,5 +1,5 @@
 """The formats of rows, some to a module: whatever module here has FORMATS is found, so that a new format is a new file,
-and is a choice of `--format` by being there.  `row_format` says what a format is given.
+and can be asked for by its name by being there.  `row_format` says what a format is given.
 """
 
 from __future__ import annotations
