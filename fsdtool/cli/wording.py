@@ -14,7 +14,7 @@ import typer
 
 from fsdtool.cli.command import find_commands
 
-_RENAMED = {"keep_weights": "weights"}
+_RENAMED = {"keep_weights": "weights", "margins": "by_layer"}
 _ARGUMENT = re.compile(r"`(\w+)(?:=([^`]*))?`")
 
 

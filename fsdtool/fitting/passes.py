@@ -21,7 +21,7 @@ from fsdtool.data.source import Batch, DataSource, Fingerprint
 from fsdtool.fitting.budget import StatisticsPlan
 from fsdtool.fitting.finite import check_features, check_losses, check_outputs
 from fsdtool.fitting.recording import GradientRecords
-from fsdtool.mislabel.earlier_checkpoints import Earlier, layers_each
+from fsdtool.mislabel.earlier_checkpoints import EarlierCheckpoint, layers_each
 from fsdtool.mislabel.features import FEATURES, INPUT, MOST_LAYERS, FeatureStore, Keep, choose_layers, observe, watch
 from fsdtool.network.graph import Observer, Step
 from fsdtool.network.per_example_gradients import Use, blocks, capture
@@ -217,7 +217,7 @@ class Pass:
         writer: Writer,
         curvatures: list[BlockCurvature],
         measured: list[EigenvalueSums] | None = None,
-        earlier: Sequence[Earlier] = (),
+        earlier: Sequence[EarlierCheckpoint] = (),
         anchors: AnchorRows | None = None,
     ) -> Seen:
         """The pass: statistics, evidence features, outputs and losses, and the gradient records in `curvatures`.

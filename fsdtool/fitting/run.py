@@ -30,7 +30,7 @@ from fsdtool.fitting.run_calibration import calibrate_distance, likely_labels
 from fsdtool.fsd.last_layer import digests
 from fsdtool.influence.gradient_records import bytes_per_example, self_influence
 from fsdtool.laftr.distance_calibration import DistanceCalibration
-from fsdtool.mislabel.class_model_file import write_judges
+from fsdtool.mislabel.class_model_file import write_class_models
 from fsdtool.mislabel.earlier_checkpoints import check_distinct, earlier_networks, parameters_before
 from fsdtool.mislabel.features import OUTPUTS, FeatureStore
 from fsdtool.mislabel.label_evidence import LabelEvidence, evidence
@@ -282,7 +282,7 @@ def _write_outputs(
         held = {"layers": list(judged.layers), "parameters": judged.parameters}
         writer.put("records/evidence", values, description, "nats", **held)
         if values.shape[2] > 1:
-            write_judges(writer, judged, values, earlier)
+            write_class_models(writer, judged, values, earlier)
     else:
         description = "target minus its prediction from all other examples (N, O)"
         shares = {"layers": list(judged.layers), "weights": judged.weights.numpy()}

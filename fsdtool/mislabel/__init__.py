@@ -1,7 +1,7 @@
-"""Which labels are probably wrong.  Features of layers are modelled class by class, each model's evidence leaves the
-example out, and `find` turns the evidence in the records into a ranking, without torch; `new_labels` judges examples
-that came later.  How evidence is weighed is in `mislabel.noise`, target values of a regression in
-`mislabel.regression`.
+"""Which labels are probably wrong.  `summarize` models the features of each layer class by class and records how well
+each class explains an example when the example is left out of its own class model.  `find` ranks the summarized
+examples by that evidence, without torch; `new_labels` ranks examples that came later.  How the evidence of the layers
+is added up is in `mislabel.noise`, target values of a regression in `mislabel.regression`.
 """
 
 from __future__ import annotations
@@ -9,5 +9,10 @@ from __future__ import annotations
 from fsdtool.util.lazy import public
 
 __getattr__, __all__ = public(
-    __name__, Mislabeled="find", find_mislabeled="find", judge="new_labels", find_misvalued="regression.target_errors"
+    __name__,
+    Suspects="suspects",
+    Mislabeled="find",
+    find_mislabeled="find",
+    score_new_labels="new_labels",
+    find_target_errors="regression.target_errors",
 )

@@ -1,9 +1,9 @@
-"""The part `/evidence` of a summary: what judges the label of an example that is not in the summarized data.
+"""The part `/evidence` of a summary: the class models for examples that are not in the summarized data.
 
 `factor` and `weight` (L,) say how the layers' evidence is added up (fsdtool.mislabel.noise.layer_weights), `members`
 (classes,) how many examples each class had, and `layers/LAYER` holds the discriminant of a layer
-(fsdtool.mislabel.discriminant); the last layer is the network's own outputs, which need none.  Layers of earlier
-checkpoints (fsdtool.mislabel.earlier_checkpoints) are not among them.
+(fsdtool.mislabel.discriminant).  The last layer is the network's outputs, which need none.  Layers of earlier
+checkpoints (fsdtool.mislabel.earlier_checkpoints) are left out.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from fsdtool.summary.writer import Writer
 
 
 @dataclass(frozen=True)
-class Judges:
-    """layers: names (L,), the outputs last.  discriminants: of all layers but the last, in that order.
+class ClassModels:
+    """layers: names (L,), the outputs last.  discriminants: (L - 1,) of all layers but the last, in that order.
 
-    members: (classes,) int64.  factors, weights: (L,) float32 arrays.
+    members: (classes,) int64, examples of each class.  factors, weights: (L,) float32, by which the layers' evidence is
+    added up, and their weights in sum 1.
     """
 
     layers: tuple[str, ...]
@@ -39,10 +40,10 @@ class Judges:
     weights: np.ndarray
 
 
-def write_judges(writer: Writer, labelled: LabelEvidence, recorded: Tensor, earlier: Sequence[str] = ()) -> None:
-    """Write `/evidence`, with the factors that `recorded` (N, L, T), the evidence in the records, leads to.
+def write_class_models(writer: Writer, labelled: LabelEvidence, recorded: Tensor, earlier: Sequence[str] = ()) -> None:
+    """Write `/evidence`, with the factors that follow from the evidence in the records, `recorded` (N, L, T) float16.
 
-    Layers of the `earlier` networks of these names are left out: the file has no weights to run them with.
+    Layers of the `earlier` checkpoints of these names are left out: the file has no weights to run them with.
     """
     others = tuple(f"@{name}" for name in earlier)
     kept = [i for i, layer in enumerate(labelled.layers) if not layer.endswith(others)]
@@ -60,19 +61,19 @@ def write_judges(writer: Writer, labelled: LabelEvidence, recorded: Tensor, earl
         writer.put(f"{name}/centres", found.centres, "class means in these coordinates (classes, d)")
 
 
-def read_judges(summary: Summary) -> Judges:
-    """What judges new examples of a classification.  Raises FsdtoolError where the file has none or damaged ones."""
+def read_class_models(summary: Summary) -> ClassModels:
+    """The class models of a classification.  Raises FsdtoolError where the file has none or damaged ones."""
     return _read(hdf5.group(summary.open_file(), "evidence"), summary.identity.graph.outputs)
 
 
-def _read(group: h5py.Group, classes: int) -> Judges:
+def _read(group: h5py.Group, classes: int) -> ClassModels:
     layers = hdf5.Attributes(hdf5.dataset(group, "factor", (None,))).texts("layers")
     factors, weights = (tensor(group, name, (len(layers),)).numpy() for name in ("factor", "weight"))
     members = tensor(group, "members", (classes,), torch.int64)
     if layers[-1:] != (OUTPUTS,) or min(members.min(), factors.min(), weights.min()) < 0 or not members.any():
         raise hdf5.unusable(group, "its layers do not end with the outputs, or a count or factor is negative")
     found = tuple(_read_layer(hdf5.group(group, f"layers/{layer}"), classes) for layer in layers[:-1])
-    return Judges(layers, found, members, factors, weights)
+    return ClassModels(layers, found, members, factors, weights)
 
 
 def _read_layer(group: h5py.Group, classes: int) -> Discriminant:

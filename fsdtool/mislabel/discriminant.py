@@ -1,9 +1,9 @@
-"""Class means and their common covariance, for examples that were not there when they were fitted.
+"""Class means and their common covariance: the class models for examples that they were not fitted to.
 
 In coordinates z = ((x - middle) scale) root, in which the covariance is the identity, class c has the log-likelihood
 of a Student t of D degrees of freedom around its centre e_c, up to a constant
     -D log(1 + |z - e_c|^2 / D)
-There is no leave-one-out term: the example is in no class.
+There is no leave-one-out term, since the example is in no class.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Discriminant:
-    """How likely the D features of a layer are under each class.
+    """The class models of one layer with D features.
 
-    middle: (D,) float64.  scale: (D,) float32, 0 for features that say nothing.  root: (D, d) float16.
-    centres: (classes, d) float32.
+    middle: (D,) float64, subtracted from the features.  scale: (D,) float32, one over their standard deviation within
+    classes, 0 for constant features.  root: (D, d) float16.  centres: (classes, d) float32.
     """
 
     middle: Tensor
@@ -36,5 +36,5 @@ class Discriminant:
 
 
 def student(q: Tensor, freedom: int) -> Tensor:
-    """Log-density at squared distances q of a Student t of as many degrees of freedom as dimensions, but a constant."""
+    """Student-t log-density at squared distances q, with nu = d = `freedom`, without its constant; of q's shape."""
     return -freedom * torch.log1p(q / max(freedom, 1))

@@ -1,9 +1,9 @@
-"""Earlier checkpoints of the same training, as further evidence: they have memorised less of the wrong labels.
+"""Earlier checkpoints of the same training as further evidence: they have memorised fewer of the wrong labels.
 
-The pass shows each batch to the summarized network and then to each earlier one.  What their layers and outputs make
-of an example is stored beside the features of the summarized network, as layers `LAYER@NAME` and `(outputs)@NAME`,
-and judged by the same agreement; nothing else of the summary depends on them.  Together they have as many activation
-layers as the summarized network has at most, so a summary grows by no more than its evidence.
+The pass runs each batch through the summarized network and then through each earlier one.  Features of their layers
+and their outputs are stored beside those of the summarized network, as layers `LAYER@NAME` and `(outputs)@NAME`, and
+weighted in the same way; nothing else of the summary depends on them.  Of all earlier checkpoints together at most
+MOST_LAYERS activation layers give evidence, as of the summarized network, which bounds the size of the summary.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fsdtool.network.trace import FULL, Network
 
 
 @dataclass(frozen=True)
-class Earlier:
+class EarlierCheckpoint:
     """An earlier checkpoint: its name among the others, SHA-256, and the network with its weights."""
 
     name: str
@@ -31,7 +31,10 @@ class Earlier:
     network: Network
 
     def see(self, x: Tensor, watched: dict[str, bool], keep: Keep) -> None:
-        """Run on a batch x; `keep(layer, features)` takes the features (batch, D) of its layers and its outputs."""
+        """Run on a batch x; `keep(layer, features)` gets the features (batch, D) of its layers and its outputs.
+
+        watched: names of the observed layers, and whether the channels of each are last.
+        """
 
         def own(layer: str, features: Tensor) -> None:
             keep(f"{layer}@{self.name}", features)
@@ -42,7 +45,7 @@ class Earlier:
             own(OUTPUTS, logits)
 
 
-def earlier_networks(model: nn.Module, network: Network, checkpoints: Sequence[Checkpoint]) -> list[Earlier]:
+def earlier_networks(model: nn.Module, network: Network, checkpoints: Sequence[Checkpoint]) -> list[EarlierCheckpoint]:
     """The traced `network` of `model` once more with the weights of each checkpoint.
 
     Raises FsdtoolError where weights do not fit the model.
@@ -54,14 +57,14 @@ def earlier_networks(model: nn.Module, network: Network, checkpoints: Sequence[C
         state, device = other.state_dict(), next(iter(network.parameters.values())).device
         parameters = {key: state[key].detach().to(device) for key in network.graph.parameter_names()}
         inner = None if network.mode == FULL else other.eval().to(device)
-        found.append(Earlier(name, checkpoint.sha256, replace(network, parameters=parameters, model=inner)))
+        found.append(EarlierCheckpoint(name, checkpoint.sha256, replace(network, parameters=parameters, model=inner)))
     return found
 
 
-def parameters_before(network: Network, earlier: Sequence[Earlier], layer: str) -> int:
-    """How many numbers, in weights and buffers, come before a layer, in the network or an earlier one.
+def parameters_before(network: Network, earlier: Sequence[EarlierCheckpoint], layer: str) -> int:
+    """How many numbers, in weights and buffers, come before a layer of the network or of an earlier checkpoint.
 
-    In last layer mode the order of the layers is not known: it is all of the model's.
+    In last layer mode the order of the layers is not known: then all numbers of the model count.
     """
     if network.mode != FULL:
         assert network.model is not None
@@ -76,7 +79,7 @@ def parameters_before(network: Network, earlier: Sequence[Earlier], layer: str) 
 
 
 def check_distinct(checkpoints: Sequence[Checkpoint]) -> None:
-    """Raise FsdtoolError for more checkpoints than there is room for, or one given twice.  The last is summarized."""
+    """Raise FsdtoolError for more than MOST_LAYERS earlier checkpoints, or one given twice.  The last is summarized."""
     if len(checkpoints) - 1 > MOST_LAYERS:
         raise FsdtoolError(
             f"{len(checkpoints)} checkpoints are given, and {MOST_LAYERS} earlier ones can be used; leave some out"
@@ -85,19 +88,19 @@ def check_distinct(checkpoints: Sequence[Checkpoint]) -> None:
     for checkpoint in checkpoints:
         if checkpoint.sha256 in seen:
             raise FsdtoolError(
-                f"--checkpoint '{checkpoint.path}' has the same content as '{seen[checkpoint.sha256]}'; "
+                f"`checkpoint` '{checkpoint.path}' has the same content as '{seen[checkpoint.sha256]}'; "
                 "give checkpoints of different epochs, each once"
             )
         seen[checkpoint.sha256] = checkpoint.path
 
 
 def layers_each(networks: int) -> int:
-    """How many activation layers of each of so many earlier networks give evidence."""
+    """How many activation layers of each of `networks` earlier checkpoints give evidence."""
     return max(MOST_LAYERS // max(networks, 1), 1)
 
 
 def distinct_names(paths: Sequence[str]) -> list[str]:
-    """The last part of each path, with as many folders before it as all need to differ."""
+    """The last part of each path, with as many folders before it as are needed to make all names distinct."""
     parts = [PurePath(path).parts for path in paths]
     longest = max((len(part) for part in parts), default=0)
     for length in range(1, longest + 1):

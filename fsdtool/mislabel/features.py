@@ -1,8 +1,8 @@
-"""Features of layers, from which evidence on labels and targets is drawn, and where they are kept during the pass.
+"""Features of layers, from which the evidence on labels and targets is computed, and their store during the pass.
 
 The features of a layer are its activations and gate slopes per channel, averaged over the cells of a coarse grid of
-positions: what a convolution sees where tells classes apart much better than its mean over the whole image.  The
-positions of tokens have no such meaning; their mean is taken.
+positions: where in the image a convolution responds tells classes apart much better than its mean over the whole image.
+Positions of tokens have no such meaning, so they are averaged over all tokens.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from fsdtool.network.trace import Watch
 from fsdtool.util.atomic_files import reserve
 
 INPUT, FEATURES, OUTPUTS = "(input)", "(features)", "(outputs)"  # no module can have these names
-MOST_LAYERS = 12
-MOST_FEATURES = 512
-MOST_POOLED = 1024  # means per layer before they are projected
-GRIDS = (4, 2)  # cells along each axis of positions, the finest for which that suffices
-ROWS = 1024  # examples read at once from the stored features: few enough for the memory to be used again
+MOST_LAYERS = 12  # activation layers that give evidence
+MOST_FEATURES = 512  # of a layer; more are projected on so many random directions
+MOST_POOLED = 1024  # channels x cells of a layer, before the projection
+GRIDS = (4, 2)  # cells along each axis of positions: the finest grid within MOST_POOLED is taken
+ROWS = 1024  # examples read at once from the stored features: few enough that their memory is used again
 
 
 Keep = Callable[[str, Tensor], None]
@@ -50,7 +50,7 @@ class Narrowing:
 
 
 class FeatureStore:
-    """Narrowed features of every evidence layer for all examples, in files of a temporary folder; a context manager."""
+    """Features (N, D) float32 of every evidence layer, narrowed, in files of a temporary folder; a context manager."""
 
     def __init__(self, examples: int, seed: int):
         self._folder = tempfile.TemporaryDirectory(prefix="fsdtool-")
@@ -69,7 +69,10 @@ class FeatureStore:
         return tuple(self._arrays)
 
     def put(self, layer: str, rows: slice, features: Tensor) -> None:
-        """Features (batch, D) of the examples `rows`."""
+        """Store features (batch, D) of the examples `rows`.
+
+        Raises FsdtoolError where the temporary folder has no room.
+        """
         features = self._narrow(features)
         if layer not in self._arrays:
             self._arrays[layer] = self._array(features.shape[1])
@@ -101,7 +104,7 @@ def projection(width: int, seed: int) -> Tensor:
 
 
 def choose_layers(names: list[str], most: int = MOST_LAYERS) -> list[str]:
-    """At most so many of the layers, evenly spaced from the first to the last; a single one is the middle."""
+    """At most `most` of the layers, evenly spaced from the first to the last; if one, the middle layer."""
     if len(names) <= most:
         return names
     if most == 1:
@@ -116,7 +119,10 @@ def layer_features(activation: Activation, s: Tensor, a: Tensor, channels_last: 
 
 
 def pool(value: Tensor, channels_last: bool) -> Tensor:
-    """Means (batch, C cells) over a grid of positions of a signal (batch, C, ...), or (batch, C) of (batch, ..., C)."""
+    """Means (batch, C cells) over a grid of positions of a signal (batch, C, ...).
+
+    channels_last: of a signal (batch, ..., C) the mean (batch, C) over all positions.
+    """
     if value.dim() == 2:
         return value
     if channels_last:

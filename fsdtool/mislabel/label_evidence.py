@@ -1,13 +1,13 @@
-"""Evidence on labels: how well each class explains what a layer did on an example, that example left out.
+"""Evidence on labels: how well each class explains the features of an example in a layer, the example left out.
 
-Every layer's features (fsdtool.mislabel.features) are modelled class by class (fsdtool.mislabel.class_gaussians); the
-evidence for a class is its log-likelihood, up to a constant of the example.  The network's outputs give log p as they
-are.
+The features of each layer (fsdtool.mislabel.features) are modelled class by class (fsdtool.mislabel.class_gaussians).
+The evidence for a class is its log-likelihood, up to a constant of the example.  The network's outputs give log p.
 
-Trust.  Wrong labels pollute the class they name, and where one class is taken for another they do so together.
-The models are therefore fitted twice: an example counts in its class with weight w, at first 1 and then 1 - q^2,
-where q is the probability that its label is wrong under the evidence just found (fsdtool.mislabel.noise.posterior).
-With 1 - q the models would lose the unusual examples of their class, and more right labels would then look wrong.
+Sample weights.  Wrong labels pollute the class that they name, and where one class is labelled as another they do so
+together.  The models are therefore fitted twice.  An example counts in its class with the weight w = 1, and then with
+w = 1 - q^2, where q is the probability that its label is wrong by the evidence of the first fit
+(fsdtool.mislabel.noise.posterior).  With w = 1 - q the models would lose the unusual examples of their class, and more
+right labels would look wrong.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from fsdtool.mislabel.noise.confusion import estimate
 from fsdtool.mislabel.noise.layer_weights import combination, weighted
 from fsdtool.mislabel.noise.posterior import posterior
 
-MOST_CANDIDATES = 10
-LEAST_TRUST = 1e-3
+MOST_CANDIDATES = 10  # classes that the records keep for each example
+LEAST_SAMPLE_WEIGHT = 1e-3
 SCORES = 2**23  # numbers held at once: examples x layers x classes
 
 
@@ -35,11 +35,11 @@ SCORES = 2**23  # numbers held at once: examples x layers x classes
 class LabelEvidence:
     """What the records keep of the evidence.
 
-    layers: names (L,).  candidates (N, T) int32: classes, the given label first, then those with most
-    evidence.  evidence (N, L, T) float32: log-likelihood of each candidate minus that of the given label, in
-    nats; the first column is 0, and positive values speak against the given label.  discriminants: of
-    the layers but the outputs, for other examples.  members (classes,) int64: examples of each class.  parameters
-    (L,) int64: of the network before each layer.
+    layers: names (L,), the outputs last.  candidates: (N, T) int32, classes, the given label first, then those with
+    most evidence.  evidence: (N, L, T) float32, log-likelihood of each candidate less that of the given label, in nats;
+    column 0 is zero, and positive values speak against the given label.  discriminants: (L - 1,) for new examples, of
+    all layers but the outputs.  members: (classes,) int64, examples of each class.  parameters: (L,) int64, of the
+    network before each layer.
     """
 
     layers: tuple[str, ...]
@@ -51,32 +51,32 @@ class LabelEvidence:
 
 
 def evidence(
-    store: FeatureStore, labels: Tensor, logits: Tensor, parameters: Sequence[int], *, trusting: bool = False
+    store: FeatureStore, labels: Tensor, logits: Tensor, parameters: Sequence[int], *, equal_weights: bool = False
 ) -> LabelEvidence:
-    """Evidence for the labels (N,) int64: leave-one-out by layer, and last the network's own log p.
+    """Evidence on the labels (N,) int64: leave-one-out log-likelihoods by layer, and last the network's own log p.
 
-    logits: (N, classes).  parameters: of the network before each layer of the store, and all of them.  trusting: all
-    labels count fully, and classes share one covariance.
+    logits: (N, classes).  parameters: (L,) of the network before each layer of the store, and last all of them.
+    equal_weights: fit once, with all sample weights 1 and one covariance for all classes.
     """
     classes = logits.shape[1]
     before = np.asarray(parameters, np.int64)
     found = _fit(store, labels, logits, before, torch.ones(len(labels), dtype=torch.float64), own=False)
-    if trusting or classes < 2:
+    if equal_weights or classes < 2:
         return found
     values, candidates = found.evidence.numpy(), found.candidates.numpy()
     noise = estimate(values, candidates, len(found.layers) - 1, classes, before / len(labels))
     judged = posterior(weighted(values, combination(values)[0]), candidates, noise)
-    trust = (1 - torch.from_numpy(judged.score).square()).clamp(min=LEAST_TRUST)
-    return _fit(store, labels, logits, before, trust, own=True)
+    sample_weight = (1 - torch.from_numpy(judged.score).square()).clamp(min=LEAST_SAMPLE_WEIGHT)
+    return _fit(store, labels, logits, before, sample_weight, own=True)
 
 
 def _fit(
-    store: FeatureStore, labels: Tensor, logits: Tensor, parameters: np.ndarray, trust: Tensor, own: bool
+    store: FeatureStore, labels: Tensor, logits: Tensor, parameters: np.ndarray, sample_weight: Tensor, own: bool
 ) -> LabelEvidence:
-    """The evidence under models to which each example contributes with its trust (N,) float64."""
+    """The evidence under class models in which each example counts with its sample_weight (N,) float64."""
     examples, classes = logits.shape
     kept = min(classes, MOST_CANDIDATES)
-    layers = [ClassGaussians(store.get(layer), labels, classes, trust, own) for layer in store.layers]
+    layers = [ClassGaussians(store.get(layer), labels, classes, sample_weight, own) for layer in store.layers]
     candidates = torch.empty(examples, kept, dtype=torch.int32)
     values = torch.empty(examples, len(layers) + 1, kept)
     step = min(ROWS, max(SCORES // (classes * (len(layers) + 1)), 1))
@@ -93,11 +93,12 @@ def _fit(
 def strongest(scores: Tensor, labels: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     """Candidates (n, kept) int32, the given label first, and their evidence (n, L, kept) relative to it.
 
-    scores: (n, L, classes) float32, log-likelihoods in nats.  labels: (n,) int64.
+    scores: (n, L, classes) float32, log-likelihoods in nats.  labels: (n,) int64.  The candidates are the classes with
+    the largest sum over layers, each layer divided by its mean absolute evidence on the example.
     """
     own = labels[:, None]
     against = scores - scores.gather(2, own[:, None].expand(-1, scores.shape[1], 1))  # (n, L, classes)
-    spread = against.abs().mean(2, keepdim=True).clamp(min=1e-12)  # every layer has the same say
+    spread = against.abs().mean(2, keepdim=True).clamp(min=1e-12)  # normalise so that each layer contributes equally
     strength = (against / spread).sum(1).scatter(1, own, torch.inf)  # (n, classes)
     chosen = strength.topk(kept, dim=1).indices
     return chosen.int(), against.gather(2, chosen[:, None].expand(-1, scores.shape[1], -1))

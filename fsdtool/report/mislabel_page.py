@@ -18,7 +18,7 @@ from fsdtool import __version__
 from fsdtool.data.source import DataSource, Fingerprint
 from fsdtool.errors import FsdtoolError
 from fsdtool.mislabel.find import Mislabeled
-from fsdtool.mislabel.regression.target_errors import Misvalued
+from fsdtool.mislabel.regression.target_errors import TargetErrors
 from fsdtool.report.html import Page, Picture
 from fsdtool.report.page_text import count
 from fsdtool.report.thumbnails import BUDGET, thumbnails
@@ -89,13 +89,15 @@ TARGET_READING = (
 )
 
 
-def review(found: Mislabeled | Misvalued, pictures: Sequence[Picture | None] = (), remarks: Sequence[str] = ()) -> Page:
+def review(
+    found: Mislabeled | TargetErrors, pictures: Sequence[Picture | None] = (), remarks: Sequence[str] = ()
+) -> Page:
     """The page about the rows asked for, LARGEST_PAGE at most.
 
     pictures: of the first rows in that order, as `pictures_of` gives them.  remarks: what the page says above the rows.
     """
     examples = len(found.score)
-    kind = "target" if isinstance(found, Misvalued) else "label"
+    kind = "target" if isinstance(found, TargetErrors) else "label"
     rows = list(islice(found.rows(), LARGEST_PAGE))
     if kind == "target" and found.summary.outputs > 1:
         rows = [row | {"given_target": f"{row['given_target']:.4g} (output {row['output']})"} for row in rows]
@@ -209,7 +211,7 @@ def _check_ids(summary: Summary, source: DataSource) -> None:
         )
 
 
-def _facts(found: Mislabeled | Misvalued) -> list[tuple[str, str]]:
+def _facts(found: Mislabeled | TargetErrors) -> list[tuple[str, str]]:
     summary = found.summary
     assert isinstance(summary, Summary)  # a page is made from a summary that was read whole
     identity = summary.identity
@@ -229,11 +231,11 @@ def _last(spec: str) -> str:
     return spec.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _doubts(found: Mislabeled | Misvalued, kind: str) -> list[str]:
+def _doubts(found: Mislabeled | TargetErrors, kind: str) -> list[str]:
     """Why the estimated share is not to be trusted."""
     return [CONTRADICTED[kind]] * found.contradicted + [AMBIGUOUS] * found.ambiguous
 
 
-def _between(found: Mislabeled | Misvalued) -> str:
+def _between(found: Mislabeled | TargetErrors) -> str:
     """The range of the estimated share, where there is one."""
     return f"; {found.between[0]:.1%} to {found.between[1]:.1%} {found.between_by}" if found.between else ""

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from fsdtool.errors import FsdtoolError
-from fsdtool.mislabel.find import FEW_EXAMPLES, Mislabeled
+from fsdtool.mislabel.find import Mislabeled
+from fsdtool.mislabel.suspects import FEW_EXAMPLES
 from fsdtool.report.formats.csv_rows import write_csv
 from fsdtool.util.atomic_files import write_whole
 

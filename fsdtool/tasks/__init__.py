@@ -1,6 +1,6 @@
-"""Tasks: what a network was trained for.  Each is one module here with one class, found by its file's name: its loss
-and the loss's derivatives at the outputs, the distances between two outputs, what targets are, and the constant answer
-that a network is compared with.  `task.Task` says what a task must answer.
+"""Tasks: what a network was trained for.  Each is one module here with one class, found by its file's name.  A task
+knows its loss and the derivatives of the loss by the outputs, the distances between two outputs, what its targets are,
+and the constant answer that a network is compared with.  `task.Task` is the interface.
 """
 
 from __future__ import annotations

@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-MANY = 0.1  # the share of improper labels above which they are likelier a class than missing
-RAREST = 1e-6  # frequency of a class that the training data do not have
-STEPS = 20  # of the fit of factor and shifts
-LARGEST_STEP = 0.5  # of the factor, relative
-EACH = 10  # examples of each class given, on average, from which an order is found
+MANY = 0.1  # if a larger share of the labels is no class number, they are another numbering rather than missing labels
+RAREST = 1e-6  # least frequency of a class in the constant answer: absent classes have no infinite loss
+STEPS = 20  # of `refit`
+LARGEST_STEP = 0.5  # relative change of the factor in one step of `refit`
+EACH = 10  # examples for each predicted class, on average, that `reordered` needs
+COMMON = 0.01  # share of the examples above which `reordered` asks that a label stands for one class alone
 
 
 def hessian_product(outputs: Tensor, v: Tensor) -> Tensor:
@@ -45,13 +46,13 @@ def kl(f0: Tensor, f1: Tensor) -> Tensor:
 
 
 def kl2(f0: Tensor, f1: Tensor) -> Tensor:
-    """Its second order (n,) at f0."""
+    """Second-order KL divergence (n,) of outputs (n, O), by the Hessian at f0."""
     df = f1 - f0
     return 0.5 * (df * hessian_product(f0, df)).sum(1).clamp(min=0)
 
 
 def probability(f0: Tensor, f1: Tensor) -> Tensor:
-    """Half the squared distance (n,) of the probabilities."""
+    """Half the squared distance (n,) of the probabilities of outputs (n, O)."""
     return squared_error(f0.softmax(1), f1.softmax(1))
 
 
@@ -69,11 +70,11 @@ class Classification(Task):
         return -outputs.log_softmax(1).gather(1, targets[:, None])[:, 0]
 
     def loss_gradient(self, targets: Tensor) -> Callable[[Tensor], Tensor]:
-        """p - e_y (n, O), in float64 before it is rounded: of a label that is sure, 1 - p is 0 in float32."""
+        """p - e_y (n, O), computed in float64: where a label is nearly certain, 1 - p_y is 0 in float32."""
         return lambda outputs: _less_label(outputs.double().softmax(1), targets).to(outputs.dtype)
 
     def hessian_product(self, outputs: Tensor, v: Tensor) -> Tensor:
-        """(diag(p) - p p^T) v."""
+        """(diag(p) - p p^T) v (..., n, O)."""
         return hessian_product(outputs, v)
 
     def hessian_sum(self, outputs: Tensor) -> Tensor:
@@ -105,7 +106,10 @@ class Classification(Task):
         return outputs.argmax(1)
 
     def targets(self, stored: np.ndarray, ids: np.ndarray, lenient: bool = False) -> np.ndarray:
-        """Class numbers (N,) from integers, integral floats, or one-hot rows; what would be guessed is refused."""
+        """Class numbers (N,) int64 from integers, integral floats or one-hot rows.
+
+        Raises FsdtoolError for anything else; lenient: then float64, in which improper labels stay as they are.
+        """
         stored = stored_numbers(stored)
         y = stored[:, 0] if stored.ndim == 2 and stored.shape[1] == 1 else stored
         if y.ndim == 2:
@@ -127,26 +131,26 @@ class Classification(Task):
         check_classes(targets, ids, outputs, f"the model has {outputs} outputs")
 
     def constant(self, targets: np.ndarray, outputs: int) -> np.ndarray:
-        """The frequency of each class."""
+        """The frequency (O,) of each class."""
         return np.bincount(targets, minlength=outputs) / len(targets)
 
     def constant_losses(self, constant: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """-log of the frequency of each label."""
+        """-log of the frequency (n,) of each label, in nats."""
         return -np.log(np.maximum(constant, RAREST))[targets]
 
     def right(self, outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Whether the largest output is the label's."""
+        """Whether (n,) bool the largest output is that of the label."""
         return outputs.argmax(1) == targets
 
     def centred(self, outputs: np.ndarray, constant: np.ndarray) -> np.ndarray:
-        """Outputs less their mean over the classes, on which no probability depends."""
+        """Outputs (n, O) less their mean over the classes, on which no probability depends."""
         return outputs - outputs.mean(1, keepdims=True)
 
     def refit(self, outputs: np.ndarray, targets: np.ndarray) -> tuple[float, float, float]:
-        """Of softmax(u f + b).
+        """Mean losses of softmax(f) and of the best softmax(u f + b), in nats, and the factor u.
 
-        The factor starts from the best of a grid; then b and u move in turn, b by the log of how often a class occurs
-        over how often it is expected, u by Newton's step.
+        u starts from the best of a grid.  Then b and u are updated in turn: b by the log of how often a class occurs
+        over how often it is predicted, u by a Newton step.
         """
         f = outputs - outputs.mean(1, keepdims=True)
         rows, scale = np.arange(len(f)), float(f.std()) or 1.0
@@ -174,13 +178,16 @@ class Classification(Task):
         return before, *found
 
     def reordered(self, outputs: np.ndarray, targets: np.ndarray) -> float:
-        """Share of right answers if each class given stands for its commonest label; 0 where two have the same."""
+        """Share of right answers if each predicted class stands for the label that is most frequent with it.
+
+        0 where two classes stand for the same label, or there are too few examples to tell.
+        """
         classes = outputs.shape[1]
         pair, count = np.unique(outputs.argmax(1).astype(np.int64) * classes + targets, return_counts=True)
         given, first = np.unique(pair // classes, return_index=True)
         best = np.maximum.reduceat(count, first)
         stands_for = [int(pair[part][count[part].argmax()] % classes) for part in _parts(first, len(pair))]
-        common = best >= 0.01 * len(targets)
+        common = best >= COMMON * len(targets)
         named = [label for label, often in zip(stands_for, common, strict=True) if often]
         if len(set(named)) < len(named) or len(named) < 2 or len(targets) < EACH * len(given):
             return 0.0
@@ -214,17 +221,19 @@ def check_classes(y: Tensor, ids: np.ndarray, count: int, limit: str) -> None:
 
 
 def _no_class(label: Any, name: Any, share: float) -> FsdtoolError:
+    """The error for an improper label of an example, of a share of improper labels."""
     if np.isnan(label):
-        return FsdtoolError(f"example {name} has no label (NaN); fill it in, or give --skip-bad to leave it out")
-    remedy = "correct it, or give --skip-bad to leave it out"
+        return FsdtoolError(f"example {name} has no label (NaN); fill it in, or give `skip_bad=True` to leave it out")
+    remedy = "correct it, or give `skip_bad=True` to leave it out"
     if share > MANY:
-        remedy = f"number the classes from 0, or give --skip-bad to leave out {share:.0%} of the examples"
+        remedy = f"number the classes from 0, or give `skip_bad=True` to leave out {share:.0%} of the examples"
     if label != np.floor(label):
-        remedy = "correct it, or use --task regression"
+        remedy = 'correct it, or use `task="regression"`'
     return FsdtoolError(f"label {label:g} of example {name} is not a class number (0, 1, 2, ...); {remedy}")
 
 
 def _from_one_hot(stored: np.ndarray, ids: np.ndarray, lenient: bool) -> np.ndarray:
+    """Class numbers (N,) from one-hot rows (N, C); lenient: rows with NaN become NaN."""
     proper = ((stored == 0) | (stored == 1)).all(axis=1) & (stored.sum(axis=1) == 1)
     absent = np.isnan(stored).any(axis=1) if lenient and stored.dtype.kind == "f" else np.zeros(len(stored), dtype=bool)
     improper = np.flatnonzero(~proper & ~absent)
@@ -237,4 +246,5 @@ def _from_one_hot(stored: np.ndarray, ids: np.ndarray, lenient: bool) -> np.ndar
 
 
 def _parts(first: np.ndarray, count: int) -> list[slice]:
+    """The slices that begin at `first` and together cover `count` elements."""
     return [slice(a, b) for a, b in zip(first.tolist(), [*first.tolist()[1:], count], strict=True)]

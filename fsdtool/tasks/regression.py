@@ -34,7 +34,7 @@ class Regression(Task):
         return lambda outputs: outputs - targets
 
     def hessian_product(self, outputs: Tensor, v: Tensor) -> Tensor:
-        """v itself."""
+        """v (..., n, O) itself."""
         return v
 
     def hessian_sum(self, outputs: Tensor) -> Tensor:
@@ -46,11 +46,11 @@ class Regression(Task):
         return lambda outputs: outputs.float().new_empty(outputs.shape).normal_(generator=generator)
 
     def prediction(self, outputs: Tensor) -> Tensor:
-        """The outputs themselves."""
+        """The outputs (n, O) themselves."""
         return outputs
 
     def targets(self, stored: np.ndarray, ids: np.ndarray, lenient: bool = False) -> np.ndarray:
-        """One row (O,) of finite float32 numbers for each example."""
+        """Targets (N, O) float32.  Raises FsdtoolError for numbers that are not finite, unless lenient."""
         stored = stored_numbers(stored)
         with np.errstate(over="ignore"):  # what float32 cannot hold is named below
             y = stored.astype(np.float32)
@@ -61,7 +61,7 @@ class Regression(Task):
         if len(bad) and not lenient:
             raise FsdtoolError(
                 f"the target of example {ids[bad[0]]} is NaN or infinite; "
-                "fill it in, or give --skip-bad to leave it out"
+                "fill it in, or give `skip_bad=True` to leave it out"
             )
         return y
 
@@ -70,23 +70,23 @@ class Regression(Task):
         return number if math.isfinite(number) else None
 
     def constant(self, targets: np.ndarray, outputs: int) -> np.ndarray:
-        """The mean of each target."""
+        """The mean (O,) of each target."""
         return targets.mean(0, dtype=np.float64)
 
     def constant_losses(self, constant: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Half the squared distance of each target from the constant."""
+        """Half the squared distance (n,) of each target from the constant."""
         return 0.5 * ((targets.astype(np.float64) - constant) ** 2).sum(1)
 
     def right(self, outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Zeros: a number is near, and never right."""
+        """Zeros (n,): a number may be close to its target, but is never right or wrong."""
         return np.zeros(len(targets))
 
     def centred(self, outputs: np.ndarray, constant: np.ndarray) -> np.ndarray:
-        """Outputs less the mean of the targets."""
+        """Outputs (n, O) less the constant, the mean of the targets."""
         return outputs - constant
 
     def refit(self, outputs: np.ndarray, targets: np.ndarray) -> tuple[float, float, float]:
-        """Of the best line of the targets in each output, with the median of the slopes."""
+        """Mean losses of f and of the best line u_o f_o + b_o of each output, and the median of the slopes u_o."""
         targets = np.asarray(targets, np.float64)
         f, y = outputs - outputs.mean(0), targets - targets.mean(0)
         variance, together = (f**2).mean(0), (f * y).mean(0)

@@ -1,4 +1,4 @@
-"""What a task answers: the interface, and the registry that finds a task by its name.
+"""The interface of a task, and the registry that finds a task by its name.
 
 Outputs of the network are f (n, O), float32 or float64.  Targets y are class numbers (n,) int64, or numbers (n, O)
 float32.  With loss(f, y) the loss of one example:
@@ -31,7 +31,7 @@ REGISTERED: dict[str, type[Task]] = {}
 
 
 class FitNumbers(Protocol):
-    """What a task says of a fit is made of these; fsdtool.statistics.fit explains them."""
+    """The numbers of a fit that a task describes in words; fsdtool.statistics.fit defines them."""
 
     @property
     def mean_loss(self) -> float: ...
@@ -108,7 +108,7 @@ class Task(ABC):
 
     @abstractmethod
     def prediction(self, outputs: Tensor) -> Tensor:
-        """What the outputs (n, O) say of the targets: (n,) class numbers, or (n, O) in the units of the targets."""
+        """The targets that outputs (n, O) predict: (n,) class numbers, or (n, O) in the units of the targets."""
 
     @abstractmethod
     def targets(self, stored: np.ndarray, ids: np.ndarray, lenient: bool = False) -> np.ndarray:
@@ -120,7 +120,7 @@ class Task(ABC):
 
     @abstractmethod
     def target_of(self, number: float) -> float | None:
-        """The target that a number in text stands for; None if for none."""
+        """The target that a number read from text stands for; None if it is no target."""
 
     def check_targets(
         self,
@@ -128,7 +128,7 @@ class Task(ABC):
         ids: np.ndarray,
         outputs: int,
         source: str = "the data",
-        remedy: str = "they must agree (for class labels give --task classification)",
+        remedy: str = 'they must agree (for class labels give `task="classification"`)',
     ) -> None:
         """Raise FsdtoolError unless the targets of the examples `ids` (n,) fit a network of O `outputs`.
 
@@ -151,23 +151,23 @@ class Task(ABC):
 
     @abstractmethod
     def right(self, outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Which of the outputs (n, O), or (1, O) for all, answer the targets rightly: (n,), zeros without classes."""
+        """Which of the outputs (n, O), or (1, O) for all, predict their target: (n,), zeros without classes."""
 
     @abstractmethod
     def centred(self, outputs: np.ndarray, constant: np.ndarray) -> np.ndarray:
-        """Outputs (n, O) less what the loss does not see, or less the constant answer: how far they spread."""
+        """Outputs (n, O) less the part that does not change the loss, or less the constant answer (O,)."""
 
     @abstractmethod
     def refit(self, outputs: np.ndarray, targets: np.ndarray) -> tuple[float, float, float]:
-        """Mean loss of the outputs f (n, O), that of the best u f + b, and the factor u."""
+        """Mean loss of the outputs f (n, O), mean loss of the best u f + b, and the factor u."""
 
     def reordered(self, outputs: np.ndarray, targets: np.ndarray) -> float:
-        """Share of right answers if the classes that the network gives were in another order; 0 for none."""
+        """Share of right answers if the network's classes are read in the best other order; 0 if there is none."""
         return 0.0
 
     @abstractmethod
     def describe(self, fit: FitNumbers) -> str:
-        """One line: the fit beside that of the constant answer."""
+        """The fit and that of the constant answer, in one line."""
 
 
 def task_of(name: str | Task) -> Task:

@@ -46,7 +46,7 @@ from fsdtool.data.formats.load import load_dataset
 from fsdtool.fitting.run import summarize
 from fsdtool.mislabel.find import THRESHOLD, find_mislabeled
 from fsdtool.mislabel.noise.verdict import verdict as verdict_on
-from fsdtool.mislabel.regression.target_errors import find_misvalued
+from fsdtool.mislabel.regression.target_errors import find_target_errors
 from fsdtool.model.checkpoint import Checkpoint
 from fsdtool.summary.catalogue import Catalogue, open_catalogue
 
@@ -74,7 +74,7 @@ def _fsdtool(case: Case, name: str, states: list[State]) -> Verdict:
         data = load_dataset(str(source), task="classification" if case.classification else "regression")
         summarize(model=case.build(), checkpoint=last, earlier=earlier, data=data, output=output)
         opened = open_catalogue(output)
-        found = find_mislabeled(opened) if case.classification else find_misvalued(opened, threshold=THRESHOLD)
+        found = find_mislabeled(opened) if case.classification else find_target_errors(opened, threshold=THRESHOLD)
         flagged = torch.zeros(len(found.score), dtype=torch.bool)
         flagged[torch.from_numpy(found.order)] = True
         said = Verdict(name, torch.from_numpy(found.score), flagged, rate=found.noise_rate, probable=True)

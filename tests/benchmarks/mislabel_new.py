@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from fsdtool.data.formats.load import load_dataset
 from fsdtool.fitting.run import summarize
-from fsdtool.mislabel.new_labels import judge
+from fsdtool.mislabel.new_labels import score_new_labels
 from fsdtool.model.checkpoint import Checkpoint
 from fsdtool.summary.reader import Summary, load
 
@@ -100,7 +100,7 @@ def rankings(summary: Summary, x: Tensor, given: Tensor, outputs: Tensor, folder
     """What each method says of labels `given` (n,) of new inputs x; outputs: the network's (n, classes)."""
     source = folder / "new.npz"
     np.savez(source, x=x.numpy(), y=given.numpy())
-    found = judge(summary, load_dataset(str(source), task="classification"))
+    found = score_new_labels(summary, load_dataset(str(source), task="classification"))
     p, own = torch.softmax(outputs.double(), 1), given[:, None]
     margin = p.scatter(1, own, -torch.inf).amax(1) - p.gather(1, own)[:, 0]
     loss = nn.functional.cross_entropy(outputs.double(), given, reduction="none")

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fsdtool.data.formats.load import load_dataset
 from fsdtool.fitting.run import summarize
-from fsdtool.mislabel.regression.target_errors import find_misvalued
+from fsdtool.mislabel.regression.target_errors import find_target_errors
 from fsdtool.model.checkpoint import Checkpoint
 from fsdtool.summary.catalogue import open_catalogue
 
@@ -129,7 +129,7 @@ class Trained:
             np.savez(source, x=self.x.numpy(), y=self.given.numpy())
             data = load_dataset(str(source), task="regression")
             summarize(model=self._build(), checkpoint=Checkpoint("n.pt", "n", self.all, ()), data=data, output=output)
-            found = find_misvalued(open_catalogue(output), everything=True)
+            found = find_target_errors(open_catalogue(output), everything=True)
         suspicion = torch.empty(len(self.x))
         suspicion[torch.from_numpy(found.order.copy())] = -torch.arange(len(self.x), dtype=torch.float32)
         return suspicion, found.noise_rate, found.between

@@ -18,7 +18,7 @@ from fsdtool.fitting.run import summarize
 from fsdtool.fsd.drift import distances
 from fsdtool.influence.scores import influence
 from fsdtool.mislabel.find import find_mislabeled
-from fsdtool.mislabel.regression.target_errors import find_misvalued
+from fsdtool.mislabel.regression.target_errors import find_target_errors
 from fsdtool.model.checkpoint import Checkpoint, read_checkpoint
 from fsdtool.summary.reader import Summary, load
 from tests.conftest import gaussian_classes, perceptron
@@ -131,7 +131,7 @@ def test_a_regression_works_end_to_end(tmp_path):
     rows = list(influence(summary, data, top=2).rows())
     assert {row["kind"] for row in rows} == {"proponent", "opponent"}
     assert distances(summary, [read_checkpoint(tmp_path / "n.pt")]).distances == [0]
-    assert len(find_misvalued(summary, top=3).order) == 3
+    assert len(find_target_errors(summary, top=3).order) == 3
 
 
 def test_without_records_the_file_is_small_and_fsd_works(summarized, tmp_path):

@@ -28,14 +28,16 @@ def class_scatters(x: np.ndarray, y: np.ndarray, w: np.ndarray, classes: int) ->
     return np.array([outer[y == c].sum(0) for c in range(classes)])
 
 
-def naive(x: np.ndarray, y: np.ndarray, classes: int, trust: np.ndarray | None = None, own: bool = False) -> np.ndarray:
+def naive(
+    x: np.ndarray, y: np.ndarray, classes: int, sample_weight: np.ndarray | None = None, own: bool = False
+) -> np.ndarray:
     """Log-likelihood (N, classes) of each example under the models of all others; nan for no other example.
 
     The scale of features, the shrinkage, the shares k and all divisors are those of all examples.  own: the given
     class and the likeliest RIVALS under the covariance of all have their own; the others keep their distance to the
     rivals, which is that to the one that lost most.
     """
-    x, w = x.astype(np.float64), np.ones(len(y)) if trust is None else trust
+    x, w = x.astype(np.float64), np.ones(len(y)) if sample_weight is None else sample_weight
     size = x.shape[1]
     count = np.bincount(y, w, minlength=classes)
     freedom = w.sum() - len(np.unique(y))
@@ -70,7 +72,7 @@ def student_t(d: np.ndarray, covariance: np.ndarray) -> float:
 
 
 def draw(n: int, d: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features (n, d), classes that differ in mean and covariance, labels (n,) and trust (n,)."""
+    """Features (n, d), classes that differ in mean and covariance, labels (n,) and sample_weight (n,)."""
     generator = np.random.default_rng(seed)
     y = generator.integers(0, classes, n)
     mix = generator.normal(size=(classes, d, d)) / 2 + generator.normal(size=(d, d))
@@ -78,10 +80,10 @@ def draw(n: int, d: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.nd
     return x.astype(np.float32), y, generator.uniform(0.05, 1, n)
 
 
-def closed(x: np.ndarray, y: np.ndarray, classes: int, trust: np.ndarray | None = None, own: bool = False):
+def closed(x: np.ndarray, y: np.ndarray, classes: int, sample_weight: np.ndarray | None = None, own: bool = False):
     """The same by ClassGaussians, the strongest class at 0."""
-    trust = np.ones(len(y)) if trust is None else trust
-    found = ClassGaussians(x, torch.from_numpy(y), classes, torch.from_numpy(trust), own)
+    sample_weight = np.ones(len(y)) if sample_weight is None else sample_weight
+    found = ClassGaussians(x, torch.from_numpy(y), classes, torch.from_numpy(sample_weight), own)
     return found.log_likelihood(slice(0, len(y))).double().numpy()
 
 
@@ -93,85 +95,85 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-4}  # features are float32; log-likelihoods ar
 
 
 @pytest.mark.parametrize("own", [False, True])
-@pytest.mark.parametrize("trusting", [False, True])
+@pytest.mark.parametrize("equal_weights", [False, True])
 @pytest.mark.parametrize(("n", "d", "classes"), [(40, 5, 3), (40, 30, 3), (60, 2, 12)])
-def test_leaving_an_example_out_in_closed_form_equals_fitting_again_without_it(n, d, classes, trusting, own):
-    x, y, trust = draw(n, d, classes)
-    trust = np.ones(n) if trusting else trust
-    expected = naive(x, y, classes, trust, own)
-    np.testing.assert_allclose(closed(x, y, classes, trust, own), from_the_strongest(expected), **CLOSE)
+def test_leaving_an_example_out_in_closed_form_equals_fitting_again_without_it(n, d, classes, equal_weights, own):
+    x, y, sample_weight = draw(n, d, classes)
+    sample_weight = np.ones(n) if equal_weights else sample_weight
+    expected = naive(x, y, classes, sample_weight, own)
+    np.testing.assert_allclose(closed(x, y, classes, sample_weight, own), from_the_strongest(expected), **CLOSE)
 
 
 def test_classes_that_are_no_rivals_follow_the_rivals_at_their_distance(monkeypatch):
-    x, y, trust = draw(60, 2, 12)
-    ten = closed(x, y, 12, trust, own=True)
+    x, y, sample_weight = draw(60, 2, 12)
+    ten = closed(x, y, 12, sample_weight, own=True)
     monkeypatch.setattr(module, "RIVALS", 3)
-    expected = from_the_strongest(naive(x, y, 12, trust, own=True))
-    found = closed(x, y, 12, trust, own=True)
+    expected = from_the_strongest(naive(x, y, 12, sample_weight, own=True))
+    found = closed(x, y, 12, sample_weight, own=True)
     np.testing.assert_allclose(found, expected, **CLOSE)
     assert np.abs(found - ten).max() > 0.01
 
 
-def test_own_covariances_and_trust_make_a_difference():
-    x, y, trust = draw(40, 5, 3)
+def test_own_covariances_and_sample_weights_make_a_difference():
+    x, y, sample_weight = draw(40, 5, 3)
     plain = closed(x, y, 3)
     assert np.abs(closed(x, y, 3, own=True) - plain).max() > 0.1
-    assert np.abs(closed(x, y, 3, trust) - plain).max() > 0.1
+    assert np.abs(closed(x, y, 3, sample_weight) - plain).max() > 0.1
 
 
 @pytest.mark.parametrize("own", [False, True])
 def test_the_only_example_of_a_class_has_it_level_with_the_strongest_other(own):
-    x, y, trust = draw(40, 5, 3)
+    x, y, sample_weight = draw(40, 5, 3)
     y[0] = 3
-    expected = naive(x, y, 4, trust, own)
+    expected = naive(x, y, 4, sample_weight, own)
     expected[0, 3] = np.nanmax(expected[0])
-    np.testing.assert_allclose(closed(x, y, 4, trust, own), from_the_strongest(expected), **CLOSE)
+    np.testing.assert_allclose(closed(x, y, 4, sample_weight, own), from_the_strongest(expected), **CLOSE)
 
 
 @pytest.mark.parametrize("own", [False, True])
 def test_a_class_without_examples_explains_nothing_and_disturbs_no_other(own):
-    x, y, trust = draw(40, 5, 3)
-    expected = closed(x, y, 3, trust, own)
-    found = closed(x, np.where(y == 2, 3, y), 4, trust, own)
+    x, y, sample_weight = draw(40, 5, 3)
+    expected = closed(x, y, 3, sample_weight, own)
+    found = closed(x, np.where(y == 2, 3, y), 4, sample_weight, own)
     assert (found[:, 2] == module.WEAKEST).all()
     np.testing.assert_allclose(found[:, [0, 1, 3]], expected, **CLOSE)
 
 
 @pytest.mark.parametrize("own", [False, True])
 def test_features_that_are_constant_change_nothing(own):
-    x, y, trust = draw(40, 5, 3)
+    x, y, sample_weight = draw(40, 5, 3)
     constant = np.tile(np.float32([0, 1e6, -0.1]), (40, 1))
-    found = closed(np.hstack([constant[:, :2], x, constant[:, 2:]]), y, 3, trust, own)
-    np.testing.assert_allclose(found, from_the_strongest(naive(x, y, 3, trust, own)), **CLOSE)
+    found = closed(np.hstack([constant[:, :2], x, constant[:, 2:]]), y, 3, sample_weight, own)
+    np.testing.assert_allclose(found, from_the_strongest(naive(x, y, 3, sample_weight, own)), **CLOSE)
 
 
-def test_an_example_of_no_trust_is_judged_and_moves_no_other():
-    x, y, trust = draw(40, 5, 3)
-    trust[7] = 1e-12
+def test_an_example_of_no_weight_is_judged_and_moves_no_other():
+    x, y, sample_weight = draw(40, 5, 3)
+    sample_weight[7] = 1e-12
     others = np.arange(40) != 7
-    freedom = trust.sum() - 3
-    assert freedom == pytest.approx(trust[others].sum() - 3)
-    found = closed(x, y, 3, trust, own=True)
-    np.testing.assert_allclose(found[others], closed(x[others], y[others], 3, trust[others], own=True), **CLOSE)
+    freedom = sample_weight.sum() - 3
+    assert freedom == pytest.approx(sample_weight[others].sum() - 3)
+    found = closed(x, y, 3, sample_weight, own=True)
+    np.testing.assert_allclose(found[others], closed(x[others], y[others], 3, sample_weight[others], own=True), **CLOSE)
     assert np.isfinite(found[7]).all()
 
 
 @pytest.mark.parametrize(("width", "classes", "numbers"), [(5, 3, 3 * 5**2), (2, 6, 2 * 6**2)])
 def test_of_many_numbers_all_classes_share_one_covariance(monkeypatch, width, classes, numbers):
-    x, y, trust = draw(40, width, classes)
-    shared, own = (closed(x, y, classes, trust, own) for own in (False, True))
+    x, y, sample_weight = draw(40, width, classes)
+    shared, own = (closed(x, y, classes, sample_weight, own) for own in (False, True))
     monkeypatch.setattr(module, "OWN_NUMBERS", numbers)
-    np.testing.assert_array_equal(closed(x, y, classes, trust, own=True), own)
+    np.testing.assert_array_equal(closed(x, y, classes, sample_weight, own=True), own)
     monkeypatch.setattr(module, "OWN_NUMBERS", numbers - 1)
-    np.testing.assert_array_equal(closed(x, y, classes, trust, own=True), shared)
+    np.testing.assert_array_equal(closed(x, y, classes, sample_weight, own=True), shared)
 
 
 @pytest.mark.parametrize("own", [False, True])
 def test_the_size_of_a_chunk_changes_nothing(monkeypatch, own):
-    x, y, trust = draw(100, 6, 4)
-    whole = closed(x, y, 4, trust, own)
+    x, y, sample_weight = draw(100, 6, 4)
+    whole = closed(x, y, 4, sample_weight, own)
     monkeypatch.setattr(module, "ROWS", 7)
-    np.testing.assert_allclose(closed(x, y, 4, trust, own), whole, **CLOSE)
+    np.testing.assert_allclose(closed(x, y, 4, sample_weight, own), whole, **CLOSE)
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -185,8 +187,8 @@ def test_very_few_examples_give_finite_values(y, own):
 
 @pytest.mark.parametrize("own", [False, True])
 def test_a_layer_of_constant_features_says_nothing_but_of_classes_without_examples(own):
-    _, y, trust = draw(40, 5, 3)
-    found = closed(np.ones((40, 5), np.float32), y, 4, trust, own)
+    _, y, sample_weight = draw(40, 5, 3)
+    found = closed(np.ones((40, 5), np.float32), y, 4, sample_weight, own)
     assert not found[:, :3].any()
     assert (found[:, 3] == module.WEAKEST).all()
 

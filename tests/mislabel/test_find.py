@@ -249,7 +249,7 @@ def test_a_summary_of_one_layer_is_judged(mlp_summary, edited):
 
 def test_a_summary_without_records_is_refused(summarized):
     summary = summarized(perceptron(4, 8, 3), *gaussian_classes(50, 4, 3), records=False)
-    with pytest.raises(FsdtoolError, match="written with --no-records; write it again with records"):
+    with pytest.raises(FsdtoolError, match="written with `records=False`; write it again with records"):
         find_mislabeled(summary)
 
 

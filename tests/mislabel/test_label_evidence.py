@@ -13,13 +13,13 @@ from tests.mislabel.test_class_gaussians import naive
 
 
 def collect(
-    layers: dict[str, np.ndarray], y: np.ndarray, logits: np.ndarray, trusting: bool = True
+    layers: dict[str, np.ndarray], y: np.ndarray, logits: np.ndarray, equal_weights: bool = True
 ) -> module.LabelEvidence:
     with FeatureStore(len(y), seed=0) as store:
         for name, x in layers.items():
             store.put(name, slice(0, len(y)), torch.from_numpy(x.astype(np.float32)))
         before = range(len(store.layers) + 1)
-        return evidence(store, torch.from_numpy(y), torch.from_numpy(logits), before, trusting=trusting)
+        return evidence(store, torch.from_numpy(y), torch.from_numpy(logits), before, equal_weights=equal_weights)
 
 
 def by_class(found: module.LabelEvidence, classes: int) -> np.ndarray:

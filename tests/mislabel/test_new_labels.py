@@ -17,10 +17,11 @@ from torch import nn
 from fsdtool import cli
 from fsdtool.data.formats.load import load_dataset
 from fsdtool.errors import FsdtoolError
-from fsdtool.mislabel import new_labels as module
-from fsdtool.mislabel.class_model_file import read_judges
+from fsdtool.mislabel import layer_observer as module
+from fsdtool.mislabel.class_model_file import read_class_models
 from fsdtool.mislabel.find import find_mislabeled
-from fsdtool.mislabel.new_labels import judge
+from fsdtool.mislabel.new_labels import score_new_labels
+from fsdtool.mislabel.suspects import NEAR_BOUNDARIES
 from fsdtool.summary.reader import Summary, load
 from tests.conftest import SAMPLE, gaussian_classes, perceptron
 from tests.fitting.test_run import images, small_convnet
@@ -31,9 +32,9 @@ from tests.util.test_memory import failing
 
 def agreement(summary: Summary, data, **options) -> np.ndarray:
     """By layer (L,): the correlation of the margins of the summarized data with those of `data`, the same again."""
-    recorded, again = find_mislabeled(summary), judge(summary, load_dataset(str(data)), **options)
+    recorded, again = find_mislabeled(summary), score_new_labels(summary, load_dataset(str(data)), **options)
     assert again.layers == recorded.layers
-    np.testing.assert_array_equal(again.weights, read_judges(summary).weights)
+    np.testing.assert_array_equal(again.weights, read_class_models(summary).weights)
     np.testing.assert_array_equal(again.given, recorded.given)
     pairs = zip(recorded.margins.T, again.margins.T, strict=True)
     return np.array([np.corrcoef(pair)[0, 1] for pair in pairs])
@@ -60,16 +61,16 @@ def test_wrong_labels_are_found_as_well_as_in_the_data(request, truth, network):
     summary = request.getfixturevalue(f"{network}_summary")
     wrong = set(np.flatnonzero(truth["given_label"] != truth["true_label"]).tolist())
     data = load_dataset(str(SAMPLE / "train.npz"))
-    recorded, again = find_mislabeled(summary, top=len(wrong)), judge(summary, data, top=len(wrong))
+    recorded, again = find_mislabeled(summary, top=len(wrong)), score_new_labels(summary, data, top=len(wrong))
     assert len(wrong.intersection(again.order.tolist())) >= len(wrong.intersection(recorded.order.tolist())) - 3
     assert again.noise_rate == pytest.approx(len(wrong) / 1437, rel=0.25)
 
 
 def test_right_labels_that_were_never_seen_are_hardly_flagged(mlp_summary):
-    clean = judge(mlp_summary, load_dataset(str(SAMPLE / "test.npz")))
+    clean = score_new_labels(mlp_summary, load_dataset(str(SAMPLE / "test.npz")))
     assert clean.flagged < 0.05 * 360
     assert clean.noise_rate < 0.03
-    assert clean.near
+    assert clean.between_by == NEAR_BOUNDARIES
     assert clean.between[0] <= clean.noise_rate < clean.between[1] < 0.1
 
 
@@ -78,7 +79,7 @@ def test_a_new_example_has_the_score_that_it_has_in_the_data(summarized, arrays)
     y[::10] = (y[::10] + 1) % 3
     network = perceptron(4, 16, 8, 3)
     without = summarized(network, x[40:], y[40:], name="without.h5")
-    found = judge(without, load_dataset(str(arrays(x[:40], y[:40]))))
+    found = score_new_labels(without, load_dataset(str(arrays(x[:40], y[:40]))))
     inside = find_mislabeled(summarized(network, x, y, name="with.h5"))
     new, old = found.score, inside.score[:40]
     np.testing.assert_allclose(new, old, atol=0.1)
@@ -109,7 +110,7 @@ def test_in_last_layer_mode_the_model_is_observed_as_in_the_pass(summarized, tmp
 def test_the_outputs_say_their_log_probabilities(summarized, arrays):
     network = perceptron(4, 16, 3)
     x, y = gaussian_classes(60, 4, 3)
-    found = judge(summarized(network, x, y), load_dataset(str(arrays(x, y))))
+    found = score_new_labels(summarized(network, x, y), load_dataset(str(arrays(x, y))))
     log_p = torch.log_softmax(network(torch.from_numpy(x)), 1).detach()
     own = log_p.gather(1, torch.from_numpy(y)[:, None])
     others = log_p.scatter(1, torch.from_numpy(y)[:, None], -torch.inf)
@@ -119,10 +120,10 @@ def test_the_outputs_say_their_log_probabilities(summarized, arrays):
 def test_the_size_of_a_batch_and_memory_that_runs_out_change_nothing(summarized, arrays, monkeypatch, caplog):
     x, y = gaussian_classes(130, 4, 14)
     summary, data = summarized(perceptron(4, 16, 14), x, y), load_dataset(str(arrays(x, y)))
-    whole = judge(summary, data, everything=True)
+    whole = score_new_labels(summary, data, everything=True)
     monkeypatch.setattr(module, "SCORES", 14 * 3 * 5)
-    failing(monkeypatch, module._Witness, "_observe", above=9, error=MemoryError(), rows=lambda _, b: len(b.index))
-    parts = judge(summary, data, everything=True, batch_size=37)
+    failing(monkeypatch, module.LayerObserver, "_observe", above=9, error=MemoryError(), rows=lambda _, b: len(b.index))
+    parts = score_new_labels(summary, data, everything=True, batch_size=37)
     assert "going on with 9" in caplog.text
     np.testing.assert_allclose(parts.score, whole.score, rtol=1e-3, atol=1e-3)
     np.testing.assert_array_equal(parts.suggested, whole.suggested)
@@ -130,7 +131,9 @@ def test_the_size_of_a_batch_and_memory_that_runs_out_change_nothing(summarized,
 
 def test_a_class_without_examples_is_suggested_by_no_layer(summarized, arrays):
     x, y = gaussian_classes(120, 4, 3)
-    found = judge(summarized(perceptron(4, 12, 4), x, y), load_dataset(str(arrays(x, np.where(y == 2, 3, y)))))
+    found = score_new_labels(
+        summarized(perceptron(4, 12, 4), x, y), load_dataset(str(arrays(x, np.where(y == 2, 3, y))))
+    )
     assert (found.margins[y == 2][:, :-1] > 1000).all()
     assert not (found.suggested == 3).any()
 
@@ -138,7 +141,9 @@ def test_a_class_without_examples_is_suggested_by_no_layer(summarized, arrays):
 def test_few_examples_are_judged_without_an_estimate_of_the_wrong_ones(mlp_summary, arrays, caplog):
     digits = np.load(SAMPLE / "test.npz")
     with caplog.at_level(logging.INFO, "fsdtool"):
-        found = judge(mlp_summary, load_dataset(str(arrays(digits["x"][:1], digits["y"][:1]))), everything=True)
+        found = score_new_labels(
+            mlp_summary, load_dataset(str(arrays(digits["x"][:1], digits["y"][:1]))), everything=True
+        )
     assert (found.noise_rate, found.noise_matrix) == (None, None)
     assert "too few examples (1) to estimate" in caplog.text
     assert [row["rank"] for row in found.rows()] == [1]
@@ -147,14 +152,14 @@ def test_few_examples_are_judged_without_an_estimate_of_the_wrong_ones(mlp_summa
 def test_how_many_examples_are_judged_with_it_changes_no_score_of_a_few(mlp_summary, arrays):
     digits = np.load(SAMPLE / "test.npz")
     data = [load_dataset(str(arrays(digits["x"][:n], digits["y"][:n], f"{n}.npz"))) for n in (5, 99)]
-    few, more = (judge(mlp_summary, source) for source in data)
+    few, more = (score_new_labels(mlp_summary, source) for source in data)
     np.testing.assert_allclose(few.score, more.score[:5], rtol=1e-4)
 
 
 def test_a_few_wrong_labels_are_flagged_and_a_few_right_ones_are_not(mlp_summary, arrays):
     digits = np.load(SAMPLE / "test.npz")
     given = np.where(np.arange(60) % 3 == 0, (digits["y"][:60] + 1 + np.arange(60) % 7) % 10, digits["y"][:60])
-    found = judge(mlp_summary, load_dataset(str(arrays(digits["x"][:60], given))))
+    found = score_new_labels(mlp_summary, load_dataset(str(arrays(digits["x"][:60], given))))
     flags = found.score > 0.5
     assert flags[given != digits["y"][:60]].sum() >= 18
     assert flags[given == digits["y"][:60]].sum() <= 2
@@ -167,13 +172,13 @@ def test_a_summary_that_cannot_judge_is_refused(summarized, arrays, edited):
     x, y = gaussian_classes(60, 4, 3)
     data = load_dataset(str(arrays(x, y)))
     for options, message in (
-        ({"records": False}, "written with --no-records; write it again with records"),
+        ({"records": False}, "written with `records=False`; write it again with records"),
         ({"keep_weights": False}, "written with --no-weights; write it again with weights"),
     ):
         with pytest.raises(FsdtoolError, match=message):
-            judge(summarized(perceptron(4, 8, 3), x, y, **options), data)
+            score_new_labels(summarized(perceptron(4, 8, 3), x, y, **options), data)
     with pytest.raises(FsdtoolError, match="of a regression"):
-        judge(summarized(perceptron(4, 8, 1), x, x.sum(1), task="regression"), data)
+        score_new_labels(summarized(perceptron(4, 8, 1), x, x.sum(1), task="regression"), data)
     whole = summarized(perceptron(4, 8, 3), x, y)
     for change, message in (
         (lambda file: file.pop("evidence"), "'/evidence' is missing; write the summary again"),
@@ -185,7 +190,7 @@ def test_a_summary_that_cannot_judge_is_refused(summarized, arrays, edited):
     ):
         path = edited(whole.path, change)
         with pytest.raises(FsdtoolError, match=re.escape(message)):
-            judge(load(path), data)
+            score_new_labels(load(path), data)
 
 
 def rename_layer(recorded) -> None:
@@ -203,12 +208,12 @@ def test_data_that_the_network_does_not_take_are_refused(summarized, arrays):
     x, y = gaussian_classes(60, 4, 3)
     summary = summarized(perceptron(4, 8, 3), x, y)
     with pytest.raises(FsdtoolError, match=r"inputs of shape \(5,\), the summary was made from \(4,\)"):
-        judge(summary, load_dataset(str(arrays(*gaussian_classes(5, 5, 3)))))
+        score_new_labels(summary, load_dataset(str(arrays(*gaussian_classes(5, 5, 3)))))
     with pytest.raises(FsdtoolError, match=r"label 7 of example 2 is out of range: the model has 3 outputs"):
-        judge(summary, load_dataset(str(arrays(x[:3], [0, 1, 7]))))
+        score_new_labels(summary, load_dataset(str(arrays(x[:3], [0, 1, 7]))))
     x[4] = 1e38
     with pytest.raises(FsdtoolError, match=r"for example 4 are not finite.*correct or remove it"):
-        judge(summary, load_dataset(str(arrays(x, y))))
+        score_new_labels(summary, load_dataset(str(arrays(x, y))))
 
 
 def test_in_last_layer_mode_the_model_that_was_summarized_is_needed(summarized, tmp_path):
@@ -216,11 +221,11 @@ def test_in_last_layer_mode_the_model_that_was_summarized_is_needed(summarized, 
     summary = summarized(Product(), *gaussian_classes(60, 4, 3))
     data = load_dataset(str(tmp_path / "summary.h5.npz"))
     with pytest.raises(FsdtoolError, match=r"holds only the last layer 'head'.*give --model and --checkpoint"):
-        judge(summary, data)
+        score_new_labels(summary, data)
     other = Product()
     other.relu = nn.Identity()
     with pytest.raises(FsdtoolError, match=r"no activation layer 'relu'.*give the model that was summarized"):
-        judge(summary, data, model=other)
+        score_new_labels(summary, data, model=other)
 
 
 # On the command line

@@ -14,7 +14,7 @@ from torch import nn
 from fsdtool import cli
 from fsdtool.data.formats.load import load_dataset
 from fsdtool.influence.scores import influence
-from fsdtool.mislabel.new_labels import judge
+from fsdtool.mislabel.new_labels import score_new_labels
 from fsdtool.statistics.fit import FitSums, doubt, doubt_new, training_fit
 from fsdtool.summary.inspection import inspect_rows
 from fsdtool.summary.reader import load
@@ -214,7 +214,10 @@ def test_new_data_and_queries_in_another_scale_are_named(summarized, arrays, cap
     summary = summarized(trained(x, y), x, y)
     for factor, doubted in ((1, False), (100, True)):
         data = load_dataset(str(arrays(factor * x[:100], y[:100], f"new{factor}.npz")))
-        for ask in (lambda data=data: judge(summary, data), lambda data=data: influence(summary, data, mean=True)):
+        for ask in (
+            lambda data=data: score_new_labels(summary, data),
+            lambda data=data: influence(summary, data, mean=True),
+        ):
             caplog.clear()
             with caplog.at_level(logging.INFO, "fsdtool"):
                 ask()

@@ -14,9 +14,9 @@ from torch import nn
 from fsdtool.data.formats.load import load_dataset
 from fsdtool.fitting.run import summarize
 from fsdtool.influence.self_scores import recorded_self_influence
-from fsdtool.mislabel.class_model_file import read_judges
+from fsdtool.mislabel.class_model_file import read_class_models
 from fsdtool.mislabel.find import find_mislabeled
-from fsdtool.mislabel.regression.target_errors import find_misvalued
+from fsdtool.mislabel.regression.target_errors import find_target_errors
 from fsdtool.model.checkpoint import read_checkpoint
 from fsdtool.summary import hdf5
 from fsdtool.summary.reader import load
@@ -124,9 +124,9 @@ def test_the_table_is_what_is_read(files, monkeypatch):
             recorded_self_influence(summary)
             if summary.task.has_classes:
                 find_mislabeled(summary)
-                read_judges(summary)
+                read_class_models(summary)
             else:
-                find_misvalued(summary)
+                find_target_errors(summary)
     paths, told = documented()
     compare(read, paths)
     unknown = {(name, key) for name, key in attributes if not any(key == k and fits(name, entry) for entry, k in told)}

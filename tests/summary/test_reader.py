@@ -22,7 +22,7 @@ from fsdtool.errors import FsdtoolError
 from fsdtool.fitting import run as summarize_module
 from fsdtool.influence.scores import self_influence
 from fsdtool.influence.self_scores import recorded_self_influence
-from fsdtool.mislabel.class_model_file import read_judges
+from fsdtool.mislabel.class_model_file import read_class_models
 from fsdtool.mislabel.find import find_mislabeled
 from fsdtool.statistics.component_laws import GateStatistics
 from fsdtool.summary.catalogue import open_catalogue
@@ -216,7 +216,11 @@ def test_a_summary_closes_its_file(sample_paths):
         file = summary.file
         assert len(summary.records.read("loss")) == summary.examples
     assert not file
-    for use in (lambda: summary.records.read("loss"), lambda: "loss" in summary.records, lambda: read_judges(summary)):
+    for use in (
+        lambda: summary.records.read("loss"),
+        lambda: "loss" in summary.records,
+        lambda: read_class_models(summary),
+    ):
         with pytest.raises(FsdtoolError, match=r"mlp.h5' was closed; open it again"):
             use()
     summary.close()

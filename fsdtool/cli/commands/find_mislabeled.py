@@ -23,7 +23,7 @@ from fsdtool.report.formats.row_format import Checks
 if TYPE_CHECKING:
     from fsdtool.data.source import DataSource
     from fsdtool.mislabel.find import Mislabeled
-    from fsdtool.mislabel.regression.target_errors import Misvalued
+    from fsdtool.mislabel.regression.target_errors import TargetErrors
     from fsdtool.report.talk import Talk
     from fsdtool.summary.catalogue import Catalogue
     from fsdtool.summary.reader import Summary
@@ -128,16 +128,16 @@ def find_mislabeled_command(
         raise FsdtoolError(f"'{summary}' is of a {opened.task}, and {wanted} is of class labels; leave it out")
     asked: dict[str, Any] = {"top": top, "everything": everything, "threshold": threshold}
     source = None
-    found: Mislabeled | Misvalued
+    found: Mislabeled | TargetErrors
     if data is None:
-        found = _judge_summarized(opened, among=rows_named(opened, answer.ids), **asked)
+        found = _judge_summarized(opened, mask=rows_named(opened, answer.ids), **asked)
     else:
-        from fsdtool.mislabel.new_labels import judge
+        from fsdtool.mislabel.new_labels import score_new_labels
 
         asked["device"], source = computing.choose_device(), reading.load(whole, data)
-        asked["among"] = rows_named(whole, answer.ids, source)
+        asked["mask"] = rows_named(whole, answer.ids, source)
         model = summarized_network(whole, network, weights)
-        found = judge(whole, source, model=model, batch_size=computing.batch_size, track=talk.track, **asked)
+        found = score_new_labels(whole, source, model=model, batch_size=computing.batch_size, track=talk.track, **asked)
     labels = cast("Mislabeled", found)  # where --noise-matrix or --by-layer asks for it
     if noise is not None:
         from fsdtool.report.noise_matrix import write_noise
@@ -188,19 +188,19 @@ def _open(path: Path, whole: bool) -> Catalogue:
     return open_catalogue(path)
 
 
-def _judge_summarized(summary: Catalogue, **asked: Any) -> Mislabeled | Misvalued:
+def _judge_summarized(summary: Catalogue, **asked: Any) -> Mislabeled | TargetErrors:
     """The labels that were summarized, or of a regression the targets."""
     if summary.task.has_classes:
         from fsdtool.mislabel.find import find_mislabeled
 
         return find_mislabeled(summary, **asked)
-    from fsdtool.mislabel.regression.target_errors import find_misvalued
+    from fsdtool.mislabel.regression.target_errors import find_target_errors
 
-    return find_misvalued(summary, **asked)
+    return find_target_errors(summary, **asked)
 
 
 def _write_page(
-    found: Mislabeled | Misvalued,
+    found: Mislabeled | TargetErrors,
     summary: Summary,
     path: Path,
     judged: DataSource | None,
@@ -218,7 +218,7 @@ def _write_page(
     log.info(" ".join([f"wrote {path} ({size:,} bytes).", *remarks]))
 
 
-def _say_counts(found: Mislabeled | Misvalued, kind: str, threshold: float, by_layer: bool) -> None:
+def _say_counts(found: Mislabeled | TargetErrors, kind: str, threshold: float, by_layer: bool) -> None:
     """How many are flagged, how many are estimated to be wrong and, by layer, what each layer weighs."""
     log.info(f"{found.flagged} of {found.judged} {kind}s are flagged (score above {threshold:g})")
     if found.noise_rate is not None:
@@ -230,7 +230,7 @@ def _say_counts(found: Mislabeled | Misvalued, kind: str, threshold: float, by_l
         log.info("weights of the layers: " + ", ".join(f"{layer} {weight:.3f}" for layer, weight in weights))
 
 
-def _hold_to_limits(found: Mislabeled | Misvalued, kind: str, max_flagged: int | None, max_rate: float | None) -> None:
+def _hold_to_limits(found: Mislabeled | TargetErrors, kind: str, max_flagged: int | None, max_rate: float | None) -> None:
     """End with the exit code of findings where more are flagged than --max-flagged or --max-rate allows."""
     if max_flagged is not None and found.flagged > max_flagged:
         log.warning(f"{found.flagged} {kind}s are flagged, more than --max-flagged {max_flagged}")

@@ -1,5 +1,6 @@
-"""From the evidence of layers to a judgement on labels, in numpy alone: how far each layer is trusted, which class is
-taken for which and how often, and with what probability a label is wrong.
+"""From the evidence of the layers to the probability that a label is wrong: the weight of each layer, how often one
+class is labelled as another, and how many labels are wrong.  Without torch, except for labels that no layer has
+learned (`stacking`).
 """
 
 from __future__ import annotations

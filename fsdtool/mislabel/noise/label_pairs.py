@@ -1,7 +1,7 @@
-"""Pairs of a true class and a given label, and sums over examples by pair: what the confusion of classes is counted in.
+"""Pairs of a true class and a given label, by which the confusion of classes is counted, and sums over them.
 
-Of many classes each example has a few candidates, which are listed.  Where the candidates are all classes, what is
-looked up and added by class and label are products with the matrix of who has which label.
+If there are many classes, each example has a few candidate classes, which are listed (`Pairs`).  If the candidates are
+all classes, look-ups and sums by class and label are products with the one-hot matrix of the labels (`AllPairs`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ class Cells:
         self._wrong = np.flatnonzero(~self.right)
 
     def totals(self, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Examples (classes,) of each true class, and the wrongly labelled of them, from the examples (M,) by key."""
+        """Examples (classes,) of each true class, and those of them with a wrong label, from the counts (M,) by key."""
         wrong = np.bincount(self.true[self._wrong], count[self._wrong], self.classes)
         return np.bincount(self.true, count, self.classes), wrong
 
     def concentration(self, count: np.ndarray) -> float:
-        """The Dirichlet concentration whose multinomial cells spread as the wrong labels do, by its second moment."""
+        """The Dirichlet concentration that gives the cells of wrong labels the second moment of the counts (M,)."""
         cells = max(self.classes - 1, 1)
         wrong = self.totals(count)[1]
         squares = float((count[self._wrong] ** 2).sum())
@@ -34,10 +34,9 @@ class Cells:
 
 
 class Pairs:
-    """The candidates (n, T) of examples, the given label (n,) first, and the cells that they are in with it.
+    """The candidates (n, T) int64 of examples, the given label first, and the pairs that they form with that label.
 
-    Arrays (n, T) are by candidate in memory (Fortran's order): sums over the few candidates of an example are slow
-    otherwise.
+    Arrays (n, T) are in Fortran order: sums over the few candidates of an example are slow otherwise.
     """
 
     def __init__(self, candidates: np.ndarray, classes: int):
@@ -46,28 +45,28 @@ class Pairs:
         self.cells, self._cell = Cells(key, classes), np.asfortranarray(cell.reshape(candidates.shape))
 
     def ordered(self, values: np.ndarray) -> np.ndarray:
-        """Values (n, T) in the order of the candidates here."""
+        """Values (n, T), given in the order of the candidates, in the order that this class uses."""
         return values
 
     def of_classes(self, values: np.ndarray) -> np.ndarray:
-        """Those of the candidates (n, T) among values (classes,)."""
+        """The value (n, T) of each candidate, from values (classes,)."""
         return values[self._candidates]
 
     def of_cells(self, values: np.ndarray) -> np.ndarray:
-        """Those of the candidates (n, T) among values (M,)."""
+        """The value (n, T) of each candidate's pair with the given label, from values (M,)."""
         return values[self._cell]
 
     def by_class(self, values: np.ndarray) -> np.ndarray:
-        """Sums (classes,) of values (n, T)."""
+        """Sums (classes,) of values (n, T) over the examples and candidates of each class."""
         return np.bincount(self._candidates.ravel("F"), values.ravel("F"), self.cells.classes)
 
     def by_cell(self, values: np.ndarray) -> np.ndarray:
-        """Sums (M,) of values (n, T)."""
+        """Sums (M,) of values (n, T) over the examples and candidates of each pair."""
         return np.bincount(self._cell.ravel("F"), values.ravel("F"), len(self.cells.key))
 
 
 class AllPairs(Pairs):
-    """The same where the candidates are all classes: here in their own order, sums are products of matrices."""
+    """The same where the candidates are all classes: in the order of the classes, sums are products of matrices."""
 
     def __init__(self, candidates: np.ndarray):
         examples, classes = candidates.shape

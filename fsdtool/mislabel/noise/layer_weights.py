@@ -1,13 +1,13 @@
-"""How far to trust a layer's evidence on labels, from how the layers agree, without any clean label.
+"""The weight of each layer's evidence on labels, by how well the layers agree, without any clean label.
 
-The margin of a layer on an example is its evidence for the strongest other class minus that for the given
-label.  Early layers keep seeing the true class when the outputs have memorised a wrong label; which layers to
-trust follows from how they agree.  Rank-normalised margins of layers that are independent given the truth
-have correlations lambda_l lambda_m off the diagonal (the spectral meta-learner of Parisi et al. 2014); the
-loadings lambda are fitted and a layer is weighted by lambda / (1 - lambda^2), loading over uniqueness.
+The margin of a layer on an example is its evidence for the strongest other class less that for the given label.  Early
+layers keep seeing the true class when the outputs have memorised a wrong label.  If layers are independent given the
+truth, their rank-normalised margins have correlations lambda_l lambda_m off the diagonal (the spectral meta-learner of
+Parisi et al. 2014).  The loadings lambda are fitted, and a layer gets the weight lambda / (1 - lambda^2), loading over
+uniqueness: a layer that has memorised labels agrees with no other one and gets almost none.
 
-The combined evidence is the weighted sum over layers, each scaled by the spread of its margins; its unit is left
-to fsdtool.mislabel.noise.posterior.
+The combined evidence is the weighted sum over layers, each divided by the standard deviation of its margins.  Its
+inverse temperature is fitted in fsdtool.mislabel.noise.posterior.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import numpy as np
 log = logging.getLogger("fsdtool")
 
 LARGEST_LOADING = 0.97  # a loading near one (a Heywood case) would give one layer all the weight
-SAMPLE = 65536  # examples from which the loadings are fitted, and added up at once
-STEPS = 2000  # for loadings, which settle in some dozens unless they are near their bounds
-QUANTILES = 4096  # of the normal distribution, between which ranks are interpolated
+SAMPLE = 65536  # examples that the loadings are fitted to, and that are added up at once
+STEPS = 2000  # of the fit of the loadings, which converges in dozens unless they are near their bounds
+QUANTILES = 4096  # of the normal distribution; ranks in between are interpolated
 
 
 def combination(evidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Factors (L,) float32 by which the layers' evidence (N, L, T) is added up, and their weights (L,) in sum 1.
+    """Factors (L,) float32 by which the layers' evidence is added up, and their weights (L,) float32 in sum 1.
 
-    evidence: nats, relative to the given label in column 0.
+    evidence: (N, L, T), nats, relative to the given label in column 0.
     """
     margins = margins_of(evidence)
     weights = layer_weights(margins)
@@ -43,7 +43,7 @@ def weighted(evidence: np.ndarray, factors: np.ndarray) -> np.ndarray:
 
 
 def margins_of(evidence: np.ndarray) -> np.ndarray:
-    """Evidence (N, L) float32 for the strongest other class, minus that for the given label in column 0."""
+    """Margins (N, L) float32 of evidence (N, L, T): for the strongest other class less that for the given label."""
     return np.concatenate([_strongest(part) for part in _parts(evidence)])
 
 
@@ -62,10 +62,10 @@ def layer_weights(margins: np.ndarray) -> np.ndarray:
 
 
 def _strongest(evidence: np.ndarray) -> np.ndarray:
-    """The largest (n, L) float32 of evidence (n, L, T) but that in column 0."""
+    """The largest (n, L) float32 of evidence (n, L, T) outside column 0."""
     others = evidence[:, :, 1:].astype(np.float32)
     found = others[:, :, 0].copy()
-    for place in range(1, others.shape[2]):  # some times faster than a maximum along the last axis
+    for place in range(1, others.shape[2]):  # several times faster than a maximum along the last axis
         np.maximum(found, others[:, :, place], out=found)
     return found
 
@@ -89,7 +89,10 @@ def _normal_scores(values: np.ndarray) -> np.ndarray:
 
 @cache
 def _quantiles(count: int) -> np.ndarray:
-    """So many normal quantiles, of evenly spaced probabilities."""
+    """So many normal quantiles (count,), of evenly spaced probabilities.
+
+    From the standard library: scipy.special, which has them for arrays, takes .2 s to import.
+    """
     return np.array([NormalDist().inv_cdf((i + 0.5) / count) for i in range(count)])
 
 

@@ -1,23 +1,24 @@
-"""The classes behind noisy labels, told apart in what a layer makes of the examples.
+"""True classes behind noisy labels: a mixture model of one layer's evidence, with one cloud for each true class.
 
-Where many labels of a class are wrong in the same way, the model of that class (fsdtool.mislabel.class_gaussians) is a
-mixture of two, and its evidence for either is weak.  But the evidence e in R^C of a layer for all classes still lies in
-as many clouds as there are classes: under a shared covariance log-likelihoods are linear in the features, and the space
-that class means span is the same however labels are mixed.  So the clouds are fitted to it, each a Student t of nu
-degrees of freedom, all of one shape:
+Where many labels of a class are wrong in the same way, the model of that class (fsdtool.mislabel.class_gaussians) mixes
+two true classes, and its evidence is weak for both.  But the evidence e in R^C of a layer for all C classes still forms
+one cloud for each true class: under a shared covariance, log-likelihoods are linear in the features, and the class
+means span the same space however labels are mixed.  The clouds are Student t distributions of nu degrees of freedom
+with one common shape:
 
     true class t with probability pi_t,   e ~ t_nu(centre_t, shape),   given label y with probability M[t, y]
 
-by expectation maximization (Dempster, Laird, Rubin 1977; for Student t Liu, Rubin 1995), from the labels as they are
-given.  The log-likelihoods of an example under the clouds are evidence like that of the layer, but for true classes.
+They are fitted by expectation maximization (Dempster, Laird, Rubin 1977; for Student t Liu, Rubin 1995), starting from
+the given labels.  The log-likelihoods of an example under the clouds are evidence on its true class.
 
-Twice.  `unmixed` finds the confusion M with the clouds: of classes that the layer tells apart it finds the share of
-wrong labels whatever their structure; where classes overlap, it takes the unusual examples of one for another's.
-With a confusion that is known (from all layers together), `unmixed_as` fits the clouds alone, each example belonging
-to its true class with the tempered probability (likelihood^0.3 pi M)^(1 / sum): clouds do not then drift to whatever
-clusters the examples have within classes.
+There are two kinds of fit.  `unmixed` estimates the confusion M together with the clouds.  Where the layer separates
+the classes it gives the share of wrong labels, whatever their structure; where classes overlap, it takes unusual
+examples of one class for examples of another.  `unmixed_as` takes a known confusion, that of all layers, and fits the
+clouds alone.  An example then belongs to class t with the tempered probability (likelihood^0.3 pi M)_t / sum: without
+tempering, clouds would drift to clusters within the classes.
 
-An example has no part in what is said of it but by its share of the centres, which are means over whole classes.
+No example is left out here.  It influences its own log-likelihoods through the cloud centres only, which are means
+over whole classes.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FREEDOM = 5.0, 10.0  # nu while the confusion is found, and after
-TEMPER = 0.3
-STEPS = 60, 8
-SETTLED = 1e-4  # of all examples, that a step moves between right and wrong
-FIRST_RATE = 0.1
+FREEDOM = 5.0, 10.0  # nu of `unmixed` and of `unmixed_as`
+TEMPER = 0.3  # power of the likelihood in `unmixed_as`
+STEPS = 60, 8  # of `unmixed`, at most, and of `unmixed_as`
+SETTLED = 1e-4  # of all examples: a step that moves fewer between right and wrong is the last
+FIRST_RATE = 0.1  # share of wrong labels at the start
 LOOSE = 10.0  # even wrong labels added to those of each class
-EMPTY = 1e-3  # examples that are added to each class, in the middle of all
-RIDGE = 1e-6  # of the mean variance, that the shape has at least in every direction
-LARGEST = 1e3  # nats of evidence that are told from more
+EMPTY = 1e-3  # pseudo-examples of each class at the mean of all examples, so that no centre is undefined
+RIDGE = 1e-6  # least variance of the shape in any direction, relative to the mean variance
+LARGEST = 1e3  # nats at which evidence is clipped
 
 
 @dataclass(frozen=True)
 class Clouds:
-    """Where the classes lie in one layer's evidence.
+    """One cloud for each class that has examples, in one layer's evidence.
 
-    present: (c,) int64, classes with examples.  whiten: (c - 1, c - 1), in whose coordinates the shape is the identity.
-    centres: (c, c - 1) in these coordinates.  freedom: nu.
+    present: (c,) int64, classes with examples.  whiten: (c - 1, c - 1) float32; the shape is the
+    identity in coordinates whiten^T x.  centres: (c, c - 1) float32, in these coordinates.  freedom: nu.
     """
 
     classes: int
@@ -52,7 +53,7 @@ class Clouds:
     freedom: float
 
     def log_likelihood(self, evidence: np.ndarray) -> np.ndarray:
-        """Log-likelihoods (n, classes) float32 from evidence (n, classes), up to a constant; -inf of absent classes."""
+        """Log-likelihoods (n, classes) float32 from evidence (n, classes), without a constant; -inf for absent classes."""
         found = np.full((self.classes, len(evidence)), -np.inf, np.float32)
         z = self.whiten.T @ coordinates(evidence, self.present)
         found[self.present] = student(squares(z, self.centres), len(z), self.freedom)
@@ -61,7 +62,7 @@ class Clouds:
 
 @dataclass(frozen=True)
 class Unmixed:
-    """clouds, and count (classes, classes): examples by true class (rows) and given label."""
+    """clouds: as fitted.  count: (classes, classes) float64, examples by true class (rows) and given label."""
 
     clouds: Clouds
     count: np.ndarray
@@ -73,8 +74,8 @@ class Unmixed:
 
 
 def likelihood(found: Unmixed, evidence: np.ndarray, given: np.ndarray) -> float:
-    """Mean log-likelihood, in nats, of the labels `given` (n,) under what was found in evidence (n, classes)."""
-    confusion, share = drawn(found.count, LOOSE), found.count.sum(1) / found.count.sum()
+    """Mean log-likelihood, in nats, of the labels `given` (n,) under a fit, from evidence (n, classes)."""
+    confusion, share = shrunk(found.count, LOOSE), found.count.sum(1) / found.count.sum()
     joint = found.clouds.log_likelihood(evidence) + np.log(share + 1e-12)
     expected = np.exp(joint - joint.max(1, keepdims=True))
     expected /= expected.sum(1, keepdims=True)
@@ -92,7 +93,7 @@ def unmixed_as(evidence: np.ndarray, given: np.ndarray, confusion: np.ndarray) -
 
 
 def coordinates(evidence: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Evidence (n, classes) of the `present` classes (c,) without what is the same for all, (c - 1, n) float32."""
+    """Coordinates (c - 1, n) float32 of evidence (n, classes), its mean over the `present` classes (c,) removed."""
     x = evidence.T.astype(np.float32, "C")[present]
     return _basis(len(present)).T @ np.clip(x, -LARGEST, LARGEST, out=x)
 
@@ -113,11 +114,11 @@ def student(q: np.ndarray, dimensions: int, freedom: float, out: np.ndarray | No
     return density
 
 
-def drawn(count: np.ndarray, cells: float, each: float = 0.0) -> np.ndarray:
-    """M (t, y) in rows of sum 1 from the examples `count` by true class and given label.
+def shrunk(count: np.ndarray, cells: float, each: float = 0.0) -> np.ndarray:
+    """M (classes, classes), rows t of sum 1, from the examples `count` by true class (rows) and given label.
 
-    cells: wrong labels spread evenly over those of each class.  each: examples of each class added, wrong as often as
-    all are.
+    cells: pseudo-examples with wrong labels, spread evenly over the wrong labels of each class.  each: pseudo-examples
+    of each class with the overall share of wrong labels.
     """
     classes = len(count)
     total, right = count.sum(1), count.diagonal()
@@ -131,12 +132,13 @@ def drawn(count: np.ndarray, cells: float, each: float = 0.0) -> np.ndarray:
 
 
 def _basis(count: int) -> np.ndarray:
-    """Orthonormal columns (count, count - 1) float32 of sum 0."""
+    """An orthonormal basis (count, count - 1) float32 of the vectors whose sum is 0."""
     columns = np.eye(count)[:, : count - 1]
     return np.linalg.qr(np.concatenate([np.ones((count, 1)), columns], 1))[0][:, 1:].astype(np.float32)
 
 
 def _fit(evidence: np.ndarray, given: np.ndarray, classes: int, known: np.ndarray | None) -> Unmixed:
+    """Clouds, with the confusion estimated or `known` (t, y)."""
     present = np.flatnonzero(np.bincount(given, minlength=classes))
     own = (present[:, None] == given).astype(np.float32)
     form = int(known is not None)
@@ -144,12 +146,12 @@ def _fit(evidence: np.ndarray, given: np.ndarray, classes: int, known: np.ndarra
     x = coordinates(evidence, present)
     d, n = x.shape
     confusion = _first(len(present)) if known is None else known[np.ix_(present, present)]
-    belongs, trust = own.copy(), np.ones(n, np.float32)
+    belongs, sample_weight = own.copy(), np.ones(n, np.float32)
     rate, count = np.inf, np.diag(own.sum(1)).astype(np.float64)
-    # All is by class and then example in memory: sums over few classes are slow otherwise.  So is new memory.
+    # Arrays are (classes, n): sums over the last axis of few classes are slow.  They are allocated once.
     q, z, work = np.empty_like(belongs), np.empty_like(x), np.empty_like(belongs)
     for _ in range(steps):
-        centres, whiten = _moments(x, belongs, trust, work)
+        centres, whiten = _moments(x, belongs, sample_weight, work)
         squares(np.matmul(whiten.T, x, out=z), centres, out=q)
         student(q, d, freedom, out=belongs)
         belongs -= belongs.max(0)
@@ -159,11 +161,11 @@ def _fit(evidence: np.ndarray, given: np.ndarray, classes: int, known: np.ndarra
         prior = np.maximum(count.sum(1, keepdims=True) / n, 1e-12) * (confusion + 1e-12)
         belongs *= np.matmul(prior.astype(np.float32), own, out=work)  # faster than prior[:, label]
         belongs /= belongs.sum(0)
-        trust = np.float32(freedom + d) / (np.float32(freedom) + np.einsum("cn,cn->n", belongs, q))
+        sample_weight = np.float32(freedom + d) / (np.float32(freedom) + np.einsum("cn,cn->n", belongs, q))
         count = (belongs @ own.T).astype(np.float64)
         before, rate = rate, 1 - np.trace(count) / n
         if known is None:
-            confusion = drawn(count, LOOSE)
+            confusion = shrunk(count, LOOSE)
             if abs(rate - before) < SETTLED:
                 break
     whole = np.zeros((classes, classes))
@@ -172,22 +174,26 @@ def _fit(evidence: np.ndarray, given: np.ndarray, classes: int, known: np.ndarra
 
 
 def _first(classes: int) -> np.ndarray:
+    """The confusion (classes, classes) at the start: even noise."""
     confusion = np.full((classes, classes), FIRST_RATE / max(classes - 1, 1))
     np.fill_diagonal(confusion, 1 - FIRST_RATE)
     return confusion
 
 
-def _moments(x: np.ndarray, belongs: np.ndarray, trust: np.ndarray, work: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centres (c, d) of the classes, and what makes the shape the identity (d, d), in whose coordinates they are.
+def _moments(
+    x: np.ndarray, belongs: np.ndarray, sample_weight: np.ndarray, work: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Centres (c, d) of the clouds in whitened coordinates, and the matrix (d, d) that whitens.
 
-    x: (d, n).  belongs: (c, n).  trust: (n,).  work: (c, n), memory to use.
+    x: (d, n) coordinates.  belongs: (c, n) class probabilities.  sample_weight: (n,) of the Student t.  work: (c, n),
+    memory to use.
     """
-    parts = np.multiply(belongs, trust, out=work)
+    parts = np.multiply(belongs, sample_weight, out=work)
     total = parts.sum(1).astype(np.float64)
     sums = (parts @ x.T).astype(np.float64)
-    # A class that has lost all of its examples is where all are.
+    # A class that has lost all of its examples gets the mean of all examples as its centre.
     centres = (sums + EMPTY * sums.sum(0) / total.sum()) / (total + EMPTY)[:, None]
-    shape = (np.multiply(x, trust, out=work[: len(x)]) @ x.T).astype(np.float64) - (centres.T * total) @ centres
+    shape = (np.multiply(x, sample_weight, out=work[: len(x)]) @ x.T).astype(np.float64) - (centres.T * total) @ centres
     values, vectors = np.linalg.eigh(shape / x.shape[1])
     whiten = vectors / np.sqrt(np.maximum(values, RIDGE * max(values.mean(), 1e-30)))
     return (centres @ whiten).astype(np.float32), whiten.astype(np.float32)

@@ -1,20 +1,22 @@
-"""What the layers say of labels together, how far each is trusted, and how many labels are wrong, without clean ones.
+"""The combined evidence of all layers on labels, the weight of each layer, and the label noise, without clean labels.
 
-Evidence of each layer is unmixed (fsdtool.mislabel.noise.unmixing): first by itself, which gives each layer's share of
-wrong labels, then with the confusion of classes that all layers together have.  A layer counts with the weight by which
-it agrees with the others (fsdtool.mislabel.noise.layer_weights), less where it sees a smaller share of wrong labels
-than all together do: it has memorised some of them.  What is added up are the log-likelihoods under the clouds, each in
-units of the spread of its margins.
+Up to 32 classes, with enough examples of each, in five steps:
+1. A mixture with one cloud per true class is fitted to each layer's evidence (fsdtool.mislabel.noise.unmixing).  It
+   gives the share of wrong labels by that layer alone.
+2. The log-likelihoods under the clouds are added up over the layers, weighted by how well the layers agree
+   (fsdtool.mislabel.noise.layer_weights).  A mixture fitted to the sum gives one confusion of classes for all layers.
+   It lies between that of early layers, which confuse unusual examples of a class with another class, and that of late
+   ones, which have memorised wrong labels.
+3. With that confusion fixed, the clouds of each layer are fitted once more.  Their log-likelihoods are the evidence
+   that counts.  A layer that finds a smaller share of wrong labels than all layers together has memorised some of them,
+   and its weight is reduced in the same proportion.
+4. The share of wrong labels is the geometric mean of that of step 2 and of that which a mixture gives when it is fitted
+   to the sum of the evidence of step 3.  Where fsdtool.mislabel.noise.confusion explains the labels better than the
+   clouds do, its share is taken instead.
+5. The confusion becomes the prior of the scores.  If it explains only part of the labels that the evidence is against,
+   it is mixed with even noise, the more the less it explains: noise may depend on examples and not on classes.
 
-The confusion is that of the evidence of all layers unmixed once more, memorised or not; so it lies between what early
-layers say, which take unusual examples of one class for another's, and late ones, which have learned wrong labels by
-heart.  It is a prior of the scores in so far as it explains the labels that the evidence is against: those that it
-leaves unexplained are taken for even noise, the more so the less it explains.  Under noise that follows examples and
-not classes little is explained, and the prior is even.  How many labels are wrong follows from the same clouds, or
-from fsdtool.mislabel.noise.confusion where that explains the labels better and does not find fewer than each layer
-alone.
-
-Of more classes, or too few examples, the layers are added up as they are and the noise is that of
+With more classes or fewer examples, the evidence is added up without clouds and the noise is that of
 fsdtool.mislabel.noise.confusion.
 """
 
@@ -28,30 +30,33 @@ import numpy as np
 
 from fsdtool.mislabel.noise.confusion import Estimate, Noise, estimate, forward
 from fsdtool.mislabel.noise.layer_weights import combination, layer_weights, margins_of, weighted
-from fsdtool.mislabel.noise.unmixing import Clouds, Unmixed, drawn, likelihood, unmixed, unmixed_as
+from fsdtool.mislabel.noise.unmixing import Clouds, Unmixed, likelihood, shrunk, unmixed, unmixed_as
 
-MOST_CLASSES = 32  # whose evidence is unmixed: of each example the records have that of ten
-LEAST_EXAMPLES = 20  # of each class, in the mean
-SAMPLE = 16384  # examples that are fitted
-FEW = 4096  # of them, on which each layer is unmixed by itself
-BLOCK = 65536
-LEAST_RATE = 1e-3  # share of wrong labels that is not told from none
-EACH = 100.0  # examples of each class that are added, wrong as often as all are, to unmix by
-PRIOR = 10.0  # even wrong labels added to those of each class in the prior
-WEAKEST = -1e4
+MOST_CLASSES = 32  # the records have the evidence of ten candidates for each example; clouds need that of all classes
+LEAST_EXAMPLES = 20  # of each class, on average
+SAMPLE = 16384  # examples that the clouds of all layers are fitted to
+FEW = 4096  # of them, those that the clouds of one layer alone are fitted to
+BLOCK = 65536  # examples whose log-likelihoods are computed at once
+LEAST_RATE = 1e-3  # a smaller share of wrong labels is not distinguished from zero
+EACH = 100.0  # pseudo-examples of each class, with the overall share of wrong labels, in the confusion of step 3
+PRIOR = 10.0  # even wrong labels added to those of each class in the prior of the scores
+WEAKEST = -1e4  # nats below the given label, the least evidence of a candidate
 
 
 class Weighing(Protocol):
-    """How the evidence of the layers is added up."""
+    """How the evidence of the layers is combined."""
 
     def combined(self, evidence: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        """(N, T) float32 for evidence (N, L, T) on candidates (N, T), relative to the given label in column 0."""
+        """Combined evidence (N, T) float32 of evidence (N, L, T) on candidates (N, T).
+
+        All evidence is relative to the given label, in column 0.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Plain:
-    """Evidence of each layer times its factor (L,)."""
+    """The layers' evidence as it is, times the factor (L,) of each layer."""
 
     factors: np.ndarray
 
@@ -61,7 +66,10 @@ class Plain:
 
 @dataclass(frozen=True)
 class Recast:
-    """Log-likelihoods under the clouds of each layer (None where it says nothing), times its factor (L,)."""
+    """Log-likelihoods under the clouds (L,) of each layer, times its factor (L,).
+
+    clouds: None for a layer whose evidence is all zero.
+    """
 
     clouds: tuple[Clouds | None, ...]
     factors: np.ndarray
@@ -81,21 +89,29 @@ class Recast:
 
 @dataclass(frozen=True)
 class Verdict:
-    """weighing of the layers, and their weights (L,) in sum 1; the noise in labels, by all layers.
+    """weighing: how the layers' evidence is combined.  weights: (L,) of the layers, in sum 1.  noise: in the labels.
 
-    rates: the share of wrong labels by each layer alone (L,), NaN of one that says nothing, or by other estimates; None
-    where there are none.  together: the evidence (N, T) of all layers on the examples judged, where it is at hand.
+    rates: (L,) the share of wrong labels by each layer alone, NaN for a layer whose evidence is all zero; None where it
+    was not computed.  combined: (N, T) the combined evidence on the examples judged, None where it was not computed.
     """
 
     weighing: Weighing
     weights: np.ndarray
     noise: Noise
     rates: np.ndarray | None = None
-    together: np.ndarray | None = None
+    combined: np.ndarray | None = None
+
+    def combined_evidence(self, evidence: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """Combined evidence (N, T) float32 on the examples judged, of which these are evidence and candidates."""
+        return self.weighing.combined(evidence, candidates) if self.combined is None else self.combined
+
+    def range_of_rates(self) -> tuple[float, float] | None:
+        """The lowest and highest share of wrong labels by one layer alone, if these were computed."""
+        return None if self.rates is None else (float(np.nanmin(self.rates)), float(np.nanmax(self.rates)))
 
 
 def verdict(evidence: np.ndarray, candidates: np.ndarray, classes: int, parameters: np.ndarray) -> Verdict:
-    """What evidence (N, L, T) in nats, relative to the given label, says on candidates (N, T), the given label first.
+    """The verdict of evidence (N, L, T), in nats relative to the given label, on candidates (N, T), given label first.
 
     parameters: (L,) of the network before each layer, for each label that it learned
     (fsdtool.mislabel.noise.confusion).
@@ -114,7 +130,7 @@ def verdict(evidence: np.ndarray, candidates: np.ndarray, classes: int, paramete
     rates = np.array([np.nan if found is None else found.rate for found in alone])
     first = _Sample(_under_clouds(alone, layers, choices), choices)
     together = first.unmixed(first.agreed, classes)
-    confusion = drawn(together.count, EACH, EACH)
+    confusion = shrunk(together.count, EACH, EACH)
     again = [None if x is None else unmixed_as(x, given, confusion) for x in layers]
     honest = np.nan_to_num(np.minimum((rates + LEAST_RATE) / (together.rate + LEAST_RATE), 1))
     last = _Sample(_under_clouds(again, layers, choices), choices)
@@ -133,11 +149,11 @@ def verdict(evidence: np.ndarray, candidates: np.ndarray, classes: int, paramete
 
 
 def _explains(found: Estimate, evidence: np.ndarray, candidates: np.ndarray, alone: list[Unmixed | None]) -> bool:
-    """Whether fsdtool.mislabel.noise.confusion explains the labels, of these examples, better than the clouds of the
-    layers it is from.
+    """Whether the estimate `found` explains the labels of these examples better than the clouds of the same layers do.
 
-    Its model of a layer has fewer parameters, and does not take unusual examples of a class for another's.  But it
-    knows nothing of labels that are wrong in the same way, nor of layers that tell the classes badly apart.
+    fsdtool.mislabel.noise.confusion has fewer parameters for a layer, and does not confuse unusual examples of a class
+    with another class.  But it assumes class models that wrong labels have not mixed, and layers that tell the classes
+    apart well.  Compared are mean log-likelihoods, with a penalty on the parameters that the clouds have more.
     """
     used = [(layer, one) for layer in found.noise.layers if (one := alone[layer]) is not None]
     if not found.settled or not used:
@@ -145,18 +161,19 @@ def _explains(found: Estimate, evidence: np.ndarray, candidates: np.ndarray, alo
     given, classes = candidates[:, 0], found.noise.classes
     dense = (of_all_classes(evidence[:, layer], candidates, classes) for layer, _ in used)
     by_clouds = float(np.mean([likelihood(one, x, given) for (_, one), x in zip(used, dense, strict=True)]))
-    more = (classes - 1) * (classes - 2) + classes * (classes - 1) / 2  # parameters: centres and shape, less biases
+    # Parameters of the clouds (centres and shape), less those of the other model (one bias for each class).
+    more = (classes - 1) * (classes - 2) + classes * (classes - 1) / 2
     return found.likelihood >= by_clouds - more / len(given)
 
 
 def _by_layer(evidence: np.ndarray, candidates: np.ndarray, classes: int) -> list[np.ndarray | None]:
-    """Evidence (n, classes) of each layer for all classes, None of one that says nothing."""
+    """Evidence (n, classes) float32 of each layer for all classes, None for a layer whose evidence is all zero."""
     layers = evidence.astype(np.float32).swapaxes(0, 1)
     return [of_all_classes(values, candidates, classes) if values.any() else None for values in layers]
 
 
 class _Sample:
-    """Layers of a sample by their clouds; agreed (L,): their weights by how they agree."""
+    """Evidence (n, L, T) under the clouds of each layer, of a sample; agreed (L,): weights by how the layers agree."""
 
     def __init__(self, evidence: np.ndarray, candidates: np.ndarray):
         self._evidence, self._candidates = evidence, candidates
@@ -164,26 +181,26 @@ class _Sample:
         self.agreed, self._spread = layer_weights(margins), np.maximum(margins.std(0), 1e-12)
 
     def weights(self, believed: np.ndarray) -> np.ndarray:
-        """Weights (L,) float32 in sum 1: as agreed, times how far each layer is to be believed (L,)."""
+        """Weights (L,) float32 in sum 1: those by agreement, times how far each layer is believed (L,) in [0, 1]."""
         weights = self.agreed * believed
         return (weights / weights.sum() if weights.any() else self.agreed).astype(np.float32)
 
     def factors(self, weights: np.ndarray) -> np.ndarray:
-        """Factors (L,) float32 of the layers' evidence under these weights."""
+        """Factors (L,) float32 that give the layers' evidence these weights, whatever the spread of its margins."""
         return (weights / self._spread).astype(np.float32)
 
     def combined(self, weights: np.ndarray) -> np.ndarray:
-        """Evidence (n, T) of all layers."""
+        """Combined evidence (n, T) of all layers."""
         return weighted(self._evidence, self.factors(weights))
 
     def unmixed(self, weights: np.ndarray, classes: int) -> Unmixed:
-        """Clouds and confusion in the evidence of all layers."""
+        """Clouds and confusion in the combined evidence of all layers."""
         dense = of_all_classes(self.combined(weights), self._candidates, classes)
         return unmixed(dense, self._candidates[:, 0], classes)
 
 
 def _under_clouds(found: list[Unmixed | None], dense: list[np.ndarray | None], candidates: np.ndarray) -> np.ndarray:
-    """Evidence (n, L, T) float32 under the clouds of each layer, from that for all classes."""
+    """Evidence (n, L, T) float32 under the clouds of each layer, from its evidence `dense` for all classes."""
     evidence = np.zeros((len(found), *candidates.T.shape), np.float32)
     for layer, (one, x) in enumerate(zip(found, dense, strict=True)):
         if one is not None and x is not None:
@@ -192,9 +209,9 @@ def _under_clouds(found: list[Unmixed | None], dense: list[np.ndarray | None], c
 
 
 def _noise(found: Unmixed, rate: float, against: float, given: np.ndarray, layers: tuple[int, ...]) -> Noise:
-    """The noise in all labels `given` (N,) at this rate, in cells as in a sample; the evidence is against a share.
+    """The noise in all labels `given` (N,): the confusion `found` in a sample, scaled to the share `rate`.
 
-    layers: that tell the classes apart.
+    against: share of the labels that the evidence is against.  layers: those that tell the classes apart.
     """
     classes = len(found.count)
     members = np.bincount(given, minlength=classes)
@@ -214,7 +231,7 @@ def verdict_by(
     classes: int,
     parameters: np.ndarray,
 ) -> Verdict:
-    """The same where it is known how the layers are to be weighed: the noise is that in their evidence together."""
+    """As `verdict` where the weights (L,) of the layers are known: the noise is that in their combined evidence."""
     if not _many(candidates[:, 0], classes):
         return Verdict(weighing, weights, estimate(evidence, candidates, evidence.shape[1] - 1, classes, parameters))
     rows = slice(None, None, -(-len(candidates) // SAMPLE))
@@ -226,12 +243,15 @@ def verdict_by(
 
 
 def _many(given: np.ndarray, classes: int) -> bool:
-    """Whether labels (N,) are enough, of few enough classes, that their evidence can be unmixed."""
+    """Whether clouds can be fitted: there are few enough classes, and enough of the labels (N,) for each."""
     return classes <= MOST_CLASSES and len(given) >= LEAST_EXAMPLES * classes and len(np.unique(given)) > 1
 
 
 def of_all_classes(evidence: np.ndarray, candidates: np.ndarray, classes: int) -> np.ndarray:
-    """Evidence (n, classes) of one layer from that of candidates (n, T); other classes have that of the weakest."""
+    """Evidence (n, classes) float32 of one layer from that of candidates (n, T).
+
+    Classes that are no candidates get the evidence of the example's weakest candidate.
+    """
     evidence = evidence.astype(np.float32)
     dense = np.empty((classes, len(evidence)), np.float32)
     if candidates.shape[1] < classes:
@@ -241,15 +261,15 @@ def of_all_classes(evidence: np.ndarray, candidates: np.ndarray, classes: int) -
 
 
 def _places(candidates: np.ndarray) -> np.ndarray:
-    """Where values of candidates (n, T) are in those of all classes, by class and then example in memory."""
+    """Flat indices (n, T) of the candidates in an array (classes, n)."""
     return candidates * np.int64(len(candidates)) + np.arange(len(candidates))[:, None]
 
 
 def _relative(found: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """Log-likelihoods (n, T) float32 of candidates from those of all classes (n, classes), less the given label's.
 
-    A class without examples in the sample has no cloud.  It has what the weakest class has; for labels of it there is
-    no evidence either way.
+    A class without examples in the sample has no cloud.  As a candidate it gets the log-likelihood of the weakest
+    class; where it is the given label, all candidates get 0.
     """
     of = found.T.reshape(-1).take(_places(candidates).T).T  # by candidate and then example in memory
     if np.isfinite(of).all():

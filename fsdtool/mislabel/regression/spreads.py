@@ -1,42 +1,43 @@
-"""Middles and spreads of numbers some of which are wrong by any amount."""
+"""Locations and deviations of numbers some of which are wrong by any amount."""
 
 from __future__ import annotations
 
 import numpy as np
 
 NORMAL_SPREAD = 1.4826  # standard deviation of a normal over its median absolute deviation
-LEAST_UNIT = 0.01  # of the spread, where more than half of the residuals are all the same
-MIDDLE = 0.99  # share of the values that a spread is sure of: what lies outside may be a slip of the decimal point
+LEAST_DEVIATION = 0.01  # of the winsorised deviation, for residuals more than half of which are equal
+MIDDLE = 0.99  # central mass kept when the deviation is winsorised
 
 
 def middle(values: np.ndarray) -> float:
-    """The median of values (N,), the lower one of two."""
+    """The median of values (N,); of an even number, the lower of the two middle ones."""
     return float(np.quantile(values, 0.5, method="lower"))
 
 
 def edges(values: np.ndarray) -> tuple[float, float]:
-    """The least and the greatest value of the middle of values (N,)."""
+    """The least and the greatest of the central 99 % of values (N,)."""
     ordered = np.sort(values.astype(np.float64))
     edge = round((1 - MIDDLE) / 2 * (len(ordered) - 1))
     return float(ordered[edge]), float(ordered[len(ordered) - 1 - edge])
 
 
 def spread(values: np.ndarray) -> float:
-    """Standard deviation of values (N,), the outermost of which count as if they were at the edge of the middle."""
+    """Winsorised standard deviation of values (N,): those outside the central 99 % are moved to its edges."""
     return float(values.astype(np.float64).clip(*edges(values)).std())
 
 
-def robust_unit(residuals: np.ndarray) -> float:
-    """The robust spread of residuals (N,) around their median; positive."""
+def robust_deviation(residuals: np.ndarray) -> float:
+    """Robust standard deviation of residuals (N,), from their median absolute deviation; positive."""
     centred = residuals.astype(np.float64) - middle(residuals)
     least = spread(centred) or float(np.abs(centred).max())
-    return max(NORMAL_SPREAD * middle(np.abs(centred)), LEAST_UNIT * least, 1e-30)
+    return max(NORMAL_SPREAD * middle(np.abs(centred)), LEAST_DEVIATION * least, 1e-30)
 
 
 def step_of(values: np.ndarray) -> float:
-    """The median distance from a value to the next other one, of values (N,) that occur more than once.
+    """The step to which values (N,) are rounded; 0 where they are not.
 
-    0 where fewer than half of them do: they may be any number.
+    Among values that occur more than once, the median distance to the nearest other one.  If fewer than half of the
+    examples have such a value, the values are not rounded.
     """
     distinct, count = np.unique(values, return_counts=True)
     distinct, count = distinct[count > 1], count[count > 1]

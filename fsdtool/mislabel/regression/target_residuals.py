@@ -1,31 +1,34 @@
-"""Evidence on target values: how far each lies from what the layers and the network predict, that example left out.
+"""Evidence on target values: the residuals of predictions from each layer, with the example itself left out.
 
 The target y of an example is predicted from the features phi of a layer by ridge regression, once for each of four
-length scales: the features, standardized, beside random Fourier features of a Gaussian kernel (Rahimi, Recht 2007).
-A memorised wrong target cannot hide behind its own fit: with the leverage h_i = w_i phi_i^T (Phi^T W Phi + lambda)^-1
-phi_i the prediction of the fit without example i is off by
+length scales.  The regressors are the standardized features and random Fourier features of a Gaussian kernel (Rahimi,
+Recht 2007).  A memorised wrong target cannot hide behind its own fit: with the leverage
+h_i = w_i phi_i^T (Phi^T W Phi + lambda)^-1 phi_i the residual of the fit without example i is, in closed form
+(Allen 1974),
 
     r_i = (y_i - prediction_i) / (1 - h_i)
 
-in closed form (Allen 1974), and lambda is the one with the least mean |r|.  Residuals are averaged over the length
-scales with weights 1 / s^3, s the mean of the smallest 95 % of the |r|.  The network's own residual y - f(x) is one
-more, the layer '(outputs)'.
+and lambda is the one with the least mean |r|.  Residuals are averaged over the length scales with weights 1 / s^3, s
+the mean of the smallest 95 % of the |r|.  The network's own residual y - f(x) is one more, the layer '(outputs)'.
 
-Memorising.  The network was trained on y_i: leaving i out moves its outputs to f_i + V_i (f_i - y_i) (Nickl et al.
-2023), so y_i - f_i is only the share rho = 1 - V of the residual without i.  The features of late layers have learned
-y_i as well.  The input has not, so its residual r_0 holds a wrong value in full, and <r_0, r_l> in proportion to rho_l:
+Memorised targets.  The network was trained on y_i: leaving i out moves its outputs to f_i + V_i (f_i - y_i) (Nickl et
+al. 2023), so y_i - f_i is only the share rho = 1 - V of the residual without i.  The features of late layers have
+learned y_i as well.  The input has not, so its residual r_0 shows a wrong value in full, and <r_0, r_l> is
+proportional to rho_l:
 
     rho_l = d_l / max(d_1, 1/4), at most 1, rho_0 = 1,    d_l = <r_0, r_l> / <r_0, r_0>
 
-d_1, of the first hidden layer, is below 1 mostly because that layer predicts better than the input, which holds for
-the later ones too.  The sum of all layers' residuals is that of least variance that shows a wrong value in full: of
-weights w_l >= 0 in sum 1 for r_l / rho_l.  A layer that shows less than a fiftieth of a wrong value has no say.  Where
-rho was taken too small that sum is too large; it is brought to the slope of r_0 on it.
+d_1, of the first hidden layer, is below 1 mostly because that layer predicts better than the input, which is true of
+the later layers too; so it is divided out.
 
-Trust.  The regression is repeated with weights w_i = (nu + 1) / (nu + z_i^2), those of a Student t of nu = 3 degrees
-of freedom, where z is the residual of all layers together over its robust spread: outliers lose their say.
+Combination.  The residuals r_l / rho_l each show a wrong value in full.  Their weighted mean, with weights w_l >= 0 in
+sum 1, is the one of least variance.  A layer with rho below a fiftieth is left out.  Where rho was estimated too small
+the mean is too large; it is multiplied by the slope of r_0 on it.
 
-Of more than 8192 examples an even sample is fitted; all others were left out of the fit to begin with.
+Sample weights.  The regressions are repeated with the weights w_i = (nu + 1) / (nu + z_i^2) of a Student t of nu = 3
+degrees of freedom, where z is the combined residual over its robust deviation: outliers lose their influence.
+
+If there are more than 8192 examples, an even sample is fitted; no other example was in the fit in the first place.
 """
 
 from __future__ import annotations
@@ -37,29 +40,30 @@ import torch
 from torch import Tensor
 
 from fsdtool.mislabel.features import OUTPUTS, ROWS, FeatureStore
-from fsdtool.mislabel.regression.spreads import NORMAL_SPREAD, robust_unit
+from fsdtool.mislabel.regression.spreads import NORMAL_SPREAD, robust_deviation
 
-SCALES = (0.25, 0.5, 1.0, 2.0)  # of the kernel, in typical distances between two examples
-FREQUENCIES = 128
+# The benchmark of wrong targets (tests/benchmarks/README.md) names the tables on which these values were chosen.
+SCALES = (0.25, 0.5, 1.0, 2.0)  # length scales of the kernel, in typical distances between two examples
+FREQUENCIES = 128  # random Fourier features: so many cosines and as many sines
 LINEAR = 0.3  # weight of the plain features beside those of the kernel
-RIDGES = torch.logspace(-4, 3.5, 16, dtype=torch.float64)
-FITS = 3
-FREEDOM = 3.0
-USUAL, POWER = 0.95, 3  # how the size of a prediction's residuals weighs it
-SAMPLE = 8192
-LEAST_LEFT = 1e-3  # of 1 - h: an example that alone decides its own prediction
-LEAST_REFERENCE = 0.25  # of d_1: below it the first hidden layer counts as one that has memorised, too
-LEAST_SHOWN = 0.02  # of rho
-SLIP = 10.0  # robust spreads, from which on a residual says little of rho
-ALIKE = 0.01  # added to the variances, since layers of nearly the same residuals would get any weights
+RIDGES = torch.logspace(-4, 3.5, 16, dtype=torch.float64)  # lambdas that are tried
+FITS = 3  # rounds of regressions and sample weights
+FREEDOM = 3.0  # nu of the sample weights
+USUAL, POWER = 0.95, 3  # share of the residuals in s, and its power in the weight of a length scale
+SAMPLE = 8192  # examples that are fitted
+LEAST_LEFT = 1e-3  # least 1 - h, for an example that determines its own prediction alone
+LEAST_REFERENCE = 0.25  # least d_1 that is divided out: below it the first hidden layer has memorised targets, too
+LEAST_SHOWN = 0.02  # least rho of a layer that is used
+SLIP = 10.0  # robust deviations beyond which a residual has little weight in rho
+ALIKE = 0.01  # relative ridge on the variances: weights of layers with nearly equal residuals would be arbitrary
 
 
 @dataclass(frozen=True)
 class TargetEvidence:
     """What the records keep of the evidence on target values.
 
-    residuals (N, O) float32: target minus its prediction from all other examples, in units of the target.  layers:
-    names (L,), the outputs last, and weights (L,): the share of each in the prediction.
+    layers: names (L,), the outputs last.  weights: (L,) float32, the share of each in the prediction.  residuals:
+    (N, O) float32, target less its prediction from all other examples, in units of the target.
     """
 
     layers: tuple[str, ...]
@@ -70,21 +74,21 @@ class TargetEvidence:
 def target_evidence(
     store: FeatureStore, targets: Tensor, outputs: Tensor, seed: int, fits: int = FITS
 ) -> TargetEvidence:
-    """Leave-one-out residuals of the targets (N, O) under all layers and the network's own (N, O).
+    """Leave-one-out residuals of the targets (N, O), by all layers and the network's outputs (N, O).
 
-    The layers of the store count from the input on.  fits: how often the regressions are fitted.
+    store: features of the layers, the input first.  seed: of the random Fourier features.  fits: rounds of regressions.
     """
     y = targets.double()
     mean, spread = y.mean(0), y.std(0, correction=0).clamp(min=1e-30)
     y, own = (y - mean) / spread, (outputs.double() - mean) / spread
     rows = torch.linspace(0, len(y) - 1, min(len(y), SAMPLE)).round().long().unique()
     layers = [_Layer(store.get(name), rows, seed) for name in store.layers]
-    trust = torch.ones(len(rows), dtype=torch.float64)
+    sample_weight = torch.ones(len(rows), dtype=torch.float64)
     for _ in range(fits):
-        each = torch.stack([*(layer.fit(y[rows], trust) for layer in layers), (y - own)[rows]], 1)
-        factors, weights = combination(each, trust)
+        each = torch.stack([*(layer.fit(y[rows], sample_weight) for layer in layers), (y - own)[rows]], 1)
+        factors, weights = combination(each, sample_weight)
         found = torch.einsum("nlo,lo->no", each, factors)
-        trust = _trust(found)
+        sample_weight = _sample_weights(found)
     residuals = found
     if len(rows) < len(y):
         residuals = factors.sum(0) * y - factors[-1] * own
@@ -94,20 +98,20 @@ def target_evidence(
     return TargetEvidence((*store.layers, OUTPUTS), weights.float(), (residuals * spread).float())
 
 
-def combination(residuals: Tensor, trust: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors (L, O) of residuals (n, L, O) in their sum, and the weight (L,) of each layer, in sum 1.
+def combination(residuals: Tensor, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors (L, O) by which residuals (n, L, O) are added up, and the weights (L,) of the layers, in sum 1.
 
-    The first residual is the input's, the last the network's.  trust (n,) weighs the examples.
+    The first residual is the input's, the last the network's.  sample_weight: (n,).
     """
-    centred = residuals - torch.einsum("n,nlo->lo", trust, residuals) / trust.sum()
+    centred = residuals - torch.einsum("n,nlo->lo", sample_weight, residuals) / sample_weight.sum()
     rho = shown(centred)  # (O, L)
-    moments = torch.einsum("n,nlo,nmo->olm", trust, centred, centred)
-    heard = (rho > LEAST_SHOWN).all(0)
+    moments = torch.einsum("n,nlo,nmo->olm", sample_weight, centred, centred)
+    used = (rho > LEAST_SHOWN).all(0)
     rho = rho.clamp(min=LEAST_SHOWN)
     moments = moments / (rho[:, :, None] * rho[:, None, :])
-    sizes = moments[:, heard][:, :, heard].diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)  # (O,)
-    weights = torch.zeros(len(heard), dtype=moments.dtype)
-    weights[heard] = least_variance((moments / sizes[:, None, None]).mean(0)[heard][:, heard])
+    sizes = moments[:, used][:, :, used].diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)  # (O,)
+    weights = torch.zeros(len(used), dtype=moments.dtype)
+    weights[used] = least_variance((moments / sizes[:, None, None]).mean(0)[used][:, used])
     factors = weights[:, None] / rho.T
     return factors * told(centred[:, 0], torch.einsum("nlo,lo->no", centred, factors)), weights
 
@@ -124,20 +128,20 @@ def shown(residuals: Tensor) -> Tensor:
 
 
 def told(first: Tensor, residuals: Tensor) -> Tensor:
-    """The slope (O,) of the input's residuals (n, O) on those of all layers: below 1 where rho was taken too small."""
+    """The slope (O,) of the input's residuals `first` (n, O) on the combined ones: below 1 where rho was too small."""
     weights = _usual(residuals)
     slopes = (weights * first * residuals).sum(0) / (weights * residuals.square()).sum(0).clamp(min=1e-30)
     return slopes.clamp(LEAST_REFERENCE, 1)
 
 
 def _usual(residuals: Tensor) -> Tensor:
-    """Weights (n, O) of residuals (n, O) in a moment: a wrong value counts, a slip of the decimal point does not."""
-    units = NORMAL_SPREAD * residuals.abs().median(0).values.clamp(min=1e-30)
-    return 1 / (1 + (residuals / (SLIP * units)).square())
+    """Weights (n, O) of residuals (n, O) in moments: small for the farthest ones, which would dominate them."""
+    deviations = NORMAL_SPREAD * residuals.abs().median(0).values.clamp(min=1e-30)
+    return 1 / (1 + (residuals / (SLIP * deviations)).square())
 
 
 def least_variance(moments: Tensor) -> Tensor:
-    """The weights (L,) >= 0 in sum 1 whose sum has the least variance, given the second moments (L, L).
+    """The weights (L,) >= 0 in sum 1 with which residuals of these second moments (L, L) have the least variance.
 
     A weight below zero is set to zero, the most negative one first, and the others are solved for again.
     """
@@ -154,17 +158,18 @@ def least_variance(moments: Tensor) -> Tensor:
 
 
 def weighted(residuals: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean (N, O) of residuals (N, L, O) under the weights (L,), in sum 1, that their sizes give."""
+    """The weighted mean (N, O) of residuals (N, S, O) over the length scales, and the weights (S,) in sum 1."""
     usual = residuals.abs().sort(0).values[: max(int(USUAL * len(residuals)), 1)]
-    size = usual.mean(0)  # (L, O)
+    size = usual.mean(0)  # (S, O)
     weights = (size / size.mean(0).clamp(min=1e-12)).mean(1).clamp(min=1e-6) ** -POWER
     weights = weights / weights.sum()
     return torch.einsum("nlo,l->no", residuals, weights), weights
 
 
-def _trust(residuals: Tensor) -> Tensor:
-    units = torch.tensor([robust_unit(column.numpy()) for column in residuals.T], dtype=torch.float64)
-    z = (residuals - residuals.median(0).values) / units
+def _sample_weights(residuals: Tensor) -> Tensor:
+    """Weights (n,) of a Student t, by the largest of the combined residuals (n, O) of each example."""
+    deviations = torch.tensor([robust_deviation(column.numpy()) for column in residuals.T], dtype=torch.float64)
+    z = (residuals - residuals.median(0).values) / deviations
     return (FREEDOM + 1) / (FREEDOM + z.abs().amax(1).square())
 
 
@@ -182,15 +187,15 @@ class _Layer:
         distance = (2 * max(len(self.deviation), 1)) ** 0.5  # typical of two examples, in standardized features
         self.frequencies = [drawn / (scale * distance) for scale in SCALES]
 
-    def fit(self, y: Tensor, trust: Tensor) -> Tensor:
-        """Leave-one-out residuals (n, O) of the targets y (n, O) of the sample, each with its trust (n,)."""
+    def fit(self, y: Tensor, sample_weight: Tensor) -> Tensor:
+        """Leave-one-out residuals (n, O) of the targets y (n, O) of the sample, with these weights (n,)."""
         z = self._standard(self.features[self.rows])
-        self.ridges = [_Ridge(_expand(z, frequencies), y, trust) for frequencies in self.frequencies]
+        self.ridges = [_Ridge(_expand(z, frequencies), y, sample_weight) for frequencies in self.frequencies]
         found, self.weights = weighted(torch.stack([ridge.residuals for ridge in self.ridges], 1))
         return found
 
     def subtract(self, y: Tensor, weight: Tensor) -> None:
-        """Take `weight` (O,) times the predictions of all examples, as if none had been fitted, from y (N, O)."""
+        """Subtract `weight` (O,) times the predictions for all examples, leverages ignored, from y (N, O)."""
         for start in range(0, len(y), ROWS):
             block = slice(start, start + ROWS)
             z = self._standard(self.features[block])

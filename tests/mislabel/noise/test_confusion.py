@@ -281,7 +281,7 @@ def test_fits_that_do_not_settle_end_early_only_where_that_is_asked_for(monkeypa
     evidence, candidates, _ = draw(uniform(4, 0.2), 500)
     monkeypatch.setattr(module, "STEPS", 3)
     steps, step = [], module._Fit._step
-    monkeypatch.setattr(module._Fit, "_step", lambda fit, drawn: (steps.append(drawn), step(fit, drawn)))
+    monkeypatch.setattr(module._Fit, "_step", lambda fit, shrunk: (steps.append(shrunk), step(fit, shrunk)))
     assert not forward(evidence[:, None], candidates, 1, 4).settled
     assert steps == [False] * 3 + [True] * 3
     assert not forward(evidence[:, None], candidates, 1, 4, patient=False).settled
@@ -294,9 +294,9 @@ def test_the_likeliest_unit_is_that_of_a_loop_over_all(best):
     evidence = (evidence / best).astype(np.float32)
     confusion = np.where(candidates == candidates[:, :1], 0.8, 0.2 / 3).astype(np.float32)
     likelihoods = []
-    for unit in module.COARSE:
-        p = np.exp(unit * evidence.astype(float) - (unit * evidence.astype(float)).max(1, keepdims=True))
+    for beta in module.COARSE:
+        p = np.exp(beta * evidence.astype(float) - (beta * evidence.astype(float)).max(1, keepdims=True))
         likelihoods.append(np.log((p * confusion).sum(1) / p.sum(1)).mean())
-    unit, likelihood = likeliest(evidence, confusion, module.COARSE)
-    assert unit == module.COARSE[np.argmax(likelihoods)]
+    beta, likelihood = likeliest(evidence, confusion, module.COARSE)
+    assert beta == module.COARSE[np.argmax(likelihoods)]
     assert likelihood == pytest.approx(max(likelihoods), abs=1e-4)

@@ -1,4 +1,4 @@
-"""The probability that a label is wrong, against a loop over examples and over the units."""
+"""The probability that a label is wrong, against a loop over examples and over the inverse temperatures."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ def draw(n: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def naive(evidence: np.ndarray, candidates: np.ndarray, noise: Noise) -> tuple[np.ndarray, ...]:
-    """score, suggested and confidence (N,): the best unit of all, and the offset by bisection, example by example."""
+    """score, suggested and confidence (N,): by the best inverse temperature and a bisection, in loops."""
     log_m = noise.log_confusion(candidates).astype(np.float64)
 
-    def likelihood(unit: float) -> float:
+    def likelihood(beta: float) -> float:
         total = 0.0
         for e, m in zip(evidence.astype(np.float64), log_m, strict=True):
-            p = np.exp(unit * e - max(unit * e))
+            p = np.exp(beta * e - max(beta * e))
             total += np.log((p / p.sum()) @ np.exp(m))
         return total
 
     coarse = max(module.COARSE, key=likelihood)
-    unit = max([coarse * fine for fine in module.FINE], key=likelihood)
+    beta = max([coarse * fine for fine in module.FINE], key=likelihood)
     margins, suggested, confidence = [], [], []
     for e, m, classes in zip(evidence.astype(np.float64), log_m, candidates, strict=True):
-        p = np.exp(unit * e - max(unit * e))
+        p = np.exp(beta * e - max(beta * e))
         p /= p.sum()
         near = [0.0, *(module.NEAR * p[0] / max(1 - p[t], 1e-6) for t in range(1, len(e)))]
-        joint = unit * e + np.log(np.exp(m) + near)
+        joint = beta * e + np.log(np.exp(m) + near)
         best = int(np.argmax(joint[1:])) + 1
         margins.append(module.SLOPE * (joint[best] - joint[0]))
         suggested.append(classes[best])
@@ -94,9 +94,9 @@ def test_the_class_that_is_often_taken_for_the_given_one_is_suggested():
 
 def test_the_scale_of_the_evidence_changes_nothing_the_unit_can_make_up_for():
     evidence, candidates = draw()
-    step = np.float32(10 ** (5 / 25))  # from one unit that is tried to the next
+    step = np.float32(10 ** (5 / 25))  # from one inverse temperature that is tried to the next
     plain, scaled = (posterior(values, candidates, confused()) for values in (evidence, evidence * step))
-    assert scaled.unit == pytest.approx(plain.unit / step, rel=1e-5)
+    assert scaled.inverse_temperature == pytest.approx(plain.inverse_temperature / step, rel=1e-5)
     np.testing.assert_allclose(scaled.score, plain.score, rtol=1e-4, atol=1e-6)
 
 
@@ -104,7 +104,7 @@ def test_a_few_examples_like_many_have_the_scores_that_they_have_among_them():
     evidence, candidates = draw()
     many = posterior(evidence, candidates, confused())
     few = posterior(evidence[5:9], candidates[5:9], confused(), many)
-    assert (few.unit, few.offset) == (many.unit, many.offset)
+    assert (few.inverse_temperature, few.offset) == (many.inverse_temperature, many.offset)
     np.testing.assert_allclose(few.score, many.score[5:9])
     np.testing.assert_allclose(few.confidence, many.confidence[5:9])
 
@@ -114,7 +114,7 @@ def test_the_unit_is_fitted_on_a_sample_of_many(monkeypatch):
     whole = posterior(evidence, candidates, confused())
     monkeypatch.setattr(module, "SAMPLE", 500)
     sampled = posterior(evidence, candidates, confused())
-    assert sampled.unit == pytest.approx(whole.unit, rel=0.5)
+    assert sampled.inverse_temperature == pytest.approx(whole.inverse_temperature, rel=0.5)
     assert sampled.score.mean() == pytest.approx(confused().rate, rel=1e-6)
     assert isinstance(sampled, Posterior)
 

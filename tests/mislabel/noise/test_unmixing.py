@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fsdtool.mislabel.noise import unmixing as module
-from fsdtool.mislabel.noise.unmixing import drawn, likelihood, unmixed, unmixed_as
+from fsdtool.mislabel.noise.unmixing import likelihood, shrunk, unmixed, unmixed_as
 
 
 def signals(n: int = 3000, classes: int = 4, apart: float = 3.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -78,7 +78,7 @@ def test_clouds_are_those_of_a_slow_loop(known, monkeypatch):
         r = joint / joint.sum(1, keepdims=True)
         weight = (freedom + 2) / (freedom + (r * q).sum(1))
         if not known:
-            m = drawn(np.array([[r[given == y, c].sum() for y in range(3)] for c in range(3)]), 10.0)
+            m = shrunk(np.array([[r[given == y, c].sum() for y in range(3)] for c in range(3)]), 10.0)
     expected = t - t[:, :1]
     values = found.clouds.log_likelihood(evidence)
     np.testing.assert_allclose(values - values[:, :1], expected, rtol=1e-3, atol=1e-3)
@@ -86,11 +86,11 @@ def test_clouds_are_those_of_a_slow_loop(known, monkeypatch):
 
 def test_the_confusion_is_drawn_to_even_noise_by_what_is_added():
     count = np.array([[80.0, 20, 0], [0, 100, 0], [0, 0, 100]])
-    np.testing.assert_allclose(drawn(count, 0.0)[0], [0.8, 0.2, 0.0], atol=1e-4)
-    even = drawn(count, 1e9)
+    np.testing.assert_allclose(shrunk(count, 0.0)[0], [0.8, 0.2, 0.0], atol=1e-4)
+    even = shrunk(count, 1e9)
     np.testing.assert_allclose(even[0], [0.8, 0.1, 0.1], atol=1e-4)
     np.testing.assert_allclose(even.sum(1), 1)
-    np.testing.assert_allclose(drawn(count, 0.0, 1e9).diagonal(), 1 - 20 / 300, atol=1e-4)
+    np.testing.assert_allclose(shrunk(count, 0.0, 1e9).diagonal(), 1 - 20 / 300, atol=1e-4)
 
 
 def test_labels_are_likelier_under_the_confusion_that_they_have():

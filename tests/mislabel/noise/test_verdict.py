@@ -179,10 +179,10 @@ def test_evidence_of_all_layers_is_at_hand_where_all_examples_were_fitted(sample
     _, true = signals(1500)
     evidence, candidates = draw(relabelled(true, NOISES["even"]), true)
     found = verdict(evidence, candidates, 4, PARAMETERS)
-    assert (found.together is None) == (sample < 1500)
-    if found.together is not None:
+    assert (found.combined is None) == (sample < 1500)
+    if found.combined is not None:
         expected = found.weighing.combined(evidence, candidates)
-        np.testing.assert_allclose(found.together, expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found.combined, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_range_is_by_the_labels_that_the_layers_are_against_and_the_noise_leaves_out():

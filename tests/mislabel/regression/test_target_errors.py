@@ -20,7 +20,7 @@ from fsdtool.mislabel.regression import target_residuals as module
 from fsdtool.mislabel.regression import wrong_targets as kinds_module
 from fsdtool.mislabel.regression.outlier_mixture import outliers
 from fsdtool.mislabel.regression.spreads import spread, step_of
-from fsdtool.mislabel.regression.target_errors import find_misvalued
+from fsdtool.mislabel.regression.target_errors import find_target_errors
 from fsdtool.mislabel.regression.target_residuals import target_evidence, weighted
 from fsdtool.mislabel.regression.wrong_targets import kinds
 from tests.conftest import perceptron
@@ -366,7 +366,7 @@ def test_a_sample_tells_the_components_of_all(monkeypatch):
 def test_the_density_of_right_residuals_and_its_slope_are_those_of_sums(step, nu):
     """Over a grid of the step the rounded density adds up to one; the slope is that of differences."""
     points = np.arange(-400.0, 401.0) if step else np.linspace(-400, 400, 400_001)
-    right = outliers_module._Right(points, np.ones((len(points), 1)), step, unit=1.0)
+    right = outliers_module._Right(points, np.ones((len(points), 1)), step, base=1.0)
     density, slope = right.density(np.full(len(points), 1.5), nu)
     assert float(density.sum()) * (points[1] - points[0]) == pytest.approx(1, rel=1e-3)
     ahead = right.density(np.full(len(points), 1.5 * np.exp(1e-6)), nu)[0]
@@ -387,7 +387,7 @@ def test_the_densities_of_wrong_targets_add_up_to_one(monkeypatch, step):
         total = density.sum() * step if step else np.trapezoid(density, values[middle])
         assert float(total) == pytest.approx(1, abs=0.05)
     monkeypatch.setattr(kinds_module, "spread", lambda values: 1.0)
-    monkeypatch.setattr(kinds_module, "robust_unit", lambda values: 1.0)
+    monkeypatch.setattr(kinds_module, "robust_deviation", lambda values: 1.0)
     residual = np.linspace(-20, 20, 4001)
     for name in ("off", "farther"):
         assert float(kinds(np.zeros(4001), residual, 0.0)[name].sum() * 0.01) == pytest.approx(1, abs=0.02)
@@ -414,7 +414,7 @@ def test_a_share_that_has_not_settled_is_told(monkeypatch, steps):
 def test_a_share_that_has_not_settled_is_said(wrong, monkeypatch, caplog, steps):
     monkeypatch.setattr(outliers_module, "STEPS", steps)
     with caplog.at_level(logging.WARNING, "fsdtool"):
-        find_misvalued(wrong[0])
+        find_target_errors(wrong[0])
     assert caplog.text.count("the share of wrong targets had not settled") == (steps == 2)
 
 
@@ -505,7 +505,7 @@ def test_the_ranking_has_every_example_once_in_the_order_of_the_scores(wrong, ca
 
 def test_right_targets_are_hardly_ever_flagged(summarized):
     x, y = draw(500, 3)
-    found = find_misvalued(summarized(perceptron(3, 16, 1), x, y, task="regression"))
+    found = find_target_errors(summarized(perceptron(3, 16, 1), x, y, task="regression"))
     assert found.flagged <= 5
     assert found.noise_rate < 0.01
 
@@ -516,7 +516,7 @@ def test_thresholds_limits_and_words_are_those_of_targets(wrong, capsys, tmp_pat
     assert main(["find-mislabeled", path, "--max-flagged", "2"]) == 1
     err = capsys.readouterr().err
     assert f"{flagged} of 400 targets are flagged (score above 0.5)" in err
-    low, high = find_misvalued(wrong[0]).between
+    low, high = find_target_errors(wrong[0]).between
     assert f"({low:.1%} to {high:.1%} with other tails)" in err.split("estimated share of wrong targets: ")[1]
     assert f"warning: {flagged} targets are flagged, more than --max-flagged 2" in err
     assert main(["find-mislabeled", path, "--max-rate", "0.5", "-q"]) == 0
@@ -533,7 +533,7 @@ def test_a_share_that_cannot_be_told_is_said_with_its_range(summarized, capsys, 
     y += noise * generator.normal(size=y.shape).astype(np.float32)
     y[:20] = generator.permutation(y)[:20]
     summary = summarized(perceptron(3, 16, 1), x, y, task="regression")
-    found = find_misvalued(summary)
+    found = find_target_errors(summary)
     low, high = found.between
     assert low <= found.noise_rate <= high
     assert low <= 0.05 <= high
@@ -549,7 +549,7 @@ def test_a_share_that_cannot_be_told_is_said_with_its_range(summarized, capsys, 
 
 def test_the_standard_error_is_that_of_the_example(wrong):
     summary = wrong[0]
-    found = find_misvalued(summary, everything=True)
+    found = find_target_errors(summary, everything=True)
     target, residual = summary.records.read("target"), summary.records.read("residual")
     scales = np.stack([outliers(target[:, o], residual[:, o]).scale for o in range(2)], 1)
     rows = {row["id"]: row for row in found.rows()}
@@ -628,8 +628,8 @@ def test_what_has_a_meaning_for_labels_alone_is_refused_in_one_line(
 def test_a_summary_without_records_is_refused(summarized):
     x, y = draw(50, 3)
     summary = summarized(perceptron(3, 8, 1), x, y, task="regression", records=False)
-    with pytest.raises(FsdtoolError, match="written with --no-records; write it again with records"):
-        find_misvalued(summary)
+    with pytest.raises(FsdtoolError, match="written with `records=False`; write it again with records"):
+        find_target_errors(summary)
 
 
 def test_labels_are_not_looked_for_in_a_regression(wrong):
