@@ -271,7 +271,7 @@ def test_a_missing_label_in_text_is_named_or_skipped(tmp_path, caplog, label, ot
 
 def test_labels_of_which_many_are_negative_are_classes_to_be_renumbered(tmp_path):
     np.savez(tmp_path / "d.npz", x=BYTES, y=LABELS % 2 * 2 - 1)
-    assert "number the classes from 0, or give --skip-bad to leave out 67%" in refusal(tmp_path / "d.npz")
+    assert "number the classes from 0, or give `skip_bad=True` to leave out 67%" in refusal(tmp_path / "d.npz")
     path = write_csv(tmp_path / "d.csv", ["a", "kind"], [[1, "NA"], [2, ""]])
     line = refusal(path, y_key="kind", skip_bad=True)
     assert "has 'NA' for 'kind'" in line
@@ -299,7 +299,7 @@ def test_a_missing_label_in_an_array_is_named_or_skipped(tmp_path, bad, task):
         return
     line = refusal(path, task=task)
     assert "example 3" in line
-    assert "give --skip-bad" in line
+    assert "give `skip_bad=True`" in line
     assert load_dataset(path, task=task, skip_bad=True).ids.tolist() == [0, 1, 2, 4, 5]
 
 
