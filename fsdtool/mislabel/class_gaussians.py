@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fsdtool.mislabel.discriminant import Discriminant, student
+from fsdtool.mislabel.discriminant import Discriminant, student_log_density
 from fsdtool.mislabel.features import ROWS
 
 OWN_SHARE = 0.12  # of S_c in Sigma_c, for large classes
@@ -132,7 +132,9 @@ class ClassGaussians:
         apart = (lengths[present, None] + lengths - 2 * (self.centres[present] @ self.centres.T)).clamp(min=0)[place]
         cross = (q + given - apart) / 2  # (z - centre_c) . (z - centre_y)
         left = (1 - beta * given).clamp(min=1e-6)
-        return student((q + beta * cross.square() / left).scatter(1, y[:, None], farther * given / left), z.shape[1])
+        return student_log_density(
+            (q + beta * cross.square() / left).scatter(1, y[:, None], farther * given / left), z.shape[1]
+        )
 
     def _by_own_covariances(
         self, own: list[_ClassCovariance], common: Tensor, z: Tensor, y: Tensor, leaving: Tensor
@@ -196,7 +198,7 @@ class _ClassCovariance:
         left = (1 - g * e).clamp(min=1e-6)
         q = q + g * cross.square() / left
         q = torch.where(given, farther * e / left, q)
-        return student(q, size) - (self.log_determinant + left.log()) / 2
+        return student_log_density(q, size) - (self.log_determinant + left.log()) / 2
 
 
 def _bands(rows: int, columns: int) -> list[slice]:

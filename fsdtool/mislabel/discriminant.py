@@ -32,9 +32,9 @@ class Discriminant:
         z = ((features.double() - self.middle) * self.scale) @ self.root.double()
         centres = self.centres.double()
         q = (z.square().sum(1, keepdim=True) + centres.square().sum(1) - 2 * z @ centres.T).clamp(min=0)
-        return student(q, z.shape[1])
+        return student_log_density(q, z.shape[1])
 
 
-def student(q: Tensor, freedom: int) -> Tensor:
+def student_log_density(q: Tensor, freedom: int) -> Tensor:
     """Student-t log-density at squared distances q, with nu = d = `freedom`, without its constant; of q's shape."""
     return -freedom * torch.log1p(q / max(freedom, 1))

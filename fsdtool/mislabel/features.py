@@ -66,6 +66,7 @@ class FeatureStore:
 
     @property
     def layers(self) -> tuple[str, ...]:
+        """Names (L,) of the layers stored, in the order in which they came."""
         return tuple(self._arrays)
 
     def put(self, layer: str, rows: slice, features: Tensor) -> None:

@@ -85,8 +85,8 @@ def find_mislabeled(
             f"{len(records)} examples are too few to weigh the layers well; trust the order more than the scores"
         )
     labels = recorded_labels(summary, records)
-    said = verdict(labels.evidence, labels.candidates, summary.outputs, labels.parameters)
-    scores = score_labels(labels, said, summary.outputs)
+    found = verdict(labels.evidence, labels.candidates, summary.outputs, labels.parameters)
+    scores = score_labels(labels, found, summary.outputs)
     return ranked(summary, labels, scores, Selection(top, everything, threshold, mask))
 
 

@@ -76,41 +76,41 @@ class LabelScores:
     doubt: Doubt | None
 
 
-def score_labels(labels: JudgedLabels, said: Verdict, classes: int) -> LabelScores:
+def score_labels(labels: JudgedLabels, verdict: Verdict, classes: int) -> LabelScores:
     """Scores of labels from the verdict on their own evidence."""
-    warn_of_blind_layers(said.noise)
-    combined = said.combined_evidence(labels.evidence, labels.candidates)
-    found = posterior(combined, labels.candidates, said.noise)
-    doubt = doubt_of(found.score, combined, said.noise)
-    between, by = said.range_of_rates(), BY_LAYERS
+    warn_of_blind_layers(verdict.noise)
+    combined = verdict.combined_evidence(labels.evidence, labels.candidates)
+    found = posterior(combined, labels.candidates, verdict.noise)
+    doubt = doubt_of(found.score, combined, verdict.noise)
+    between, by = verdict.range_of_rates(), BY_LAYERS
     if doubt is not None:
         between = between or _range_by_layers(labels, classes)
     if doubt is Doubt.CONTRADICTED:
         assert between is not None
-        warn_of_contradiction(said.noise, between, found.score, combined, "by one layer alone ")
+        warn_of_contradiction(verdict.noise, between, found.score, combined, "by one layer alone ")
     elif doubt is Doubt.AMBIGUOUS:
         assert between is not None
         low, high = between
         between, by = (low, max(high, unsupported(combined, found.inverse_temperature))), NEAR_BOUNDARIES
-        warn_of_ambiguity(said.noise, between, combined)
-    return LabelScores(found, said.weights, said.noise, between, by, doubt)
+        warn_of_ambiguity(verdict.noise, between, combined)
+    return LabelScores(found, verdict.weights, verdict.noise, between, by, doubt)
 
 
-def score_few_labels(few: JudgedLabels, reference: JudgedLabels, said: Verdict, classes: int) -> LabelScores:
+def score_few_labels(few: JudgedLabels, reference: JudgedLabels, verdict: Verdict, classes: int) -> LabelScores:
     """Scores of too `few` labels to estimate their noise: with the noise and the scale of the `reference` labels.
 
-    said: the verdict on the reference.
+    verdict: the verdict on the reference.
     """
-    warn_of_blind_layers(said.noise)
-    combined = said.combined_evidence(reference.evidence, reference.candidates)
-    like = posterior(combined, reference.candidates, said.noise)
-    between, doubt = said.range_of_rates(), None
+    warn_of_blind_layers(verdict.noise)
+    combined = verdict.combined_evidence(reference.evidence, reference.candidates)
+    like = posterior(combined, reference.candidates, verdict.noise)
+    between, doubt = verdict.range_of_rates(), None
     if _contradicted(like.score, combined):
         between, doubt = between or _range_by_layers(reference, classes), Doubt.CONTRADICTED
-        warn_of_contradiction(said.noise, between, like.score, combined, "by one layer alone ")
-    of_few = said.weighing.combined(few.evidence, few.candidates)
-    found = posterior(of_few, few.candidates, said.noise, like)
-    return LabelScores(found, said.weights, None, between, BY_LAYERS, doubt)
+        warn_of_contradiction(verdict.noise, between, like.score, combined, "by one layer alone ")
+    of_few = verdict.weighing.combined(few.evidence, few.candidates)
+    found = posterior(of_few, few.candidates, verdict.noise, like)
+    return LabelScores(found, verdict.weights, None, between, BY_LAYERS, doubt)
 
 
 def doubt_of(score: np.ndarray, combined: np.ndarray, noise: Noise) -> Doubt | None:

@@ -35,7 +35,7 @@ from fsdtool.mislabel.label_scores import (
 )
 from fsdtool.mislabel.layer_observer import LayerObserver
 from fsdtool.mislabel.noise.confusion import estimate
-from fsdtool.mislabel.noise.stacking import between, scored, stacked
+from fsdtool.mislabel.noise.stacking import scored, share_range, stacked
 from fsdtool.mislabel.noise.verdict import Plain, verdict_by
 from fsdtool.mislabel.suspects import FEW_EXAMPLES, NEAR_BOUNDARIES, THRESHOLD, Doubt, Selection
 from fsdtool.summary import hdf5
@@ -127,16 +127,16 @@ def _scores(
 
 def _scores_by_weights(labels: JudgedLabels, factors: np.ndarray, weights: np.ndarray, classes: int) -> LabelScores:
     """Scores where it is known how much each layer counts: the noise is that in the labels' combined evidence."""
-    said = verdict_by(Plain(factors), weights, labels.evidence, labels.candidates, classes, labels.parameters)
-    return score_labels(labels, said, classes)
+    verdict = verdict_by(Plain(factors), weights, labels.evidence, labels.candidates, classes, labels.parameters)
+    return score_labels(labels, verdict, classes)
 
 
 def _scores_of_few(summary: Summary, models: ClassModels, labels: JudgedLabels, recorded: JudgedLabels) -> LabelScores:
     """Scores of too few labels to estimate their noise: with that of the summarized data."""
     factors, weights = _half_outputs(models)
     classes = summary.outputs
-    said = verdict_by(Plain(factors), weights, recorded.evidence, recorded.candidates, classes, recorded.parameters)
-    return score_few_labels(labels, recorded, said, classes)
+    verdict = verdict_by(Plain(factors), weights, recorded.evidence, recorded.candidates, classes, recorded.parameters)
+    return score_few_labels(labels, recorded, verdict, classes)
 
 
 def _scores_by_stacking(labels: JudgedLabels, classes: int) -> LabelScores:
@@ -145,7 +145,7 @@ def _scores_by_stacking(labels: JudgedLabels, classes: int) -> LabelScores:
     combined = Plain(factors).combined(labels.evidence, labels.candidates)
     noise = estimate(combined[:, None], labels.candidates, 1, classes)
     warn_of_blind_layers(noise)
-    found, ends = scored(combined, labels.candidates, noise), between(combined, noise)
+    found, ends = scored(combined, labels.candidates, noise), share_range(combined, noise)
     doubt = doubt_of(found.score, combined, noise)
     if doubt is Doubt.CONTRADICTED:
         warn_of_contradiction(noise, ends, found.score, combined, "")

@@ -127,7 +127,7 @@ class Classification(Task):
         return int(number) if number >= 0 and number.is_integer() else None
 
     def check_targets(self, targets: Tensor, ids: np.ndarray, outputs: int, source: str = "", remedy: str = "") -> None:
-        """Raise FsdtoolError for a label that is none of the model's outputs."""
+        """Raise FsdtoolError for a label of the targets (n,) that is none of the model's outputs."""
         check_classes(targets, ids, outputs, f"the model has {outputs} outputs")
 
     def constant(self, targets: np.ndarray, outputs: int) -> np.ndarray:
@@ -178,7 +178,7 @@ class Classification(Task):
         return before, *found
 
     def reordered(self, outputs: np.ndarray, targets: np.ndarray) -> float:
-        """Share of right answers if each predicted class stands for the label that is most frequent with it.
+        """Share of right answers of outputs (n, O) if each predicted class stands for its most frequent label.
 
         0 where two classes stand for the same label, or there are too few examples to tell.
         """

@@ -86,7 +86,7 @@ class Regression(Task):
         return outputs - constant
 
     def refit(self, outputs: np.ndarray, targets: np.ndarray) -> tuple[float, float, float]:
-        """Mean losses of f and of the best line u_o f_o + b_o of each output, and the median of the slopes u_o."""
+        """Mean losses of f (n, O) and of the best line u_o f_o + b_o of each output, and the median of the slopes."""
         targets = np.asarray(targets, np.float64)
         f, y = outputs - outputs.mean(0), targets - targets.mean(0)
         variance, together = (f**2).mean(0), (f * y).mean(0)

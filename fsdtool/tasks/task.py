@@ -101,7 +101,7 @@ class Task(ABC):
         """The function from outputs (n, O) to normal draws v (n, O) with E[v v^T] = H at each."""
 
     def gradient_draw(self, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-        """As `curvature_draw`, but v is the gradient for a target drawn from what the network predicts."""
+        """As `curvature_draw`, but v (n, O) is the gradient for a target drawn from the network's prediction."""
         return self.curvature_draw(generator)
 
     # Targets
@@ -162,7 +162,7 @@ class Task(ABC):
         """Mean loss of the outputs f (n, O), mean loss of the best u f + b, and the factor u."""
 
     def reordered(self, outputs: np.ndarray, targets: np.ndarray) -> float:
-        """Share of right answers if the network's classes are read in the best other order; 0 if there is none."""
+        """Share of right answers of outputs (n, O) if classes are read in the best other order; 0 if there is none."""
         return 0.0
 
     @abstractmethod

@@ -449,14 +449,14 @@ def test_find_mislabeled_csv(shell, calls):
     assert err == ("note: 2 of 100 labels are flagged (score above 0.5)\nnote: estimated share of wrong labels: 3.0%\n")
     assert calls["open_catalogue"] == ((Path("s.h5"),), {})
     assert "load" not in calls
-    assert calls["find_mislabeled"][1] == {"top": 2, "everything": False, "threshold": 0.5, "among": None}
+    assert calls["find_mislabeled"][1] == {"top": 2, "everything": False, "threshold": 0.5, "mask": None}
 
 
 def test_find_mislabeled_json(shell, calls):
     code, out, _ = shell("find-mislabeled", "s.h5", "--all", "--format", "json")
     assert code == 0
     assert json.loads(out) == [{key: row[key] for key in find_mislabeled.MISLABELED_COLUMNS} for row in MISLABELED]
-    assert calls["find_mislabeled"][1] == {"top": None, "everything": True, "threshold": 0.5, "among": None}
+    assert calls["find_mislabeled"][1] == {"top": None, "everything": True, "threshold": 0.5, "mask": None}
 
 
 def test_find_mislabeled_table(shell):

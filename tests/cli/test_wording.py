@@ -13,6 +13,7 @@ from fsdtool.cli.wording import as_options
         ("written with `records=False`", "written with --no-records"),
         ("written with `keep_weights=False`", "written with --no-weights"),
         ("`std=0.00392157` (`mean`, `std`)", "--std 0.00392157 (--mean, --std)"),
+        ("do not trust the flags, and see `margins`", "do not trust the flags, and see --by-layer"),
         ("column `colour`, `colour=red` and `f(x)`", "column `colour`, `colour=red` and `f(x)`"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fsdtool.mislabel.class_gaussians import ClassGaussians
-from fsdtool.mislabel.discriminant import Discriminant, student
+from fsdtool.mislabel.discriminant import Discriminant, student_log_density
 from tests.mislabel.test_class_gaussians import chen, class_means, class_scatters, draw
 from tests.mislabel.test_label_evidence import by_class, collect
 from tests.mislabel.test_label_evidence import draw as draw_with_logits
@@ -83,4 +83,4 @@ def test_the_density_is_a_normal_one_whose_precision_is_drawn_from_a_gamma():
     precision = torch.linspace(1e-4, 40, 400_000, dtype=torch.float64)  # density u^(nu/2 - 1) exp(-u nu / 2)
     weight = precision ** (freedom / 2 - 1) * (-precision * freedom / 2).exp()
     density = (weight * precision ** (freedom / 2) * (-precision * q[:, None] / 2).exp()).sum(1)
-    torch.testing.assert_close(student(q, freedom), (density / density[0]).log(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(student_log_density(q, freedom), (density / density[0]).log(), rtol=1e-4, atol=1e-4)

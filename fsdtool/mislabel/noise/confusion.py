@@ -121,7 +121,10 @@ class Estimate:
 def estimate(
     evidence: np.ndarray, candidates: np.ndarray, layers: int, classes: int, parameters: np.ndarray | None = None
 ) -> Noise:
-    """The noise that `forward` finds, from the same arguments, with a warning where the fits had not converged."""
+    """The noise that `forward` finds in evidence (N, L, T) on candidates (N, T); a warning if it has not converged.
+
+    layers, classes, parameters: as for `forward`.
+    """
     found = forward(evidence, candidates, layers, classes, parameters)
     if not found.settled:
         log.warning(

@@ -112,7 +112,7 @@ def scored(combined: np.ndarray, candidates: np.ndarray, noise: Noise) -> Poster
     )
 
 
-def between(combined: np.ndarray, noise: Noise) -> tuple[float, float]:
+def share_range(combined: np.ndarray, noise: Noise) -> tuple[float, float]:
     """The range of the share of wrong labels, by the combined evidence (N, T) and the noise fitted to it."""
     if not noise.layers:  # the evidence does not tell the classes apart
         return 0.0, 1.0

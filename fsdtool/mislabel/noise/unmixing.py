@@ -53,10 +53,10 @@ class Clouds:
     freedom: float
 
     def log_likelihood(self, evidence: np.ndarray) -> np.ndarray:
-        """Log-likelihoods (n, classes) float32 from evidence (n, classes), without a constant; -inf for absent classes."""
+        """Log-likelihoods (n, classes) float32 from evidence (n, classes), -inf for absent classes."""
         found = np.full((self.classes, len(evidence)), -np.inf, np.float32)
         z = self.whiten.T @ coordinates(evidence, self.present)
-        found[self.present] = student(squares(z, self.centres), len(z), self.freedom)
+        found[self.present] = student_log_density(squares(z, self.centres), len(z), self.freedom)
         return found.T
 
 
@@ -106,7 +106,7 @@ def squares(z: np.ndarray, centres: np.ndarray, out: np.ndarray | None = None) -
     return np.clip(q, 0, np.inf, out=q)
 
 
-def student(q: np.ndarray, dimensions: int, freedom: float, out: np.ndarray | None = None) -> np.ndarray:
+def student_log_density(q: np.ndarray, dimensions: int, freedom: float, out: np.ndarray | None = None) -> np.ndarray:
     """Log-density of a Student t at squared distances q, up to a constant."""
     density = np.multiply(q, np.float32(1 / freedom), out=out)
     np.log1p(density, out=density)
@@ -153,7 +153,7 @@ def _fit(evidence: np.ndarray, given: np.ndarray, classes: int, known: np.ndarra
     for _ in range(steps):
         centres, whiten = _moments(x, belongs, sample_weight, work)
         squares(np.matmul(whiten.T, x, out=z), centres, out=q)
-        student(q, d, freedom, out=belongs)
+        student_log_density(q, d, freedom, out=belongs)
         belongs -= belongs.max(0)
         if temper != 1:
             belongs *= np.float32(temper)

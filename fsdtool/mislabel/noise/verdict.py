@@ -194,7 +194,7 @@ class _Sample:
         return weighted(self._evidence, self.factors(weights))
 
     def unmixed(self, weights: np.ndarray, classes: int) -> Unmixed:
-        """Clouds and confusion in the combined evidence of all layers."""
+        """Clouds and confusion in the combined evidence of all layers under these weights (L,)."""
         dense = of_all_classes(self.combined(weights), self._candidates, classes)
         return unmixed(dense, self._candidates[:, 0], classes)
 

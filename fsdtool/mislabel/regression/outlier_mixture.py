@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fsdtool.mislabel.regression.spreads import middle, robust_deviation, step_of
-from fsdtool.mislabel.regression.wrong_targets import kinds, student
+from fsdtool.mislabel.regression.wrong_targets import kinds, student_density
 
 # The benchmark of wrong targets (tests/benchmarks/README.md) names the tables on which these values were chosen.
 TAILS = (3.0, 4.0, 6.0, 10.0)  # nu that are tried
@@ -114,7 +114,7 @@ class _Right:
     def density(self, scale: np.ndarray, nu: float) -> tuple[np.ndarray, np.ndarray]:
         """Densities (n,) at this scale (n,), and the derivatives (n,) of their logarithms by the log-scale."""
         z = self.points / scale[:, None]
-        parts = student(z, nu) * self.weights / scale[:, None]
+        parts = student_density(z, nu) * self.weights / scale[:, None]
         slope = z**2 - 1 if math.isinf(nu) else (nu + 1) * z**2 / (nu + z**2) - 1
         density = parts.sum(1) + 1e-300
         return density, (parts * slope).sum(1) / density

@@ -86,7 +86,7 @@ def target_evidence(
     sample_weight = torch.ones(len(rows), dtype=torch.float64)
     for _ in range(fits):
         each = torch.stack([*(layer.fit(y[rows], sample_weight) for layer in layers), (y - own)[rows]], 1)
-        factors, weights = combination(each, sample_weight)
+        factors, weights = layer_factors(each, sample_weight)
         found = torch.einsum("nlo,lo->no", each, factors)
         sample_weight = _sample_weights(found)
     residuals = found
@@ -98,13 +98,13 @@ def target_evidence(
     return TargetEvidence((*store.layers, OUTPUTS), weights.float(), (residuals * spread).float())
 
 
-def combination(residuals: Tensor, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
+def layer_factors(residuals: Tensor, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
     """The factors (L, O) by which residuals (n, L, O) are added up, and the weights (L,) of the layers, in sum 1.
 
     The first residual is the input's, the last the network's.  sample_weight: (n,).
     """
     centred = residuals - torch.einsum("n,nlo->lo", sample_weight, residuals) / sample_weight.sum()
-    rho = shown(centred)  # (O, L)
+    rho = share_shown(centred)  # (O, L)
     moments = torch.einsum("n,nlo,nmo->olm", sample_weight, centred, centred)
     used = (rho > LEAST_SHOWN).all(0)
     rho = rho.clamp(min=LEAST_SHOWN)
@@ -113,13 +113,13 @@ def combination(residuals: Tensor, sample_weight: Tensor) -> tuple[Tensor, Tenso
     weights = torch.zeros(len(used), dtype=moments.dtype)
     weights[used] = least_variance((moments / sizes[:, None, None]).mean(0)[used][:, used])
     factors = weights[:, None] / rho.T
-    return factors * told(centred[:, 0], torch.einsum("nlo,lo->no", centred, factors)), weights
+    return factors * slope_to_input(centred[:, 0], torch.einsum("nlo,lo->no", centred, factors)), weights
 
 
-def shown(residuals: Tensor) -> Tensor:
+def share_shown(residuals: Tensor) -> Tensor:
     """The share rho (O, L) of a wrong value that each of the residuals (n, L, O) around zero shows."""
     first = residuals[:, 0]
-    moments = torch.einsum("no,no,nlo->ol", _usual(first), first, residuals)
+    moments = torch.einsum("no,no,nlo->ol", _moment_weights(first), first, residuals)
     slopes = moments / moments[:, :1].clamp(min=1e-30)
     reference = slopes[:, 1:2].clamp(LEAST_REFERENCE, 1) if residuals.shape[1] > 2 else 1.0
     rho = (slopes / reference).clamp(0, 1)
@@ -127,14 +127,14 @@ def shown(residuals: Tensor) -> Tensor:
     return rho
 
 
-def told(first: Tensor, residuals: Tensor) -> Tensor:
+def slope_to_input(first: Tensor, residuals: Tensor) -> Tensor:
     """The slope (O,) of the input's residuals `first` (n, O) on the combined ones: below 1 where rho was too small."""
-    weights = _usual(residuals)
+    weights = _moment_weights(residuals)
     slopes = (weights * first * residuals).sum(0) / (weights * residuals.square()).sum(0).clamp(min=1e-30)
     return slopes.clamp(LEAST_REFERENCE, 1)
 
 
-def _usual(residuals: Tensor) -> Tensor:
+def _moment_weights(residuals: Tensor) -> Tensor:
     """Weights (n, O) of residuals (n, O) in moments: small for the farthest ones, which would dominate them."""
     deviations = NORMAL_SPREAD * residuals.abs().median(0).values.clamp(min=1e-30)
     return 1 / (1 + (residuals / (SLIP * deviations)).square())
@@ -157,7 +157,7 @@ def least_variance(moments: Tensor) -> Tensor:
     return weights
 
 
-def weighted(residuals: Tensor) -> tuple[Tensor, Tensor]:
+def mean_over_scales(residuals: Tensor) -> tuple[Tensor, Tensor]:
     """The weighted mean (N, O) of residuals (N, S, O) over the length scales, and the weights (S,) in sum 1."""
     usual = residuals.abs().sort(0).values[: max(int(USUAL * len(residuals)), 1)]
     size = usual.mean(0)  # (S, O)
@@ -191,7 +191,7 @@ class _Layer:
         """Leave-one-out residuals (n, O) of the targets y (n, O) of the sample, with these weights (n,)."""
         z = self._standard(self.features[self.rows])
         self.ridges = [_Ridge(_expand(z, frequencies), y, sample_weight) for frequencies in self.frequencies]
-        found, self.weights = weighted(torch.stack([ridge.residuals for ridge in self.ridges], 1))
+        found, self.weights = mean_over_scales(torch.stack([ridge.residuals for ridge in self.ridges], 1))
         return found
 
     def subtract(self, y: Tensor, weight: Tensor) -> None:

@@ -37,11 +37,11 @@ def kinds(target: np.ndarray, residual: np.ndarray, step: float) -> dict[str, np
     }
     for name, factor in BREADTHS.items():
         scale = factor * breadth * ((FREEDOM - 2) / FREEDOM) ** 0.5
-        found[name] = student(residual / scale, FREEDOM) / scale
+        found[name] = student_density(residual / scale, FREEDOM) / scale
     return {name: np.maximum(density, LEAST * density.max()) for name, density in found.items()}
 
 
-def student(z: np.ndarray, freedom: float) -> np.ndarray:
+def student_density(z: np.ndarray, freedom: float) -> np.ndarray:
     """Density of a Student t at z, of z's shape; of a normal for infinite degrees of freedom.
 
     By hand, with math.lgamma: scipy.stats, which has it, takes twice as long to import as the whole command to run.
@@ -58,5 +58,5 @@ def _smoothed(target: np.ndarray, low: float, high: float, width: float) -> np.n
     inside = target.clip(low, high)
     count, _ = np.histogram(inside, grid)
     middles = (grid[1:] + grid[:-1]) / 2
-    bell = student((middles - middles[BINS // 2]) / width, math.inf) / width
+    bell = student_density((middles - middles[BINS // 2]) / width, math.inf) / width
     return np.interp(inside, middles, np.convolve(count, bell, "same") / len(target))

@@ -10,7 +10,7 @@ import pytest
 from fsdtool.mislabel.noise import verdict as module
 from fsdtool.mislabel.noise.confusion import Noise, estimate
 from fsdtool.mislabel.noise.posterior import posterior
-from fsdtool.mislabel.noise.stacking import FAINT, MISSED, MISTAKEN, between, scored, stacked
+from fsdtool.mislabel.noise.stacking import FAINT, MISSED, MISTAKEN, scored, share_range, stacked
 from fsdtool.mislabel.noise.verdict import Plain, Recast, of_all_classes, verdict, verdict_by
 from tests.mislabel.noise.test_unmixing import NOISES, relabelled, signals
 
@@ -191,9 +191,9 @@ def test_the_range_is_by_the_labels_that_the_layers_are_against_and_the_noise_le
         Noise(2, np.arange(4), np.array([100.0 - wrong, wrong, 0, 100]), np.inf, (0,)) for wrong in (20.0, 80.0)
     )
     assert few.rate == pytest.approx(0.1)
-    assert between(combined, few) == pytest.approx((0.1 - MISTAKEN * 0.2, 0.1 + MISSED * 0.2))
-    assert between(combined, many) == pytest.approx((0.4, 0.4))  # they are against fewer than are counted as wrong
-    assert between(combined, replace(few, layers=())) == (0, 1)  # no layer tells the classes apart
+    assert share_range(combined, few) == pytest.approx((0.1 - MISTAKEN * 0.2, 0.1 + MISSED * 0.2))
+    assert share_range(combined, many) == pytest.approx((0.4, 0.4))  # they are against fewer than are counted as wrong
+    assert share_range(combined, replace(few, layers=())) == (0, 1)  # no layer tells the classes apart
 
 
 def seen(given: np.ndarray, evidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -221,7 +221,7 @@ def test_the_range_holds_the_share_of_wrong_labels_wherever_they_are(name):
     given = relabelled(true, confusion[name]) if name in confusion else beyond(evidence, true, 0.04)
     combined, candidates = seen(given, evidence)
     noise = estimate(combined[:, None], candidates, 1, 4)
-    low, high = between(combined, noise)
+    low, high = share_range(combined, noise)
     wrong = (given != true).mean()
     assert low <= wrong <= high < 3 * wrong
     if name in confusion:

@@ -21,7 +21,7 @@ from fsdtool.mislabel.regression import wrong_targets as kinds_module
 from fsdtool.mislabel.regression.outlier_mixture import outliers
 from fsdtool.mislabel.regression.spreads import spread, step_of
 from fsdtool.mislabel.regression.target_errors import find_target_errors
-from fsdtool.mislabel.regression.target_residuals import target_evidence, weighted
+from fsdtool.mislabel.regression.target_residuals import mean_over_scales, target_evidence
 from fsdtool.mislabel.regression.wrong_targets import kinds
 from tests.conftest import perceptron
 
@@ -112,7 +112,7 @@ def test_a_layer_that_predicts_badly_counts_little():
 
 def test_the_mean_of_residuals_is_that_of_their_weights():
     residuals = torch.randn(50, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found, weights = weighted(residuals)
+    found, weights = mean_over_scales(residuals)
     torch.testing.assert_close(found, sum(weights[i] * residuals[:, i] for i in range(3)))
 
 
@@ -190,16 +190,18 @@ def test_what_each_residual_shows_of_a_wrong_value_is_recovered():
     truth = torch.tensor([[1.0, 1.0, 0.6, 0.1], [1.0, 1.0, 0.9, 0.0]], dtype=torch.float64)
     parts = [0.3 * errors[0], *(0.2 * error for error in errors[1:])]
     residuals = torch.stack([truth[:, i] * (noise + part) for i, part in enumerate(parts)], 1)
-    torch.testing.assert_close(module.shown(residuals), truth, atol=0.03, rtol=0)
+    torch.testing.assert_close(module.share_shown(residuals), truth, atol=0.03, rtol=0)
     residuals[0] = torch.tensor([1e6, -1e6, 1e6, 1e6])[:, None]  # the decimal point has slipped
-    torch.testing.assert_close(module.shown(residuals), truth, atol=0.03, rtol=0)
+    torch.testing.assert_close(module.share_shown(residuals), truth, atol=0.03, rtol=0)
 
 
 def test_an_input_that_predicts_worse_than_the_hidden_layers_does_not_make_them_look_memorised():
     generator = torch.Generator().manual_seed(0)
     noise, error = torch.randn(2, 20_000, 1, generator=generator, dtype=torch.float64)
     residuals = torch.stack([noise + error, noise, noise, 0.5 * noise], 1)
-    torch.testing.assert_close(module.shown(residuals)[0], torch.tensor([1, 1, 1, 0.5]).double(), atol=0.03, rtol=0)
+    torch.testing.assert_close(
+        module.share_shown(residuals)[0], torch.tensor([1, 1, 1, 0.5]).double(), atol=0.03, rtol=0
+    )
 
 
 def test_the_sum_of_residuals_has_the_least_variance_of_all_sums_that_show_a_wrong_value_in_full():
