@@ -36,7 +36,7 @@ from fsdtool.mislabel.label_scores import (
 from fsdtool.mislabel.layer_observer import LayerObserver
 from fsdtool.mislabel.noise.confusion import estimate
 from fsdtool.mislabel.noise.stacking import scored, share_range, stacked
-from fsdtool.mislabel.noise.verdict import Plain, verdict_by
+from fsdtool.mislabel.noise.verdict import PlainWeighing, verdict_by
 from fsdtool.mislabel.suspects import FEW_EXAMPLES, NEAR_BOUNDARIES, THRESHOLD, Doubt, Selection
 from fsdtool.summary import hdf5
 from fsdtool.summary.catalogue import Records
@@ -127,7 +127,9 @@ def _scores(
 
 def _scores_by_weights(labels: JudgedLabels, factors: np.ndarray, weights: np.ndarray, classes: int) -> LabelScores:
     """Scores where it is known how much each layer counts: the noise is that in the labels' combined evidence."""
-    verdict = verdict_by(Plain(factors), weights, labels.evidence, labels.candidates, classes, labels.parameters)
+    verdict = verdict_by(
+        PlainWeighing(factors), weights, labels.evidence, labels.candidates, classes, labels.parameters
+    )
     return score_labels(labels, verdict, classes)
 
 
@@ -135,14 +137,16 @@ def _scores_of_few(summary: Summary, models: ClassModels, labels: JudgedLabels, 
     """Scores of too few labels to estimate their noise: with that of the summarized data."""
     factors, weights = _half_outputs(models)
     classes = summary.outputs
-    verdict = verdict_by(Plain(factors), weights, recorded.evidence, recorded.candidates, classes, recorded.parameters)
+    verdict = verdict_by(
+        PlainWeighing(factors), weights, recorded.evidence, recorded.candidates, classes, recorded.parameters
+    )
     return score_few_labels(labels, recorded, verdict, classes)
 
 
 def _scores_by_stacking(labels: JudgedLabels, classes: int) -> LabelScores:
     """Scores of labels that no layer has learned: layers count by how well they predict the labels."""
     factors, weights = stacked(labels.evidence, classes)
-    combined = Plain(factors).combined(labels.evidence, labels.candidates)
+    combined = PlainWeighing(factors).combined(labels.evidence, labels.candidates)
     noise = estimate(combined[:, None], labels.candidates, 1, classes)
     warn_of_blind_layers(noise)
     found, ends = scored(combined, labels.candidates, noise), share_range(combined, noise)

@@ -55,7 +55,7 @@ class Weighing(Protocol):
 
 
 @dataclass(frozen=True)
-class Plain:
+class PlainWeighing:
     """The layers' evidence as it is, times the factor (L,) of each layer."""
 
     factors: np.ndarray
@@ -65,7 +65,7 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class Recast:
+class CloudWeighing:
     """Log-likelihoods under the clouds (L,) of each layer, times its factor (L,).
 
     clouds: None for a layer whose evidence is all zero.
@@ -118,33 +118,37 @@ def verdict(evidence: np.ndarray, candidates: np.ndarray, classes: int, paramete
     """
     rows = slice(None, None, -(-len(candidates) // SAMPLE))
     choices = candidates[rows].astype(np.int64)
-    given = choices[:, 0]
     layers = _by_layer(evidence[rows], choices, classes) if _many(candidates[:, 0], classes) else []
     if all(x is None for x in layers):
         factors, weights = combination(evidence)
         noise = estimate(evidence, candidates, evidence.shape[1] - 1, classes, parameters)
-        return Verdict(Plain(factors), weights, noise)
-    few = slice(None, None, -(-len(given) // FEW))
-    some, of_some = evidence[rows][few].astype(np.float32), choices[few]
+        return Verdict(PlainWeighing(factors), weights, noise)
+    few = slice(None, None, -(-len(choices) // FEW))
+    some, of_some, given = evidence[rows][few].astype(np.float32), choices[few], choices[:, 0]
+    # 1. Each layer by itself
     alone = [None if x is None else unmixed(x[few], given[few], classes) for x in layers]
     rates = np.array([np.nan if found is None else found.rate for found in alone])
+    # 2. One confusion of classes for all layers
     first = _Sample(_under_clouds(alone, layers, choices), choices)
     together = first.unmixed(first.agreed, classes)
+    # 3. Each layer with that confusion, and its weight
     confusion = shrunk(together.count, EACH, EACH)
     again = [None if x is None else unmixed_as(x, given, confusion) for x in layers]
     honest = np.nan_to_num(np.minimum((rates + LEAST_RATE) / (together.rate + LEAST_RATE), 1))
     last = _Sample(_under_clouds(again, layers, choices), choices)
     weights = last.weights(honest)
     combined = last.combined(weights)
-    against = float((combined[:, 1:].max(1) > 0).mean())
+    # 4. The share of wrong labels
     found = forward(some, of_some, evidence.shape[1] - 1, classes, parameters, patient=False)
     if _explains(found, some, of_some, alone):
         rate = found.noise.rate
     else:
         rate = math.sqrt(together.rate * last.unmixed(last.agreed, classes).rate)
+    # 5. The noise, as a prior of the scores
+    against = float((combined[:, 1:].max(1) > 0).mean())
     noise = _noise(together, rate, against, candidates[:, 0], found.noise.layers)
     clouds = tuple(None if found is None else found.clouds for found in again)
-    weighing = Recast(clouds, last.factors(weights), classes)
+    weighing = CloudWeighing(clouds, last.factors(weights), classes)
     return Verdict(weighing, weights, noise, rates, combined if len(combined) == len(evidence) else None)
 
 

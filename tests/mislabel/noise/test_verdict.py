@@ -11,7 +11,7 @@ from fsdtool.mislabel.noise import verdict as module
 from fsdtool.mislabel.noise.confusion import Noise, estimate
 from fsdtool.mislabel.noise.posterior import posterior
 from fsdtool.mislabel.noise.stacking import FAINT, MISSED, MISTAKEN, scored, share_range, stacked
-from fsdtool.mislabel.noise.verdict import Plain, Recast, of_all_classes, verdict, verdict_by
+from fsdtool.mislabel.noise.verdict import CloudWeighing, PlainWeighing, of_all_classes, verdict, verdict_by
 from tests.mislabel.noise.test_unmixing import NOISES, relabelled, signals
 
 EVEN = Noise(4, np.arange(16), (np.eye(4) * 95 + 5 / 3).ravel(), np.inf, (0,))
@@ -93,8 +93,8 @@ def test_classes_that_are_no_candidates_have_the_evidence_of_the_weakest():
 def test_of_many_classes_or_few_examples_the_layers_are_added_up_as_they_are(classes, n):
     true = np.arange(n) % 4
     evidence, candidates = draw(true, true)
-    assert isinstance(verdict(evidence, candidates, classes, PARAMETERS).weighing, Plain)
-    assert isinstance(verdict(*draw(np.arange(900) % 4, np.arange(900) % 4), 4, PARAMETERS).weighing, Recast)
+    assert isinstance(verdict(evidence, candidates, classes, PARAMETERS).weighing, PlainWeighing)
+    assert isinstance(verdict(*draw(np.arange(900) % 4, np.arange(900) % 4), 4, PARAMETERS).weighing, CloudWeighing)
 
 
 def test_many_examples_are_fitted_on_a_sample_and_all_are_weighed(monkeypatch):
@@ -136,7 +136,10 @@ def test_on_new_labels_the_layer_that_foretells_them_best_counts_most():
     blind[:, 3] = np.random.default_rng(0).normal(size=blind[:, 3].shape)
     blind[:, 3, 0] = 0
     assert stacked(blind, 4)[1][3] == pytest.approx(0.45, abs=1e-6)
-    assert area(given != true, scored(Plain(factors).combined(evidence, candidates), candidates, EVEN).score) > 0.99
+    assert (
+        area(given != true, scored(PlainWeighing(factors).combined(evidence, candidates), candidates, EVEN).score)
+        > 0.99
+    )
 
 
 def test_scores_of_new_labels_are_the_shares_of_a_loop():
@@ -168,7 +171,7 @@ def test_where_the_weighing_is_known_the_noise_is_that_of_all_layers_together():
     given = relabelled(true, NOISES["one class renamed"])
     evidence, candidates = draw(given, true, memorised=False)
     factors = np.full(4, 0.25, np.float32)
-    said = verdict_by(Plain(factors), factors, evidence, candidates, 4, PARAMETERS)
+    said = verdict_by(PlainWeighing(factors), factors, evidence, candidates, 4, PARAMETERS)
     assert said.noise.rate == pytest.approx((given != true).mean(), rel=0.1)
     assert said.noise.matrix()[2, 0] == pytest.approx(((given == 2) & (true == 0)).sum(), rel=0.1)
 
