@@ -230,7 +230,9 @@ def _say_counts(found: Mislabeled | TargetErrors, kind: str, threshold: float, b
         log.info("weights of the layers: " + ", ".join(f"{layer} {weight:.3f}" for layer, weight in weights))
 
 
-def _hold_to_limits(found: Mislabeled | TargetErrors, kind: str, max_flagged: int | None, max_rate: float | None) -> None:
+def _hold_to_limits(
+    found: Mislabeled | TargetErrors, kind: str, max_flagged: int | None, max_rate: float | None
+) -> None:
     """End with the exit code of findings where more are flagged than --max-flagged or --max-rate allows."""
     if max_flagged is not None and found.flagged > max_flagged:
         log.warning(f"{found.flagged} {kind}s are flagged, more than --max-flagged {max_flagged}")
