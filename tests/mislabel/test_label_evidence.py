@@ -1,4 +1,4 @@
-"""Evidence on labels: what the layers and the outputs say of the classes, and what trust in the labels adds."""
+"""Evidence on labels: what the layers and the outputs say of the classes, and what sample weights add."""
 
 from __future__ import annotations
 
