@@ -55,7 +55,7 @@ def fit_layout(source: DataSource, model: nn.Module, *, workers: int = 0) -> Dat
         layout, why = _best_layout(taken, model, workers)
         if layout != "as is" or why:
             log.info(
-                f"the model takes the inputs as shape {taken[layout].input_shape} (layout: {layout}{why}; --layout)"
+                f"the model takes the inputs as shape {taken[layout].input_shape} (layout: {layout}{why}; `layout`)"
             )
         return taken[layout]
     others = f"; other layouts tried: {', '.join(layouts[1:])}" if len(layouts) > 1 else ""
@@ -94,7 +94,7 @@ def _best_layout(taken: dict[str, DataSource], model: nn.Module, workers: int) -
     if best != first and not _overrules(fits[best], fits[first]):
         log.warning(
             f"the model takes several layouts of the inputs and knows the data in none clearly best: {first} "
-            f"({fits[first].words}) is used, not {best} ({fits[best].words}); --layout chooses"
+            f"({fits[first].words}) is used, not {best} ({fits[best].words}); `layout` chooses"
         )
         return first, ""
     compared = ", ".join(f"{layout} would give {fit.words}" for layout, fit in others.items())
@@ -184,5 +184,5 @@ def _misfit(name: str, layer: nn.Module, x: Tensor) -> str | None:
         return None
     if wanted == found:
         return None
-    hint = f"; --channels {wanted} converts image files" if {wanted, found} <= set(IMAGE_MODES) else ""
+    hint = f"; `channels={wanted}` converts image files" if {wanted, found} <= set(IMAGE_MODES) else ""
     return f"its layer '{name}' takes {wanted} {what[: -1 if wanted == 1 else None]} and gets {found}{hint}"

@@ -52,12 +52,12 @@ class Preprocessing:
             raise FsdtoolError(f"images cannot have {self.channels} channels; give 1 (grey), 3 (RGB) or 4 (RGBA)")
         if self.transform is not None and self._steps():
             raise FsdtoolError(
-                f"--transform {self.transform} stands for the whole preprocessing; leave out --{self._steps()[0]}"
+                f"`transform={self.transform}` stands for the whole preprocessing; leave out `{self._steps()[0]}`"
             )
 
     def _steps(self) -> list[str]:
         steps = ("mean", "std", "image_size", "channels")
-        return [name.replace("_", "-") for name in steps if getattr(self, name) is not None]
+        return [name for name in steps if getattr(self, name) is not None]
 
     @property
     def runs_code(self) -> bool:

@@ -19,7 +19,7 @@ from fsdtool.tasks.task import Task
 
 TRIED = 100  # examples, in search of the first that can be read
 log = logging.getLogger("fsdtool")
-ROW_NUMBERS = "row"  # for --id-key: ids are row numbers, whatever else the data has
+ROW_NUMBERS = "row"  # for `id_key`: ids are row numbers, whatever else the data has
 
 
 class Reader(Protocol):
@@ -97,7 +97,7 @@ class TransformedReader:
                 found.append(_plain_array(transform(torch.from_numpy(np.array(x)))))
             except Exception as error:  # whatever a user's code may raise
                 raise FsdtoolError(
-                    f"--transform {self._transform} fails on example {self._ids[row]}: {describe(error)}; correct it"
+                    f"`transform={self._transform}` fails on example {self._ids[row]}: {describe(error)}; correct it"
                 ) from error
         _check_alike(found, found[0].shape, found[0].dtype, self._ids[rows])
         return np.stack(found), y
@@ -158,7 +158,7 @@ class ItemReader:
             raise
         except Exception as error:  # a damaged image, or whatever a user's code may raise
             raise FsdtoolError(
-                f"example {self._ids[row]} cannot be read: {describe(error)}; repair or remove it, or give --skip-bad"
+                f"example {self._ids[row]} cannot be read: {describe(error)}; repair or remove it, or give `skip_bad=True`"
             ) from error
 
     def _target(self, y: Any, row: int) -> np.ndarray:
@@ -179,9 +179,9 @@ class ItemReader:
             return image_array(x, asked.image_size, asked.channels)
         if self._pictures:
             raise TypeError(f"it is {_in_words(x)}, and others are images")
-        for flag, value in (("--image-size", asked.image_size), ("--channels", asked.channels)):
+        for argument, value in (("image_size", asked.image_size), ("channels", asked.channels)):
             if value is not None:
-                raise TypeError(f"{flag} is for images, and this is a {type(x).__name__}")
+                raise TypeError(f"`{argument}` is for images, and this is a {type(x).__name__}")
         return _plain_array(x)
 
 
@@ -225,5 +225,5 @@ def _check_alike(xs: Any, shape: tuple[int, ...], dtype: np.dtype, ids: np.ndarr
         if (x.shape, x.dtype) != (shape, dtype):
             raise FsdtoolError(
                 f"example {name} has inputs {x.shape} {x.dtype}, the first has {shape} {dtype}; "
-                "make them alike (images by --image-size and --channels)"
+                "make them alike (images by `image_size` and `channels`)"
             )

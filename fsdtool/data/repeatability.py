@@ -86,7 +86,7 @@ def _compare(source: DataSource, rows: np.ndarray, first: Batch, again: Batch) -
             "it augments at random or shuffles; give it without, as the factory (path/file.py:FACTORY) of a data set "
             "with the transform of evaluation"
             if transform is None
-            else f"it or --transform {transform} changes examples at random; give the transform of evaluation"
+            else f"it or `transform={transform}` changes examples at random; give the transform of evaluation"
         )
         example = source.ids[rows[differs[0]]]
         size = f"by {float(apart[differs[0]]):.2g}"

@@ -21,49 +21,49 @@ BRIGHT = 127  # what bytes come up to; ages and small counts do not
 SURELY_BYTES = 10  # no mean or std of inputs in [0, 1]
 
 
-def scale_note(reader: Reader, count: int, preprocessing: Preprocessing, spec: str, flags: bool) -> str:
-    """What is done to the scale of the inputs, and the flag that changes it; nothing where they are no pixels.
+def scale_note(reader: Reader, count: int, preprocessing: Preprocessing, spec: str, can_set: bool) -> str:
+    """What is done to the scale of the inputs, and the argument that changes it; nothing where they are no pixels.
 
-    count: the number of examples. flags: whether the user can set mean and std, or a summary has. Warns where these
+    count: the number of examples. can_set: whether the user can set mean and std, or a summary has. Warns where these
     look like those of another scale.
     """
     stored = _first(reader, count)
     if stored is None or not stored.size:
         return ""
     mean, std = preprocessing.mean or (), preprocessing.std or ()
-    changeable = flags and preprocessing.transform is None and not std
+    changeable = can_set and preprocessing.transform is None and not std
     if stored.dtype == np.uint8:
         if max((*mean, *std), default=0) > 1:
-            _warn_of_bytes(mean, std, f"bytes of '{spec}' were scaled from 0..255 to 0..1", flags)
-        undo = f" (--std {1 / 255:.12f} takes them as they are)" if changeable else ""
+            _warn_of_bytes(mean, std, f"bytes of '{spec}' were scaled from 0..255 to 0..1", can_set)
+        undo = f" (`std={1 / 255:.12f}` takes them as they are)" if changeable else ""
         return f"; bytes scaled from 0..255 to 0..1{undo}"
     if stored.dtype == np.uint16:
-        return "; 16-bit inputs stay as they are" + (" (--std 65535 scales them to 0..1)" if changeable else "")
+        return "; 16-bit inputs stay as they are" + (" (`std=65535` scales them to 0..1)" if changeable else "")
     low, high = float(stored.min()), float(stored.max())
     if low >= 0 and high <= 1 and max((*mean, *std), default=0) > SURELY_BYTES:
-        _warn_of_bytes(mean, std, f"inputs of '{spec}' lie in 0..1", flags)
+        _warn_of_bytes(mean, std, f"inputs of '{spec}' lie in 0..1", can_set)
     whole = stored.dtype.kind in "iu" or bool((stored == np.floor(stored)).all())
     if not (low >= 0 and BRIGHT < high <= 255 and (whole or stored.ndim > 2)):
         return ""
     if std and max(std) < 1 and max(std) * 255 > 2:
-        asked = [f"--{name} {_listed(v * 255 for v in values)}" for name, values in _given(mean, std)]
+        asked = [f"`{name}={_listed(v * 255 for v in values)}`" for name, values in _given(mean, std)]
         log.warning(
             f"the std given would suit inputs of 0..1, but inputs of '{spec}' reach {high:g}"
-            + (f"; give {' '.join(asked)}" if flags else "; scale them as the summarized data")
+            + (f"; give {' '.join(asked)}" if can_set else "; scale them as the summarized data")
         )
     if std or preprocessing.transform is not None:
         return ""
-    remedy = "--std 255 scales them to 0..1" if flags else "write them as uint8 if the summarized data were bytes"
+    remedy = "`std=255` scales them to 0..1" if can_set else "write them as uint8 if the summarized data were bytes"
     return f"; {'whole ' if whole else ''}numbers of 0..255 are taken as they are ({remedy})"
 
 
-def _warn_of_bytes(mean: tuple[float, ...], std: tuple[float, ...], found: str, flags: bool) -> None:
+def _warn_of_bytes(mean: tuple[float, ...], std: tuple[float, ...], found: str, can_set: bool) -> None:
     """Warn that mean or std cannot be those of inputs in [0, 1]."""
     names = " and ".join(name for name, _ in _given(mean, std)) + " given"
     small = [(name, values) for name, values in _given(mean, std) if set(values) != {255.0} or mean]
-    asked = [f"--{name} {_listed(v / 255 if max(values) > 1 else v for v in values)}" for name, values in small]
-    remedy = f"give {' '.join(asked)}" if asked else "leave --std out"
-    log.warning(f"the {names} would suit inputs of 0..255, but {found}" + (f"; {remedy}" if flags else ""))
+    asked = [f"`{name}={_listed(v / 255 if max(values) > 1 else v for v in values)}`" for name, values in small]
+    remedy = f"give {' '.join(asked)}" if asked else "leave `std` out"
+    log.warning(f"the {names} would suit inputs of 0..255, but {found}" + (f"; {remedy}" if can_set else ""))
 
 
 def _given(mean: tuple[float, ...], std: tuple[float, ...]) -> list[tuple[str, tuple[float, ...]]]:

@@ -143,7 +143,7 @@ class DataSource:
         unknown = sorted(wanted - known)
         if unknown or not wanted:
             found = f"has no example {some(unknown)}" if unknown else "is restricted to no ids at all"
-            raise FsdtoolError(f"'{self.spec}' {found}; its ids are like {some(names)}; correct --ids")
+            raise FsdtoolError(f"'{self.spec}' {found}; its ids are like {some(names)}; correct `ids`")
         return self.only(np.array([i for i, name in enumerate(names) if name in wanted]))
 
     def without_bad(self, batch_size: int = 64, workers: int = 0) -> DataSource:
@@ -201,7 +201,7 @@ class DataSource:
                 raise
             raise FsdtoolError(
                 f"a process that reads '{self.spec}' died ({describe(error)}); it may have run out of memory: "
-                f"give fewer than {workers} --workers, or --workers 0 to see what the data set's own code does"
+                f"give fewer than {workers} `workers`, or `workers=0` to see what the data set's own code does"
             ) from error
 
     def _prepare(self, preprocessing: Preprocessing) -> None:

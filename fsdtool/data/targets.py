@@ -22,14 +22,14 @@ if TYPE_CHECKING:  # torch comes with it, and commands that read labels back sta
     from fsdtool.tasks.task import Task
 
 log = logging.getLogger("fsdtool")
-LEAVE_OUT = "give --skip-bad to leave such examples out"
+LEAVE_OUT = "give `skip_bad=True` to leave such examples out"
 # Labels in text, in any case, that say there is none: as spreadsheets, pandas and databases write them.
 MISSING = ("", "na", "n/a", "<na>", "#na", "#n/a", "nan", "-nan", "nat", "null", "\\n", "none", "?")
 LABEL_COLUMNS = ("label", "suggested_label", "suggested_target")  # of corrections; find-mislabeled writes the others
 
 
 def is_missing(label: str | None, request: Request) -> bool:
-    """Whether a label in text says that there is none: an empty one does, and the words of `--missing`."""
+    """Whether a label in text says that there is none: an empty one does, and the words of `missing`."""
     text = "" if label is None else label.strip()
     if request.missing is None:
         return text.lower() in MISSING and text not in (request.class_names or ())
@@ -43,10 +43,10 @@ def refuse_missing(label: str | None, where: str, request: Request, column: str 
     if text:
         found = f"'{text}' for '{column}', which says that it is missing"
     if request.skip_bad:
-        remedy = "so have all the others; give another column by --y-key"
+        remedy = "so have all the others; give another column by `y_key`"
     if text and request.class_names is None and request.task.has_classes:
-        leave_out = "so have all the others: give another --y-key" if request.skip_bad else LEAVE_OUT
-        remedy = f"{leave_out}, or --missing '' if it is the name of a class"
+        leave_out = "so have all the others: give another `y_key`" if request.skip_bad else LEAVE_OUT
+        remedy = f"{leave_out}, or `missing=''` if it is the name of a class"
     return FsdtoolError(f"{where} has {found}; {remedy}")
 
 
@@ -69,7 +69,7 @@ def numbered(
     words = sorted({f"'{label}'" for row in absent if (label := labels[row])})
     if words:
         log.warning(
-            f"labels {some(words)} of '{spec}' are taken as missing (summarize --missing '' makes them classes)"
+            f"labels {some(words)} of '{spec}' are taken as missing (summarize `missing=''` makes them classes)"
         )
     present = dict(enumerate(labels))
     for row in absent:
@@ -96,7 +96,7 @@ def read_labels(path: Path) -> dict[str, str]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             return _label_rows(csv.reader(file, strict=True), path)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise FsdtoolError(f"--labels '{path}' is not a readable CSV file ({describe(error)}); mend it") from error
+        raise FsdtoolError(f"`labels` '{path}' is not a readable CSV file ({describe(error)}); mend it") from error
 
 
 def _label_rows(lines: Any, path: Path) -> dict[str, str]:
@@ -104,7 +104,7 @@ def _label_rows(lines: Any, path: Path) -> dict[str, str]:
     column = next((name for name in LABEL_COLUMNS if name in header), None)
     if "id" not in header or column is None:
         raise FsdtoolError(
-            f"--labels '{path}' has columns {some(header, 12) or 'none'}; it needs id and label (or suggested_label)"
+            f"`labels` '{path}' has columns {some(header, 12) or 'none'}; it needs id and label (or suggested_label)"
         )
     at = (header.index("id"), header.index(column))
     labels: dict[str, str] = {}
@@ -113,11 +113,11 @@ def _label_rows(lines: Any, path: Path) -> dict[str, str]:
             continue
         if len(cells) != len(header):
             raise FsdtoolError(
-                f"line {lines.line_num} of --labels '{path}' has {len(cells)} cells, its header {len(header)}; mend it"
+                f"line {lines.line_num} of `labels` '{path}' has {len(cells)} cells, its header {len(header)}; mend it"
             )
         key, value = unescaped(cells[at[0]]), unescaped(cells[at[1]]).strip()
         if labels.setdefault(key, value) != value:
-            raise FsdtoolError(f"--labels '{path}' gives '{key}' the labels '{labels[key]}' and '{value}'; give one")
+            raise FsdtoolError(f"`labels` '{path}' gives '{key}' the labels '{labels[key]}' and '{value}'; give one")
     return labels
 
 
@@ -127,7 +127,7 @@ def corrections(labels: dict[str, str], ids: np.ndarray, task: Task, class_names
     labels = {known_text(key, rows): label for key, label in labels.items()}
     unknown = [key for key in labels if key not in rows]
     if unknown:
-        raise FsdtoolError(f"--labels has ids that the data does not have: {some(unknown)}; correct or remove them")
+        raise FsdtoolError(f"`labels` has ids that the data does not have: {some(unknown)}; correct or remove them")
     names = {name: i for i, name in enumerate(class_names or ())}
     return {rows[key]: _corrected(key, label, task, names) for key, label in labels.items()}
 
@@ -144,4 +144,4 @@ def _corrected(key: str, label: str, task: Task, names: dict[str, int]) -> float
     if target is not None:
         return target
     known = f"one of {some(list(names), 6)}" if names else "a class number" if task.has_classes else "a number"
-    raise FsdtoolError(f"--labels gives example {key} the label '{label}'; give {known}")
+    raise FsdtoolError(f"`labels` gives example {key} the label '{label}'; give {known}")

@@ -75,7 +75,7 @@ def read_checkpoint(
     content = stored.content
     if key is not None:
         content = under(content, key, path)
-        notes.append(f"took the weights under '{key}' (--checkpoint-key)")
+        notes.append(f"took the weights under '{key}' (`checkpoint_key`)")
     held, tensors, averaged, network = unwrap(content, ema, notes, path)
     size = sum(file.stat().st_size for file in stored.files)
     state = {name: _checked(name, tensor, size, path) for name, tensor in tensors.items()}

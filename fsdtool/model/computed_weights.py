@@ -89,7 +89,7 @@ def plain_state(
     if unknown:
         raise FsdtoolError(
             f"the weights {some(unknown)} of '{source}' are computed by a parametrization that their names do not tell "
-            "how; give --model with the code of the network, or save the state_dict after "
+            "how; give `model` with the code of the network, or save the state_dict after "
             "torch.nn.utils.parametrize.remove_parametrizations"
         )
     return result, [f"computed {some(list(sources))} from the parts that are stored"]

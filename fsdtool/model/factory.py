@@ -46,12 +46,12 @@ def load_model(
     else:
         values = {name: parse_value(text) for name, text in (arguments or {}).items()}
         values = _recorded(factory, recorded or {}, values) | values
-        check_arguments(factory, values, spec=spec, usage="--model-arg {}=VALUE")
+        check_arguments(factory, values, spec=spec, usage="`model_arg={}=VALUE`")
         try:
             model = factory(**values)
         except (Exception, SystemExit) as error:
             raise FsdtoolError(
-                f"the model factory '{spec}' raised {describe(error)}; correct it or its --model-arg values"
+                f"the model factory '{spec}' raised {describe(error)}; correct it or its `model_arg` values"
             ) from error
     if not isinstance(model, nn.Module):
         raise FsdtoolError(

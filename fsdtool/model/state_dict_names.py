@@ -177,7 +177,7 @@ def _choose(prefixes: list[str], source: str) -> str:
             return kept[0]
     raise FsdtoolError(
         f"the checkpoint has the model's names under several prefixes ({source}): {some(sorted(prefixes))}; give "
-        f"--checkpoint-key {sorted(filter(None, prefixes))[0].rstrip('.')} or another of them"
+        f"`checkpoint_key={sorted(filter(None, prefixes))[0].rstrip('.')}` or another of them"
     )
 
 
@@ -217,7 +217,7 @@ def _problems(
     tails = all(tuple(state[key].shape)[1:] == expected[name][1:] for name, key in reshaped.items())
     if len(outputs) == 1 and tails and not (missing or unexpected) and all(map(all, outputs)):
         ((there,), (here,)) = outputs.pop()
-        problems.append(f"it has {there} outputs, the model {here} (in torchvision: --model-arg num_classes={there})")
+        problems.append(f"it has {there} outputs, the model {here} (in torchvision: `model_arg=num_classes={there}`)")
     return problems
 
 

@@ -32,7 +32,7 @@ def under(content: object, key: str, path: Path) -> object:
         there = [str(k) for k in content] if isinstance(content, Mapping) else [str(i) for i in range(_length(content))]
         raise FsdtoolError(
             f"the checkpoint '{path}' has nothing under '{key}' (it has {some(there, 8) or 'no keys'}); give a key "
-            "of it as --checkpoint-key"
+            "of it as `checkpoint_key`"
         )
     return found
 
@@ -113,8 +113,8 @@ def _no_mapping(content: object, path: Path) -> FsdtoolError:
     several = list(_places(content))
     if several:
         return FsdtoolError(
-            f"the checkpoint '{path}' holds a list with weights at {some(several)}; give --checkpoint-key "
-            f"{several[0]} for the first of them"
+            f"the checkpoint '{path}' holds a list with weights at {some(several)}; give "
+            f"`checkpoint_key={several[0]}` for the first of them"
         )
     return FsdtoolError(
         f"the checkpoint '{path}' holds a {type(content).__name__}, not names and tensors; "
@@ -141,7 +141,7 @@ def _no_tensors(content: Mapping[object, object], path: Path) -> FsdtoolError:
         found = "several sets of weights" if len(several) > 1 else "weights in a place of its own"
         also = " or another of them" if len(several) > 1 else ""
         return FsdtoolError(
-            f"the checkpoint '{path}' holds {found} ({some(several)}); give --checkpoint-key {several[0]}{also}"
+            f"the checkpoint '{path}' holds {found} ({some(several)}); give `checkpoint_key={several[0]}`{also}"
         )
     if whole := next((code for value in content.values() if (code := named_class(value))), None):
         return needs_code(path, whole)
@@ -159,7 +159,7 @@ def _next_wrapper(content: Mapping[object, object], ema: bool, notes: list[str])
     if average is not None and (ema or (trained is None and not _own_tensors(content))):
         return average, True
     if average is not None and trained is not None:
-        notes.append(f"averaged weights stand under '{average}'; give --ema to take them")
+        notes.append(f"averaged weights stand under '{average}'; give `ema=True` to take them")
     if trained is not None or _own_tensors(content):
         return trained, False
     only = [key for key, value in content.items() if _holds_weights(value)]
@@ -207,7 +207,7 @@ def _averaged_part(tensors: Mapping[str, Tensor], content: Mapping[object, objec
             part[".".join(segments[depth + 1 :])] = tensor
     if not part:
         raise FsdtoolError(
-            f"--ema is given and the checkpoint '{path}' holds no averaged weights (it has "
-            f"{some([str(key) for key in content], 8)}); leave --ema out"
+            f"`ema` is given and the checkpoint '{path}' holds no averaged weights (it has "
+            f"{some([str(key) for key in content], 8)}); leave `ema` out"
         )
     return part

@@ -264,7 +264,7 @@ def _finding(message: str) -> str:
     """How the code that a pickle names is found."""
     own = re.search(r"attribute '(\w+)' on <module '[\w.]*__main__'", message)
     if own:
-        return f"give --model path/file.py:{own[1]}, with the file that defines {own[1]}"
+        return f"give `model=path/file.py:{own[1]}`, with the file that defines {own[1]}"
     missing = re.search(r"No module named '([\w.]+)'", message)
     return f"install {missing[1]} or put its folder on PYTHONPATH" if missing else "put it on PYTHONPATH"
 
@@ -272,10 +272,10 @@ def _finding(message: str) -> str:
 def needs_code(path: Path, code: str) -> FsdtoolError:
     """The refusal of a file that could be read only by running what it names."""
     script, _, name = code.rpartition(".")
-    also = f" with --model path/file.py:{name}, the file that defines it" if script == "__main__" else ""
+    also = f" with `model=path/file.py:{name}`, the file that defines it" if script == "__main__" else ""
     return FsdtoolError(
         f"the checkpoint '{path}' needs code to be run while it is read ({code}); "
-        f"if you trust its source give --allow-pickle{also}, or save model.state_dict() instead"
+        f"if you trust its source give `allow_pickle=True`{also}, or save model.state_dict() instead"
     )
 
 

@@ -24,11 +24,11 @@ def load_like(summary: Summary, spec: str, transform: str | None = None, **readi
     if transform is not None or asked.runs_code:
         if transform is None:
             raise FsdtoolError(
-                f"'{summary.path}' was made with --transform {asked.transform}, which is code; "
-                "give --transform again to run it"
+                f"'{summary.path}' was made with `transform={asked.transform}`, which is code; "
+                "give `transform` again to run it"
             )
         if asked.transform is None:
-            raise FsdtoolError(f"'{summary.path}' was made without --transform; leave --transform {transform} out")
+            raise FsdtoolError(f"'{summary.path}' was made without `transform`; leave `transform={transform}` out")
         asked = replace(asked, transform=transform)
     names = summary.class_names
     return load_dataset(spec, task=summary.task, preprocessing=asked, class_names=names, prepared=True, **reading)

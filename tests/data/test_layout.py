@@ -60,7 +60,7 @@ def test_the_layout_of_training_is_taken(arrays, caplog, stored, regression, mov
     torch.testing.assert_close(net(batch.x), expected)
     if stored == "channels last":
         assert "would give" in caplog.messages[-1]
-        assert "--layout" in caplog.messages[-1]
+        assert "`layout`" in caplog.messages[-1]
 
 
 def test_a_layout_that_is_asked_for_is_taken(arrays):

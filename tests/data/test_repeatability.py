@@ -110,7 +110,7 @@ def test_what_changes_in_worker_processes_alone_is_found(written):
 
 def test_a_random_transform_is_named_and_one_of_evaluation_accepted(written, arrays):
     spec, place = str(arrays(np.random.rand(40, 5).astype(np.float32), np.arange(40) % 2)), written()
-    with pytest.raises(FsdtoolError, match=re.escape(f"--transform {place('jitter')} changes examples at random")):
+    with pytest.raises(FsdtoolError, match=re.escape(f"`transform={place('jitter')}` changes examples at random")):
         check_data(load_dataset(spec, preprocessing=Preprocessing(transform=place("jitter"))))
     check_data(load_dataset(spec, preprocessing=Preprocessing(transform=place("still"))))
 

@@ -79,7 +79,7 @@ def test_names_and_values_alone_give_the_weights_of_the_code(kind):
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_what_names_do_not_tell_is_refused(kind):
-    with pytest.raises(FsdtoolError, match=r"weights 0.weight, 2.weight of 'a.pt'.*give --model with the code"):
+    with pytest.raises(FsdtoolError, match=r"weights 0.weight, 2.weight of 'a.pt'.*give `model` with the code"):
         plain_state(network(OTHERS[kind]).state_dict(), source="a.pt")
 
 

@@ -155,7 +155,7 @@ def test_factory_errors_are_one_line(model_file, tmp_path):
     (tmp_path / "link.py").symlink_to(tmp_path / "blob")
     cases = {
         f"{spec}:lost": ["no factory 'lost'", "mlp, needs, echo, raises, quits, number, lazy, Net"],
-        f"{spec}:needs": ["arguments width, depth", "--model-arg width=VALUE --model-arg depth=VALUE"],
+        f"{spec}:needs": ["arguments width, depth", "`model_arg=width=VALUE` `model_arg=depth=VALUE`"],
         f"{spec}:raises": ["raised KeyError", "correct"],
         f"{spec}:quits": ["raised SystemExit: usage: model.py"],
         f"{spec}:number": ["returned a int", "torch.nn.Module"],
@@ -340,7 +340,7 @@ def test_content_without_tensors_is_one_line(tmp_path):
     assert "holds a Tensor" in error_line(read_checkpoint, save(torch.ones(2), tmp_path / "b.pt"))
     two = {"epoch": 1, "one": {"w": torch.ones(1)}, "other": {"w": torch.ones(1)}}
     line = error_line(read_checkpoint, save(two, tmp_path / "c.pt"))
-    assert "holds several sets of weights (one, other); give --checkpoint-key one" in line
+    assert "holds several sets of weights (one, other); give `checkpoint_key=one`" in line
     assert set(read_checkpoint(tmp_path / "c.pt", key="other").state) == {"w"}
     assert "(it has no entries)" in error_line(read_checkpoint, save({}, tmp_path / "d.pt"))
     itself: dict = {}
@@ -367,7 +367,7 @@ def test_a_pickled_network_is_refused_unless_allowed(tmp_path):
     line = error_line(read_checkpoint, path)
     assert "needs code to be run" in line
     assert "torch.nn.modules.container.Sequential" in line
-    assert "--allow-pickle" in line
+    assert "`allow_pickle=True`" in line
     checkpoint = read_checkpoint(path, allow_pickle=True)
     assert checkpoint.state.keys() == small().state_dict().keys()
     assert checkpoint.notes == ("took the weights under 'model'", "took the weights of a pickled Sequential")
@@ -381,14 +381,14 @@ def test_what_stands_beside_weights_is_not_run(tmp_path):
     path = save({"w": torch.ones(1), "x": Harmful()}, tmp_path / "a.pt")
     assert set(read_checkpoint(path).state) == {"w"}
     alone = save({"weight": Harmful()}, tmp_path / "b.pt")
-    assert "--allow-pickle" in error_line(read_checkpoint, alone)
+    assert "`allow_pickle=True`" in error_line(read_checkpoint, alone)
     assert not (tmp_path / "harm").exists()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_arrays_of_objects_and_torchscript_need_the_flag_too(tmp_path):
     path = save({"weight": np.array([{}, None])}, tmp_path / "a.pt")
-    assert "--allow-pickle" in error_line(read_checkpoint, path)
+    assert "`allow_pickle=True`" in error_line(read_checkpoint, path)
     script = tmp_path / "script.pt"
     torch.jit.save(torch.jit.trace(nn.Linear(2, 1), torch.zeros(1, 2)), script)
     assert "TorchScript" in error_line(read_checkpoint, script)

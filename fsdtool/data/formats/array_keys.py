@@ -59,10 +59,10 @@ def open_arrays(file: ArrayFile | PairedFiles, spec: str, request: Request) -> F
     one_hot = request.task.has_classes and targets.ndim == 2 and targets.shape[1] > 1
     note = "".join(
         (
-            f"inputs '{x_key}' {x.dtype} {x.shape} (--x-key), targets '{y_key}' {y.dtype} {y.shape} (--y-key)",
+            f"inputs '{x_key}' {x.dtype} {x.shape} (`x_key`), targets '{y_key}' {y.dtype} {y.shape} (`y_key`)",
             f", one-hot labels read as {targets.shape[1]} classes" if one_hot else "",
-            f", split {view.split} of {', '.join(view.splits)} (--split)" if view.split else "",
-            ", ids are row numbers (--id-key)" if id_key is None else f", ids '{id_key}' (--id-key)",
+            f", split {view.split} of {', '.join(view.splits)} (`split`)" if view.split else "",
+            ", ids are row numbers (`id_key`)" if id_key is None else f", ids '{id_key}' (`id_key`)",
         )
     )
     return Found(ArrayReader(file.rows(x_key), converted), ids, names, note)
@@ -137,7 +137,7 @@ def choose_split(splits: Sequence[str], wanted: str | None, spec: str) -> str:
     candidates = (train or list(splits)) if wanted is None else [wanted] if wanted in splits else alike
     if len(candidates) != 1:
         found = f"has the splits {some(list(splits), 12)}" if splits else "has no splits"
-        wish = f"not '{wanted}'; leave --split out or give one of them" if wanted else "give one of them by --split"
+        wish = f"not '{wanted}'; leave `split` out or give one of them" if wanted else "give one of them by `split`"
         raise FsdtoolError(f"'{spec}' {found}, {wish}")
     return candidates[0]
 
@@ -163,22 +163,22 @@ def _choose_keys(view: _View, request: Request, spec: str) -> tuple[str, str]:
     listed = some([f"{key} {view.entries[key].shape}" for key in view.keys.values()], 12) or "nothing"
     x_given, y_given = view.short(request.x_key), view.short(request.y_key)
 
-    def choose(what: str, flag: str, given: str | None, usual: Sequence[str], possible: list[str]) -> str:
+    def choose(what: str, argument: str, given: str | None, usual: Sequence[str], possible: list[str]) -> str:
         if given is not None and given not in entries:
-            raise FsdtoolError(f"'{spec}' has no array '{given}'; give {flag} one of: {listed}")
+            raise FsdtoolError(f"'{spec}' has no array '{given}'; give `{argument}` one of: {listed}")
         known = [key for key in usual if key in entries]
         if len(known) > 1:
             known = [key for key in known if key in possible]
         candidates = [given] if given is not None else known or possible
         if len(candidates) != 1:
-            raise FsdtoolError(f"cannot tell which array of '{spec}' holds the {what}; give {flag} one of: {listed}")
+            raise FsdtoolError(f"cannot tell which array of '{spec}' holds the {what}; give `{argument}` one of: {listed}")
         return candidates[0]
 
     aside = (*ID_KEYS, CLASS_NAMES_KEY, view.short(request.id_key))
     others = {key: e for key, e in entries.items() if key not in aside}
     not_inputs = (y_given, *TARGET_KEYS)
     inputs = [key for key, e in others.items() if e.is_number and len(e.shape) > 1 and key not in not_inputs]
-    x_key = choose("inputs", "--x-key", x_given, INPUT_KEYS, inputs)
+    x_key = choose("inputs", "x_key", x_given, INPUT_KEYS, inputs)
     count = entries[x_key].shape[:1]
     flat = [k for k, e in others.items() if len(e.shape) in (1, 2) or e.shape[:1] == (math.prod(e.shape),)]
     targets = [key for key in flat if entries[key].shape[:1] == count and key != x_key]
@@ -187,7 +187,7 @@ def _choose_keys(view: _View, request: Request, spec: str) -> tuple[str, str]:
             f"'{spec}' has no array of targets beside the inputs '{x_key}': it holds {listed}; "
             "give inputs and targets in two files as inputs.h5,targets.h5 (or .npy, .npz)"
         )
-    y_key = choose("targets", "--y-key", y_given, TARGET_KEYS, targets)
+    y_key = choose("targets", "y_key", y_given, TARGET_KEYS, targets)
     return view.keys[x_key], view.keys[y_key]
 
 
@@ -199,7 +199,7 @@ def _choose_ids(view: _View, request: Request, taken: tuple[str, str], spec: str
     short = view.short(request.id_key)
     if short not in view.keys:
         listed = some(list(view.keys.values()), 12)
-        raise FsdtoolError(f"'{spec}' has no array '{request.id_key}'; give --id-key row (numbers) or one of: {listed}")
+        raise FsdtoolError(f"'{spec}' has no array '{request.id_key}'; give `id_key=row` (numbers) or one of: {listed}")
     return view.keys[short]
 
 
@@ -210,7 +210,7 @@ def _ids(stored: np.ndarray, count: int, spec: str) -> np.ndarray:
         return np.array([_text(name) for name in stored])
     if stored.dtype.kind not in "iu":
         raise FsdtoolError(
-            f"'{spec}' has ids of dtype {stored.dtype}; give integers or text, or --id-key row for row numbers"
+            f"'{spec}' has ids of dtype {stored.dtype}; give integers or text, or `id_key=row` for row numbers"
         )
     if stored.max() > np.iinfo(np.int64).max:
         return stored.astype(str)

@@ -67,7 +67,7 @@ def open_saved_dataset(path: Path, request: Request) -> Found:
     split = ""
     if hasattr(dataset, "keys"):
         chosen = choose_split(list(dataset), request.split, str(path))
-        split = f", split {chosen} of {', '.join(dataset)} (--split)"
+        split = f", split {chosen} of {', '.join(dataset)} (`split`)"
         dataset = dataset[chosen]
     elif request.split is not None:
         choose_split([], request.split, str(path))
@@ -77,11 +77,11 @@ def open_saved_dataset(path: Path, request: Request) -> Found:
 
 
 def _open(dataset: Any, split: str, path: Path, request: Request) -> Found:
-    y_key = _choose(dataset, request.y_key, TARGET_COLUMNS, "ClassLabel", "targets", "--y-key", path)
+    y_key = _choose(dataset, request.y_key, TARGET_COLUMNS, "ClassLabel", "targets", "y_key", path)
     if request.x_key is not None and "," in request.x_key:
         inputs = request.x_key.split(",")
     else:
-        inputs = [_choose(dataset, request.x_key, INPUT_COLUMNS, "Image", "inputs", "--x-key", path)]
+        inputs = [_choose(dataset, request.x_key, INPUT_COLUMNS, "Image", "inputs", "x_key", path)]
     id_key = request.id_key or next((key for key in ID_KEYS if key in dataset.column_names), None)
     unknown = [key for key in inputs if key not in dataset.column_names]
     if id_key not in (None, ROW_NUMBERS, *dataset.column_names) or unknown:
@@ -90,7 +90,7 @@ def _open(dataset: Any, split: str, path: Path, request: Request) -> Found:
     text = [key for key in inputs if _number_type(dataset.features[key]) in ("string", "large_string")]
     if text:
         raise FsdtoolError(
-            f"column '{text[0]}' of '{path}' holds text, and inputs must be numbers or images; give another --x-key "
+            f"column '{text[0]}' of '{path}' holds text, and inputs must be numbers or images; give another `x_key` "
             "(of a text, store the numbers that the network takes, as its embedding)"
         )
     id_key = id_key if id_key in dataset.column_names else None
@@ -104,8 +104,8 @@ def _open(dataset: Any, split: str, path: Path, request: Request) -> Found:
     pairs = Columns(dataset, inputs, request.task.targets(targets, ids, request.skip_bad))
     reader = ItemReader(functools.partial(_same, pairs), pairs, ids, request)
     note = (
-        f"{len(dataset):,} examples, inputs '{','.join(inputs)}' {reader.shape} (--x-key), targets '{y_key}' "
-        f"(--y-key){split}, ids are {'row numbers' if id_key is None else repr(id_key)} (--id-key)"
+        f"{len(dataset):,} examples, inputs '{','.join(inputs)}' {reader.shape} (`x_key`), targets '{y_key}' "
+        f"(`y_key`){split}, ids are {'row numbers' if id_key is None else repr(id_key)} (`id_key`)"
     )
     return Found(reader, ids, list(names) if names else None, note)
 
@@ -117,7 +117,7 @@ def _numbers(stored: list[Any], key: str, feature: Any, path: Path, request: Req
     if len(lengths) > 1 or (getattr(labels, "names", None) and lengths != {1}):
         raise FsdtoolError(
             f"column '{key}' of '{path}' lists several labels for one example (multi-label), which is not supported; "
-            "give one class per example, or choose another column by --y-key"
+            "give one class per example, or choose another column by `y_key`"
         )
     absent = [row for row, value in enumerate(stored) if value is None]
     if absent and not (request.skip_bad and len(absent) < len(stored)):
@@ -127,10 +127,10 @@ def _numbers(stored: list[Any], key: str, feature: Any, path: Path, request: Req
         found = np.array([blank if value is None else value for value in stored])
     except (ValueError, TypeError) as error:
         raise FsdtoolError(
-            f"column '{key}' of '{path}' is no target ({describe(error)}); give another --y-key"
+            f"column '{key}' of '{path}' is no target ({describe(error)}); give another `y_key`"
         ) from error
     if found.dtype.kind not in "buif":
-        raise FsdtoolError(f"column '{key}' of '{path}' holds {feature}, no targets; choose another by --y-key")
+        raise FsdtoolError(f"column '{key}' of '{path}' holds {feature}, no targets; choose another by `y_key`")
     return found
 
 
@@ -139,7 +139,7 @@ def _same(pairs: Columns) -> Columns:
 
 
 def _choose(
-    dataset: Any, given: str | None, usual: tuple[str, ...], feature: str, what: str, flag: str, path: Path
+    dataset: Any, given: str | None, usual: tuple[str, ...], feature: str, what: str, argument: str, path: Path
 ) -> str:
     """The column given, else the first with a usual name, else the only one of the telling feature type."""
     names = dataset.column_names
@@ -147,5 +147,5 @@ def _choose(
     candidates = [given] if given is not None else [name for name in usual if name in names][:1] or typed
     if len(candidates) != 1 or candidates[0] not in names:
         missing = f" has no column '{given}'" if given is not None else f": cannot tell which column holds the {what}"
-        raise FsdtoolError(f"'{path}'{missing}; give {flag} one of: {some(names, 12)}")
+        raise FsdtoolError(f"'{path}'{missing}; give `{argument}` one of: {some(names, 12)}")
     return candidates[0]

@@ -43,7 +43,7 @@ def is_image_path(text: str) -> bool:
 def open_image_folder(path: Path, request: Request) -> Found:
     """`folder/CLASS/IMAGE.png`, or the split of `folder/SPLIT/CLASS/IMAGE.png` that is asked for (default: train)."""
     if not request.task.has_classes:
-        raise FsdtoolError(f"the folder '{path}' holds classes of images; leave --task {request.task} out")
+        raise FsdtoolError(f"the folder '{path}' holds classes of images; leave `task={request.task}` out")
     root, split = split_folder(path, request.split)
     found = list_images(root)
     files = found.files
@@ -80,13 +80,13 @@ def open_image_list(
         backslashes = ", backslashes in their paths read as /"
         missing = [name for name in files if not (root / name).is_file()]
     if missing and not (request.skip_bad and len(missing) < len(files)):
-        remedy = "correct the paths" + ("" if len(missing) == len(files) else ", or give --skip-bad")
+        remedy = "correct the paths" + ("" if len(missing) == len(files) else ", or give `skip_bad=True`")
         raise FsdtoolError(
             f"{len(missing)} of {len(files)} images in column '{column}' do not exist below '{root}' "
             f"({some(missing)}{_elsewhere(root, missing[0])}); {remedy}"
         )
     reader = _reader(root, files, targets, ids, request)
-    note = f"{len(files):,} images by column '{column}' (--x-key){backslashes}"
+    note = f"{len(files):,} images by column '{column}' (`x_key`){backslashes}"
     return Found(reader, ids, names, note + _image_note(reader, root / files[0], request))
 
 
@@ -110,7 +110,7 @@ def _image_note(reader: ItemReader, first: Path, request: Request) -> str:
     if asked.transform is not None:
         return f", through {asked.transform}"
     channels = 1 if len(reader.shape) == 2 else reader.shape[2]
-    note = f", read with {channels} channel{'s' if channels > 1 else ''} (--channels)"
+    note = f", read with {channels} channel{'s' if channels > 1 else ''} (`channels`)"
     try:
         return note + ("; EXIF orientation is not applied" if turned(open_image(first, as_rgb=False)) else "")
     except Exception:  # it is named when it is read

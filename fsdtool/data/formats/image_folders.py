@@ -105,12 +105,12 @@ def split_folder(path: Path, wanted: str | None) -> tuple[Path, str]:
     if wanted is None and len(splits) == 1 and len(with_images) > 1:
         raise FsdtoolError(
             f"'{path}' has a folder '{splits[0]}' beside {some(with_images)}: a split or a class; "
-            f"give --split {splits[0]} to read it, or rename it if it is a class"
+            f"give `split={splits[0]}` to read it, or rename it if it is a class"
         )
     chosen = _choose(splits, wanted, str(path))
     hidden = [entry.name for entry in _scan(path) if is_hidden(entry.name)]
     aside = some([*beside, *hidden])
-    return path / chosen, f", split {chosen} of {some(splits)} (--split)" + (
+    return path / chosen, f", split {chosen} of {some(splits)} (`split`)" + (
         f"; beside it stand {aside}" if aside else ""
     )
 

@@ -95,7 +95,7 @@ def load_dataset(
         corrected=None if labels is None else corrections(read_labels(labels), found.ids, task, names),
     )
     if labels is not None:
-        log.info(f"'{spec}': the labels of {len(source._corrected)} examples are those of '{labels}' (--labels)")
+        log.info(f"'{spec}': the labels of {len(source._corrected)} examples are those of '{labels}' (`labels`)")
     source = source if ids is None else source.with_ids(ids)
     return source.without_bad(workers=workers) if skip_bad else source
 
@@ -114,9 +114,9 @@ def _open(spec: str, request: Request) -> Found:
         return open_image_folder(path, request)
     images = request.preprocessing
     if images.image_size is not None or images.channels is not None:
-        flag = "--image-size" if images.image_size is not None else "--channels"
+        argument = "image_size" if images.image_size is not None else "channels"
         if path.suffix not in (".csv", ".tsv"):
-            raise FsdtoolError(f"{flag} is for images, and '{spec}' holds arrays; leave it out")
+            raise FsdtoolError(f"`{argument}` is for images, and '{spec}' holds arrays; leave it out")
     if arrays:
         return open_arrays(NpyFiles(arrays), spec, request)
     if pair:
@@ -158,7 +158,7 @@ def _check_unique(ids: np.ndarray, spec: str) -> None:
     if len(twice):
         raise FsdtoolError(
             f"{len(twice)} ids of '{spec}' stand for more than one example ({some([str(n) for n in twice.tolist()])}); "
-            "make them unique, or give --id-key row for row numbers"
+            "make them unique, or give `id_key=row` for row numbers"
         )
 
 

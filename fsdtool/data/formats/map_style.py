@@ -48,7 +48,7 @@ def open_items(open_dataset: Callable[[], Any], spec: str, request: Request) -> 
     if hidden:
         log.warning(
             f"the classes of '{spec}' hold {some(hidden)}, a hidden folder, which shifts the numbers of the others; "
-            "if the network was trained without it, remove it or give the folder of images itself as --data"
+            "if the network was trained without it, remove it or give the folder of images itself as `data`"
         )
     ids = np.arange(count)
     reader = ItemReader(open_dataset, dataset, ids, request)
@@ -112,7 +112,7 @@ def _user_dataset(spec: str, split: str | None) -> Any:
 
 
 def _split_argument(factory: Callable[..., Any], spec: str, split: str | None) -> dict[str, Any]:
-    """--split as the factory takes it: its argument `split`, or `train` true or false."""
+    """`split` as the factory takes it: its argument `split`, or `train` true or false."""
     if split is None:
         return {}
     parameters = inspect.signature(factory).parameters
@@ -121,7 +121,7 @@ def _split_argument(factory: Callable[..., Any], spec: str, split: str | None) -
     if "train" in parameters and split in ("train", "test"):
         return {"train": split == "train"}
     takes = "only train and test" if "train" in parameters else "no split"
-    raise FsdtoolError(f"'{spec}' has {takes}, and --split says '{split}'; leave it out or correct it")
+    raise FsdtoolError(f"'{spec}' has {takes}, and `split` says '{split}'; leave it out or correct it")
 
 
 def _split_arguments(text: str) -> tuple[str, dict[str, Any]]:

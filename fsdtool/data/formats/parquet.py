@@ -93,7 +93,7 @@ class ParquetReader:
             elif not (self._skip_bad and not len(numbers)):
                 raise FsdtoolError(
                     f"{where} has {len(numbers)} numbers in column '{self._names[0]}', the first row has "
-                    f"{self.shape[0]}; make them alike" + ("" if len(numbers) else ", or give --skip-bad")
+                    f"{self.shape[0]}; make them alike" + ("" if len(numbers) else ", or give `skip_bad=True`")
                 )
         return found
 
@@ -157,7 +157,7 @@ def _check_types(schema: Any, columns: Columns, path: Path) -> None:
     for name, kind in kinds.items():
         if is_list(kind) and _is_number(kind.value_type):
             if len(kinds) > 1:
-                raise FsdtoolError(f"'{path}' has lists in column '{name}' and other inputs; give --x-key {name} alone")
+                raise FsdtoolError(f"'{path}' has lists in column '{name}' and other inputs; give `x_key={name}` alone")
         elif not _is_number(kind):
             if str(kind).startswith(("struct", "binary", "list", "large_list", "fixed_size")):
                 raise FsdtoolError(

@@ -36,14 +36,14 @@ class Columns:
     split: int | None
 
     def note(self) -> str:
-        """What was chosen, and the flags that change it."""
+        """What was chosen, and the arguments that change it."""
         features = some([self.names[column] for column in self.features])
         targets = ", ".join(self.names[column] for column in self.targets)
         ids = "row numbers" if self.ids is None else f"'{self.names[self.ids]}'"
-        every = "" if self.split is not None or SPLIT_COLUMN not in self.names else ", rows of every split (--split)"
+        every = "" if self.split is not None or SPLIT_COLUMN not in self.names else ", rows of every split (`split`)"
         return (
-            f"{len(self.features)} features: {features} (--x-key), target {targets} (--y-key), "
-            f"ids are {ids} (--id-key){every}"
+            f"{len(self.features)} features: {features} (`x_key`), target {targets} (`y_key`), "
+            f"ids are {ids} (`id_key`){every}"
         )
 
 
@@ -74,7 +74,7 @@ def choose_columns(header: list[str], spec: str, request: Request) -> Columns:
             f"column 'path', relative to the folder of the table ({PATH_EXAMPLE})"
         )
     if len(targets) > 1 and request.task.has_classes:
-        raise FsdtoolError(f"--y-key names {len(targets)} columns ({some(targets)}); {request.task} takes one")
+        raise FsdtoolError(f"`y_key` names {len(targets)} columns ({some(targets)}); {request.task} takes one")
     numbers = {name: column for column, name in enumerate(header)}
     return Columns(
         header,
@@ -106,7 +106,7 @@ def _counted(values: list[float]) -> bool:
 def _usual_target(header: list[str], spec: str, listed: str) -> list[str]:
     targets = [name for name in TARGET_COLUMNS if name in header]
     if len(targets) != 1:
-        raise FsdtoolError(f"cannot tell which column of '{spec}' is the target; give --y-key one of: {listed}")
+        raise FsdtoolError(f"cannot tell which column of '{spec}' is the target; give `y_key` one of: {listed}")
     return targets
 
 
@@ -145,16 +145,16 @@ def text_ids(cells: list[str]) -> np.ndarray:
 def refuse_text(value: str, column: str, where: str, x_key: str | None = None) -> FsdtoolError:
     """The error for a feature that is no number; `x_key` names the columns asked for."""
     remedy = (
-        "features must be numbers: encode or fill it in, name the columns to use by --x-key, "
-        f"or give --id-key {column} if it names the examples"
+        "features must be numbers: encode or fill it in, name the columns to use by `x_key`, "
+        f"or give `id_key={column}` if it names the examples"
     )
     if x_key is not None and column in x_key.split(","):
         remedy = (
-            "a column of --x-key must hold numbers, or paths of images with their endings such as 'img/a.jpg': "
-            "leave it out of --x-key, or write the paths into a column 'path'"
+            "a column of `x_key` must hold numbers, or paths of images with their endings such as 'img/a.jpg': "
+            "leave it out of `x_key`, or write the paths into a column 'path'"
         )
     elif value.strip().lower().endswith(EXTENSIONS):
-        remedy = f"give --x-key {column} to read these images, relative to the folder of the table"
+        remedy = f"give `x_key={column}` to read these images, relative to the folder of the table"
     elif value.lstrip().startswith(("[", "(")):
         remedy = "write each number of such a list into a column of its own, or all as arrays in a .npz file"
     shown = value if len(value) <= LONGEST else value[:LONGEST] + "..."

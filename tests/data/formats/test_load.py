@@ -339,7 +339,7 @@ def test_the_layout_that_the_model_takes_is_found_and_said(tmp_path, caplog, x, 
     fitted = fit_layout(source, build().eval())
     assert fitted.preprocessing.layout == layout
     assert source.preprocessing.layout is None
-    assert (f"(layout: {layout}; --layout)" in caplog.text) == (layout != "as is")
+    assert (f"(layout: {layout}; `layout`)" in caplog.text) == (layout != "as is")
     again = load_dataset(source.spec, preprocessing=Preprocessing.from_json(fitted.preprocessing.to_json()))
     assert torch.equal(everything(again).x, everything(fitted).x)
 
@@ -482,18 +482,18 @@ def test_the_only_candidates_are_found_and_others_must_be_named(tmp_path, write,
     source = load_dataset(write(tmp_path, pixels=IMAGES, kind=LABELS, ids=np.arange(N) + 5, scale=2.0))
     assert source.input_shape == (3, 6, 5)
     assert source.ids.tolist() == [5, 6, 7, 8, 9, 10, 11]
-    assert "inputs 'pixels' uint8 (7, 6, 5, 3) (--x-key), targets 'kind' int64 (7,) (--y-key)" in caplog.text
-    assert "ids 'ids' (--id-key)" in caplog.text
+    assert "inputs 'pixels' uint8 (7, 6, 5, 3) (`x_key`), targets 'kind' int64 (7,) (`y_key`)" in caplog.text
+    assert "ids 'ids' (`id_key`)" in caplog.text
     spec = write(tmp_path, x=FEATURES, y_clean=LABELS, y_noisy=LABELS[::-1].copy())
     line = error_line(load_dataset, spec)
     assert "cannot tell which array" in line
-    assert "targets; give --y-key one of: x (7, 4), y_clean (7,), y_noisy (7,)" in line
+    assert "targets; give `y_key` one of: x (7, 4), y_clean (7,), y_noisy (7,)" in line
     assert everything(load_dataset(spec, y_key="y_noisy")).y.tolist() == LABELS[::-1].tolist()
-    assert "has no array 'y_dirty'; give --y-key one of" in error_line(load_dataset, spec, y_key="y_dirty")
+    assert "has no array 'y_dirty'; give `y_key` one of" in error_line(load_dataset, spec, y_key="y_dirty")
     spec = write(tmp_path, left=FEATURES, right=FEATURES, y=LABELS)
-    assert "holds the inputs; give --x-key one of: left" in error_line(load_dataset, spec)
+    assert "holds the inputs; give `x_key` one of: left" in error_line(load_dataset, spec)
     assert load_dataset(spec, x_key="right").input_shape == (4,)
-    assert "give --x-key one of: nothing" in error_line(load_dataset, write(tmp_path))
+    assert "give `x_key` one of: nothing" in error_line(load_dataset, write(tmp_path))
 
 
 @pytest.mark.parametrize("write", [npz, h5])
@@ -527,7 +527,7 @@ def test_ids_and_class_names_come_along(tmp_path, write, caplog):
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
     spec = write(tmp_path, x=FEATURES, y=LABELS, id=ids[[0, 0, 1, 2, 3, 4, 5]])
     assert "1 ids of" in (line := error_line(load_dataset, spec))
-    assert "more than one example (p0); make them unique, or give --id-key row" in line
+    assert "more than one example (p0); make them unique, or give `id_key=row`" in line
     assert load_dataset(spec, id_key="row").ids.tolist() == list(range(N))
 
 
@@ -626,7 +626,7 @@ def test_what_is_no_data_set_is_one_line(tmp_path):
         "does not exist; give a .npz, .h5, .hdf5, .csv, .tsv or .parquet file, x.npy,y.npy (or .h5), a folder" in line
     )
     line = error_line(load_dataset, npz(tmp_path, x=FEATURES, y=LABELS), preprocessing=Preprocessing(image_size=8))
-    assert "--image-size is for images" in line
+    assert "`image_size` is for images" in line
 
 
 # --- tables
@@ -656,7 +656,7 @@ def test_columns_can_be_named(tmp_path):
     batch = everything(load_dataset(spec, y_key="c,a", task="regression"))
     assert batch.x.tolist() == [[1, 3], [5, 7]]
     assert batch.y.tolist() == [[4, 2], [8, 6]]
-    assert "--y-key names 2 columns (c, a); classification takes one" in error_line(load_dataset, spec, y_key="c,a")
+    assert "`y_key` names 2 columns (c, a); classification takes one" in error_line(load_dataset, spec, y_key="c,a")
 
 
 def test_ids_that_would_not_read_back_stay_text(tmp_path):
@@ -678,7 +678,7 @@ def test_ids_that_would_not_read_back_stay_text(tmp_path):
         ("a,y\n", {}, "has a header and no rows"),
         ("", {}, "it has no bytes"),
         ("a,b\n1,2\n", {}, "which column of"),
-        ("a,y,label\n1,2,3\n", {}, "give --y-key one of: a, y, label"),
+        ("a,y,label\n1,2,3\n", {}, "give `y_key` one of: a, y, label"),
         (",a,y\n0,1,2\n", {}, "without a name or twice the same"),
         ("a,a,y\n0,1,2\n", {}, "without a name or twice the same"),
         ("a,y\n0,1\n", {"y_key": "z"}, "no column 'z'; it has a, y"),
@@ -755,7 +755,7 @@ def test_images_of_different_sizes_need_a_size(tmp_path):
     source = load_dataset(image_folder(tmp_path / "images", sizes=[(8, 6), (8, 6), (8, 7)]))
     line = error_line(everything, source)
     assert "example cat/2.png has inputs (7, 8, 3) uint8" in line
-    assert "--image-size" in line
+    assert "`image_size`" in line
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -772,7 +772,7 @@ def test_a_folder_without_classes_is_one_line(tmp_path):
     assert "not a folder of images" in error_line(load_dataset, f"{tmp_path}/images")
     (tmp_path / "images" / "cat").mkdir()
     assert "not a folder of images" in error_line(load_dataset, f"{tmp_path}/images")
-    assert "--task regression" in error_line(load_dataset, f"{tmp_path}/images", task="regression")
+    assert "`task=regression`" in error_line(load_dataset, f"{tmp_path}/images", task="regression")
 
 
 # --- data sets of torchvision and of the user
@@ -861,7 +861,7 @@ def test_what_a_factory_gives_wrongly_is_one_line(user_file, name, expected):
 
 def test_an_image_size_for_what_is_no_image_is_one_line(user_file):
     preprocessing = Preprocessing(image_size=8)
-    assert "--image-size is for images" in error_line(load_dataset, f"{user_file}:Pairs", preprocessing=preprocessing)
+    assert "`image_size` is for images" in error_line(load_dataset, f"{user_file}:Pairs", preprocessing=preprocessing)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
