@@ -1,7 +1,7 @@
 """What can go wrong, and what the shell is told.
 
-Only `FsdtoolError` is the user's fault: its message is one line that says what was wrong, the value found and
-what to do. Any other exception that reaches the command line is a fault of the tool.
+Only `FsdtoolError` is the user's fault; its subclasses say what is at fault. Its message is one line that says what was
+wrong, the value found and what to do. Any other exception that reaches the command line is a fault of the tool.
 """
 
 from __future__ import annotations
@@ -33,6 +33,39 @@ class FsdtoolError(Exception):
 
     def __init__(self, message: str):
         super().__init__(CONTROL.sub(" ", message))
+
+
+class DataError(FsdtoolError):
+    """Data that cannot be opened, read or used.
+
+    example: the id, as text, of the example that is at fault; None where it is no single one.
+    """
+
+    def __init__(self, message: str, *, example: object = None):
+        super().__init__(message)
+        self.example = None if example is None else str(example)
+
+
+class ModelError(FsdtoolError):
+    """A model's code or checkpoint that cannot be loaded or do not fit together; so for other code that a spec names.
+
+    path: the checkpoint's file or the spec of the code, as text; None where the message alone says it.
+    """
+
+    def __init__(self, message: str, *, path: object = None):
+        super().__init__(message)
+        self.path = None if path is None else str(path)
+
+
+class SummaryError(FsdtoolError):
+    """A summary file that is missing, damaged, of another kind or schema, or lacks what is asked for.
+
+    path: the file, as text.
+    """
+
+    def __init__(self, message: str, *, path: object = None):
+        super().__init__(message)
+        self.path = None if path is None else str(path)
 
 
 def describe(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fsdtool.data.registry import data_help
 from fsdtool.report import console
 from fsdtool.tasks.task import task_names
 
@@ -121,7 +122,7 @@ DeviceChoice = Annotated[Device, typer.Option("--device", help="Where to compute
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Examples computed at once.")]
 Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of everything drawn at random.")]
 
-DATA_HELP = "file.npz, x.npy,y.npy, file.h5, file.csv, file.parquet, folder/, torchvision:NAME or path/file.py:factory."
+DATA_HELP = data_help()
 MODEL_HELP = "path/file.py:factory, package.module:factory, torchvision:NAME or mlp:ACTIVATION."
 
 LastLayerModel = Annotated[

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fsdtool.data.preprocessing import IMAGE_MODES
 from fsdtool.data.repeatability import spread
 from fsdtool.data.source import DataSource
-from fsdtool.errors import FsdtoolError, describe
+from fsdtool.errors import DataError, FsdtoolError, describe
 
 log = logging.getLogger("fsdtool")
 COMPARED = 256  # examples on which layouts are compared
@@ -59,7 +59,7 @@ def fit_layout(source: DataSource, model: nn.Module, *, workers: int = 0) -> Dat
             )
         return taken[layout]
     others = f"; other layouts tried: {', '.join(layouts[1:])}" if len(layouts) > 1 else ""
-    raise FsdtoolError(
+    raise DataError(
         f"the model does not take the inputs: {complaints[0]}{others}; "
         "give the data set and the preprocessing it was trained with"
     )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fsdtool.errors import FsdtoolError, describe
+from fsdtool.errors import DataError, describe
 from fsdtool.model.factory import import_torchvision, load_factory
 
 LAYOUTS = ("as is", "channels first", "one channel", "flat")
@@ -41,17 +41,17 @@ class Preprocessing:
         for name in ("mean", "std"):
             values = getattr(self, name)
             if values is not None and not (values and all(math.isfinite(v) for v in values)):
-                raise FsdtoolError(f"the {name} {values} is not a list of finite numbers; give one, or one per channel")
+                raise DataError(f"the {name} {values} is not a list of finite numbers; give one, or one per channel")
         if self.std is not None and min(self.std) <= 0:
-            raise FsdtoolError(f"the std {self.std} has a value that is not positive; give positive numbers")
+            raise DataError(f"the std {self.std} has a value that is not positive; give positive numbers")
         if self.image_size is not None and self.image_size < 1:
-            raise FsdtoolError(f"the image size {self.image_size} is not positive; give a number of pixels")
+            raise DataError(f"the image size {self.image_size} is not positive; give a number of pixels")
         if self.layout is not None and self.layout not in LAYOUTS:
-            raise FsdtoolError(f"there is no layout '{self.layout}'; give one of {', '.join(LAYOUTS)}")
+            raise DataError(f"there is no layout '{self.layout}'; give one of {', '.join(LAYOUTS)}")
         if self.channels is not None and self.channels not in IMAGE_MODES:
-            raise FsdtoolError(f"images cannot have {self.channels} channels; give 1 (grey), 3 (RGB) or 4 (RGBA)")
+            raise DataError(f"images cannot have {self.channels} channels; give 1 (grey), 3 (RGB) or 4 (RGBA)")
         if self.transform is not None and self._steps():
-            raise FsdtoolError(
+            raise DataError(
                 f"`transform={self.transform}` stands for the whole preprocessing; leave out `{self._steps()[0]}`"
             )
 
@@ -82,9 +82,7 @@ class Preprocessing:
             layout = value.get("layout")
             return cls(mean=mean, std=std, image_size=size, layout=layout, channels=channels, transform=transform)
         except (AttributeError, TypeError, ValueError, OverflowError) as error:
-            raise FsdtoolError(
-                f"the stored preprocessing cannot be read ({describe(error)}); write it again"
-            ) from error
+            raise DataError(f"the stored preprocessing cannot be read ({describe(error)}); write it again") from error
 
 
 @functools.cache
@@ -101,9 +99,9 @@ def load_transform(spec: str) -> Callable[[Any], Any]:
         try:
             found = found()
         except (Exception, SystemExit) as error:
-            raise FsdtoolError(f"the transform factory '{spec}' raised {describe(error)}; correct it") from error
+            raise DataError(f"the transform factory '{spec}' raised {describe(error)}; correct it") from error
     if not callable(found):
-        raise FsdtoolError(f"'{spec}' gives a {type(found).__name__}; give a function of one input")
+        raise DataError(f"'{spec}' gives a {type(found).__name__}; give a function of one input")
     return found
 
 
@@ -112,7 +110,7 @@ def _weights_transform(name: str) -> Callable[[Any], Any]:
     try:
         return models.get_weight(name).transforms()
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise FsdtoolError(
+        raise DataError(
             f"torchvision has no weights '{name}'; write for example torchvision:ResNet18_Weights.IMAGENET1K_V1"
         ) from error
 

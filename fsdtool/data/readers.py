@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fsdtool.data.images import image_array, is_image
 from fsdtool.data.preprocessing import Preprocessing, load_transform
-from fsdtool.errors import FsdtoolError, describe, some
+from fsdtool.errors import DataError, FsdtoolError, describe, some
 from fsdtool.tasks.task import Task
 
 TRIED = 100  # examples, in search of the first that can be read
@@ -66,7 +66,7 @@ class ArrayReader:
         try:
             return self._rows(rows), self._y[rows]
         except (OSError, RuntimeError) as error:
-            raise FsdtoolError(
+            raise DataError(
                 f"the inputs of rows {rows.min()} to {rows.max()} cannot be read: {describe(error)}; "
                 "the data file is damaged or needs a filter that is not installed"
             ) from error
@@ -96,8 +96,9 @@ class TransformedReader:
             try:
                 found.append(_plain_array(transform(torch.from_numpy(np.array(x)))))
             except Exception as error:  # whatever a user's code may raise
-                raise FsdtoolError(
-                    f"`transform={self._transform}` fails on example {self._ids[row]}: {describe(error)}; correct it"
+                raise DataError(
+                    f"`transform={self._transform}` fails on example {self._ids[row]}: {describe(error)}; correct it",
+                    example=self._ids[row],
                 ) from error
         _check_alike(found, found[0].shape, found[0].dtype, self._ids[rows])
         return np.stack(found), y
@@ -128,9 +129,10 @@ class ItemReader:
             _check_alike(xs, self.shape, self._dtype, self._ids[rows])
         for row, y in zip(rows, ys, strict=True):
             if y.shape != self.target_shape:
-                raise FsdtoolError(
+                raise DataError(
                     f"example {self._ids[row]} has a target of shape {y.shape}, the first of {self.target_shape}; "
-                    "make them alike"
+                    "make them alike",
+                    example=self._ids[row],
                 )
         return np.stack(xs), np.stack(ys)
 
@@ -149,24 +151,28 @@ class ItemReader:
         try:
             item = self._dataset[row]
             if not isinstance(item, (tuple, list)) or len(item) != 2:
-                raise FsdtoolError(
+                raise DataError(
                     f"example {self._ids[row]} is {_in_words(item)}, not a pair (x, y); "
-                    "wrap the data set in one whose __getitem__ returns (x, y)"
+                    "wrap the data set in one whose __getitem__ returns (x, y)",
+                    example=self._ids[row],
                 )
             return self._as_array(item[0]), self._target(item[1], row)
         except FsdtoolError:
             raise
         except Exception as error:  # a damaged image, or whatever a user's code may raise
-            raise FsdtoolError(
-                f"example {self._ids[row]} cannot be read: {describe(error)}; repair or remove it, or give `skip_bad=True`"
+            raise DataError(
+                f"example {self._ids[row]} cannot be read: {describe(error)}; "
+                "repair or remove it, or give `skip_bad=True`",
+                example=self._ids[row],
             ) from error
 
     def _target(self, y: Any, row: int) -> np.ndarray:
         found = np.asarray(np.nan if y is None else y)
         if found.dtype.kind not in "buif":
-            raise FsdtoolError(
+            raise DataError(
                 f"example {self._ids[row]} has a target that is {_in_words(y)}; give a number "
-                "(for classes their numbers, and the names as a list 'classes' of the data set)"
+                "(for classes their numbers, and the names as a list 'classes' of the data set)",
+                example=self._ids[row],
             )
         return found
 
@@ -223,7 +229,8 @@ def _plain_array(x: Any) -> np.ndarray:
 def _check_alike(xs: Any, shape: tuple[int, ...], dtype: np.dtype, ids: np.ndarray) -> None:
     for name, x in zip(ids, xs, strict=True):
         if (x.shape, x.dtype) != (shape, dtype):
-            raise FsdtoolError(
+            raise DataError(
                 f"example {name} has inputs {x.shape} {x.dtype}, the first has {shape} {dtype}; "
-                "make them alike (images by `image_size` and `channels`)"
+                "make them alike (images by `image_size` and `channels`)",
+                example=name,
             )

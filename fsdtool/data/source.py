@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from fsdtool.data.preprocessing import Preprocessing
 from fsdtool.data.readers import ItemReader, Reader, channels_last
-from fsdtool.errors import FsdtoolError, describe, some
+from fsdtool.errors import DataError, FsdtoolError, describe, some
 from fsdtool.tasks.classification import check_classes
 from fsdtool.tasks.task import Task
 from fsdtool.util.csv_cells import known_text
@@ -143,7 +143,7 @@ class DataSource:
         unknown = sorted(wanted - known)
         if unknown or not wanted:
             found = f"has no example {some(unknown)}" if unknown else "is restricted to no ids at all"
-            raise FsdtoolError(f"'{self.spec}' {found}; its ids are like {some(names)}; correct `ids`")
+            raise DataError(f"'{self.spec}' {found}; its ids are like {some(names)}; correct `ids`")
         return self.only(np.array([i for i, name in enumerate(names) if name in wanted]))
 
     def without_bad(self, batch_size: int = 64, workers: int = 0) -> DataSource:
@@ -157,7 +157,7 @@ class DataSource:
             return self
         listed = some([str(self.ids[row]) for row in bad], 10)
         if len(bad) == len(self):
-            raise FsdtoolError(f"none of the {len(self)} examples of '{self.spec}' can be read: {bad[0]}")
+            raise DataError(f"none of the {len(self)} examples of '{self.spec}' can be read: {bad[0]}")
         first = next(iter(bad.values())).partition("; ")[0]
         log.warning(f"skipping {len(bad)} of {len(self)} examples of '{self.spec}': {listed} ({first})")
         return self.only(np.setdiff1d(np.arange(len(self)), list(bad)))
@@ -199,7 +199,7 @@ class DataSource:
             # Where it dies while it hands over a batch, the connection breaks before torch misses the process.
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
-            raise FsdtoolError(
+            raise DataError(
                 f"a process that reads '{self.spec}' died ({describe(error)}); it may have run out of memory: "
                 f"give fewer than {workers} `workers`, or `workers=0` to see what the data set's own code does"
             ) from error
@@ -208,7 +208,7 @@ class DataSource:
         allowed, shape = self.layouts(), self._reader.shape
         self._layout = preprocessing.layout or allowed[0]
         if self._layout not in allowed:
-            raise FsdtoolError(
+            raise DataError(
                 f"inputs of shape {shape} have no layout '{self._layout}'; it can be {' or '.join(allowed)}"
             )
         last = self._layout == "channels first" or (len(shape) == 3 and channels_last(shape))
@@ -217,7 +217,7 @@ class DataSource:
         channels = (1, *shape)[self._channel_axis] if has_channels else 1
         for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
             if values is not None and len(values) not in (1, channels):
-                raise FsdtoolError(
+                raise DataError(
                     f"the {name} has {len(values)} values for inputs of shape {shape}; "
                     + ("give 1" if channels == 1 else f"give 1 or {channels}, one per channel")
                 )
@@ -243,8 +243,9 @@ class DataSource:
             finite = torch.isfinite(x).flatten(1).all(dim=1)
             if not finite.all():
                 row = int(finite.logical_not().nonzero()[0])
-                raise FsdtoolError(
-                    f"the inputs of example {ids[row]} hold NaN or infinity; remove it or fill in the value"
+                raise DataError(
+                    f"the inputs of example {ids[row]} hold NaN or infinity; remove it or fill in the value",
+                    example=ids[row],
                 )
         per_channel = [1] * x.ndim
         per_channel[self._channel_axis] = -1

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fsdtool.errors import FsdtoolError, describe, some
+from fsdtool.errors import DataError, FsdtoolError, describe, some
 from fsdtool.util.csv_cells import known_text, unescaped
 
 if TYPE_CHECKING:  # torch comes with it, and commands that read labels back start without
@@ -47,7 +47,7 @@ def refuse_missing(label: str | None, where: str, request: Request, column: str 
     if text and request.class_names is None and request.task.has_classes:
         leave_out = "so have all the others: give another `y_key`" if request.skip_bad else LEAVE_OUT
         remedy = f"{leave_out}, or `missing=''` if it is the name of a class"
-    return FsdtoolError(f"{where} has {found}; {remedy}")
+    return DataError(f"{where} has {found}; {remedy}")
 
 
 def numbered(
@@ -80,7 +80,7 @@ def numbered(
     number: dict[str | None, int] = {name: i for i, name in enumerate(order)}
     unknown = next((row for row, label in present.items() if label not in number), None)
     if unknown is not None:
-        raise FsdtoolError(
+        raise DataError(
             f"label '{labels[unknown]}' in {place(unknown)} is not a class name ({some(order)}); correct it"
         )
     if request.class_names is None:
@@ -96,14 +96,14 @@ def read_labels(path: Path) -> dict[str, str]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             return _label_rows(csv.reader(file, strict=True), path)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise FsdtoolError(f"`labels` '{path}' is not a readable CSV file ({describe(error)}); mend it") from error
+        raise DataError(f"`labels` '{path}' is not a readable CSV file ({describe(error)}); mend it") from error
 
 
 def _label_rows(lines: Any, path: Path) -> dict[str, str]:
     header = [name.strip() for name in next(lines, [])]
     column = next((name for name in LABEL_COLUMNS if name in header), None)
     if "id" not in header or column is None:
-        raise FsdtoolError(
+        raise DataError(
             f"`labels` '{path}' has columns {some(header, 12) or 'none'}; it needs id and label (or suggested_label)"
         )
     at = (header.index("id"), header.index(column))
@@ -112,12 +112,12 @@ def _label_rows(lines: Any, path: Path) -> dict[str, str]:
         if not cells:
             continue
         if len(cells) != len(header):
-            raise FsdtoolError(
+            raise DataError(
                 f"line {lines.line_num} of `labels` '{path}' has {len(cells)} cells, its header {len(header)}; mend it"
             )
         key, value = unescaped(cells[at[0]]), unescaped(cells[at[1]]).strip()
         if labels.setdefault(key, value) != value:
-            raise FsdtoolError(f"`labels` '{path}' gives '{key}' the labels '{labels[key]}' and '{value}'; give one")
+            raise DataError(f"`labels` '{path}' gives '{key}' the labels '{labels[key]}' and '{value}'; give one")
     return labels
 
 
@@ -127,7 +127,7 @@ def corrections(labels: dict[str, str], ids: np.ndarray, task: Task, class_names
     labels = {known_text(key, rows): label for key, label in labels.items()}
     unknown = [key for key in labels if key not in rows]
     if unknown:
-        raise FsdtoolError(f"`labels` has ids that the data does not have: {some(unknown)}; correct or remove them")
+        raise DataError(f"`labels` has ids that the data does not have: {some(unknown)}; correct or remove them")
     names = {name: i for i, name in enumerate(class_names or ())}
     return {rows[key]: _corrected(key, label, task, names) for key, label in labels.items()}
 
@@ -144,4 +144,4 @@ def _corrected(key: str, label: str, task: Task, names: dict[str, int]) -> float
     if target is not None:
         return target
     known = f"one of {some(list(names), 6)}" if names else "a class number" if task.has_classes else "a number"
-    raise FsdtoolError(f"`labels` gives example {key} the label '{label}'; give {known}")
+    raise DataError(f"`labels` gives example {key} the label '{label}'; give {known}", example=key)

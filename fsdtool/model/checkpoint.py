@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fsdtool.errors import FsdtoolError, describe, some
+from fsdtool.errors import ModelError, describe, some
 from fsdtool.model.computed_weights import has_sources, make_plain, plain_state, plain_values, source_of
 from fsdtool.model.factory import canonical_names
 from fsdtool.model.pickle_stand_ins import named_class
@@ -149,9 +149,10 @@ def _load(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
     state, renamed = match_state(given, shapes, source=checkpoint.path, tied=tied_names(model))
     integers = [n for n, t in state.items() if own[n].is_floating_point() and not t.is_floating_point()]
     if integers:
-        raise FsdtoolError(
+        raise ModelError(
             f"the checkpoint does not fit the model ({checkpoint.path}): {some(integers)} hold "
-            f"{state[integers[0]].dtype}, expected float32: it is quantized; give the checkpoint from before that"
+            f"{state[integers[0]].dtype}, expected float32: it is quantized; give the checkpoint from before that",
+            path=checkpoint.path,
         )
     whole = OrderedDict(state) | _extra_states(model, checkpoint)
     # torch keeps versions of modules there
@@ -159,9 +160,10 @@ def _load(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
     try:
         model.load_state_dict(whole, strict=False)
     except Exception as error:  # the model's own hooks
-        raise FsdtoolError(
+        raise ModelError(
             f"the model does not take the checkpoint ({checkpoint.path}): {describe(error)}; give the model and the "
-            "arguments it was trained with"
+            "arguments it was trained with",
+            path=checkpoint.path,
         ) from error
     return notes + renamed
 
@@ -193,27 +195,31 @@ def _versions(model: nn.Module, checkpoint: Checkpoint, state: Mapping[str, Tens
 def _checked(name: str, tensor: Tensor, file_size: int, path: Path) -> Tensor:
     """The tensor, in float32 if it is floating, known to be dense, of honest size and finite."""
     if is_lazy(tensor):
-        raise FsdtoolError(
+        raise ModelError(
             f"the tensor '{name}' of the checkpoint '{path}' has no size yet: it was saved before its lazy layer had "
-            "seen an input; run one batch through the model, train it and save it again"
+            "seen an input; run one batch through the model, train it and save it again",
+            path=path,
         )
     tensor = tensor.detach()
     if tensor.is_quantized or (tensor.is_floating_point() and tensor.element_size() < 2):
         dtype = str(tensor.dtype).removeprefix("torch.")
-        raise FsdtoolError(
+        raise ModelError(
             f"the tensor '{name}' of the checkpoint '{path}' is quantized ({dtype}); give the checkpoint in float32, "
-            "float16 or bfloat16 that it was made from"
+            "float16 or bfloat16 that it was made from",
+            path=path,
         )
     if tensor.layout is not torch.strided or tensor.is_complex() or tensor.is_meta:
-        raise FsdtoolError(
+        raise ModelError(
             f"the tensor '{name}' of the checkpoint '{path}' is sparse, complex or empty of data; "
-            "save it as a dense floating tensor"
+            "save it as a dense floating tensor",
+            path=path,
         )
     # A view with stride 0 can claim any size; what a file of this size can really hold is never refused.
     if tensor.numel() * tensor.element_size() > max(file_size, 2**30):
-        raise FsdtoolError(
+        raise ModelError(
             f"the tensor '{name}' of shape {tuple(tensor.shape)} is larger than its file '{path}' "
-            f"({file_size} bytes); save it again with torch.save(model.state_dict(), path)"
+            f"({file_size} bytes); save it again with torch.save(model.state_dict(), path)",
+            path=path,
         )
     if not tensor.is_floating_point():
         return tensor
@@ -221,9 +227,10 @@ def _checked(name: str, tensor: Tensor, file_size: int, path: Path) -> Tensor:
     finite = torch.isfinite(tensor)
     if not finite.all() and not _is_mask(tensor):
         bad = tensor.numel() - int(finite.sum())
-        raise FsdtoolError(
+        raise ModelError(
             f"the tensor '{name}' of the checkpoint '{path}' holds NaN or infinity ({bad} of {tensor.numel()} values); "
-            "give a checkpoint from before the training diverged"
+            "give a checkpoint from before the training diverged",
+            path=path,
         )
     return tensor
 

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
-from fsdtool.errors import FsdtoolError, some
+from fsdtool.errors import ModelError, some
 
 WEIGHT_NORM, SPECTRAL_NORM, PRUNING = "weight norm", "spectral norm", "pruning"
 _SOURCE = re.compile(r"(?P<new>(?:.*\.)?parametrizations\.[^.]+)\..+|(?P<old>.+)_(?:g|v|orig|mask|u)")
@@ -87,10 +87,11 @@ def plain_state(
         else:
             result[name] = value
     if unknown:
-        raise FsdtoolError(
+        raise ModelError(
             f"the weights {some(unknown)} of '{source}' are computed by a parametrization that their names do not tell "
             "how; give `model` with the code of the network, or save the state_dict after "
-            "torch.nn.utils.parametrize.remove_parametrizations"
+            "torch.nn.utils.parametrize.remove_parametrizations",
+            path=source,
         )
     return result, [f"computed {some(list(sources))} from the parts that are stored"]
 

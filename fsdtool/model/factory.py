@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fsdtool.errors import FsdtoolError, describe, perhaps, some
+from fsdtool.errors import FsdtoolError, ModelError, describe, perhaps, some
 
 log = logging.getLogger("fsdtool")
 
@@ -50,12 +50,12 @@ def load_model(
         try:
             model = factory(**values)
         except (Exception, SystemExit) as error:
-            raise FsdtoolError(
-                f"the model factory '{spec}' raised {describe(error)}; correct it or its `model_arg` values"
+            raise ModelError(
+                f"the model factory '{spec}' raised {describe(error)}; correct it or its `model_arg` values", path=spec
             ) from error
     if not isinstance(model, nn.Module):
-        raise FsdtoolError(
-            f"the model factory '{spec}' returned a {type(model).__name__}; it must return a torch.nn.Module"
+        raise ModelError(
+            f"the model factory '{spec}' returned a {type(model).__name__}; it must return a torch.nn.Module", path=spec
         )
     return prepare(model, spec)
 
@@ -68,7 +68,7 @@ def prepare(model: nn.Module, name: str) -> nn.Module:
     model = _unwrapped(model)
     lazy = [name for name, tensor in _parameters_and_buffers(model) if is_lazy(tensor)]
     if lazy:
-        raise FsdtoolError(
+        raise ModelError(
             f"the model '{name}' has parameters of unknown size ({some(lazy)}); run one input through it in the factory"
         )
     if any(t.is_floating_point() and t.dtype != torch.float32 for _, t in _parameters_and_buffers(model)):
@@ -110,8 +110,9 @@ def load_factory(spec: str) -> Callable[..., Any]:
     """The callable that `path/file.py:name`, `package.module:name` or `torchvision:name` stands for."""
     place, separator, name = spec.rpartition(":")
     if not separator or not place or not name:
-        raise FsdtoolError(
-            f"'{spec}' names no factory; write path/file.py:factory, package.module:factory or torchvision:resnet18"
+        raise ModelError(
+            f"'{spec}' names no factory; write path/file.py:factory, package.module:factory or torchvision:resnet18",
+            path=spec,
         )
     if place == "torchvision":
         return _torchvision_builder(name)
@@ -121,8 +122,8 @@ def load_factory(spec: str) -> Callable[..., Any]:
         factory = getattr(factory, part, None)
     if not callable(factory):
         there = [key for key, value in vars(module).items() if _defined_in(module, key, value)]
-        raise FsdtoolError(
-            f"'{place}' has no factory '{name}'{perhaps(name, there)}; it has {some(there, 12) or 'none'}"
+        raise ModelError(
+            f"'{place}' has no factory '{name}'{perhaps(name, there)}; it has {some(there, 12) or 'none'}", path=spec
         )
     return factory
 
@@ -160,15 +161,16 @@ def check_arguments(factory: Callable[..., Any], values: Mapping[str, Any], *, s
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     needed = [p.name for p in named if p.default is p.empty and p.name not in values]
     if needed:
-        raise FsdtoolError(
+        raise ModelError(
             f"'{spec}' needs the argument{'s' if len(needed) > 1 else ''} {', '.join(needed)}; "
-            f"give {' '.join(usage.format(name) for name in needed)}"
+            f"give {' '.join(usage.format(name) for name in needed)}",
+            path=spec,
         )
     unknown = [name for name in values if name not in {p.name for p in named}]
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
         takes = ", ".join(p.name for p in named) or "no arguments"
         near = perhaps(unknown[0], [p.name for p in named])
-        raise FsdtoolError(f"'{spec}' takes no argument '{unknown[0]}'{near}; it takes {takes}")
+        raise ModelError(f"'{spec}' takes no argument '{unknown[0]}'{near}; it takes {takes}", path=spec)
 
 
 def parse_value(text: str) -> Any:
@@ -201,12 +203,14 @@ def _defined_in(module: ModuleType, key: str, value: object) -> bool:
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         near = perhaps(path.name, [file.name for file in path.parent.glob("*.py")])
-        raise FsdtoolError(f"the file '{path}' does not exist{near}; give the path of a Python file")
+        raise ModelError(f"the file '{path}' does not exist{near}; give the path of a Python file", path=path)
     path = path.resolve()
     name = f"{_USER_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     module_spec = importlib.util.spec_from_file_location(name, path)
     if module_spec is None or module_spec.loader is None:  # a link to a file of another suffix
-        raise FsdtoolError(f"'{path}' cannot be imported, since its name does not end in .py; give a copy that does")
+        raise ModelError(
+            f"'{path}' cannot be imported, since its name does not end in .py; give a copy that does", path=path
+        )
     loader = module_spec.loader
 
     def execute() -> ModuleType:
@@ -240,7 +244,7 @@ def _run_user_import(load: Callable[[], ModuleType], *, folder: Path, what: str)
     except FsdtoolError:
         raise
     except (Exception, SystemExit) as error:
-        raise FsdtoolError(f"{what} cannot be imported: {describe(error)}; correct it or its path") from error
+        raise ModelError(f"{what} cannot be imported: {describe(error)}; correct it or its path") from error
 
 
 _USER_MODULE = "fsdtool_user_"  # followed by what makes the name unique to the file's path
@@ -286,10 +290,10 @@ def import_torchvision() -> ModuleType:
     try:
         return importlib.import_module("torchvision")
     except ModuleNotFoundError as error:
-        raise FsdtoolError(f"torchvision is needed and missing ({error}); pip install torchvision") from error
+        raise ModelError(f"torchvision is needed and missing ({error}); pip install torchvision") from error
     except (ImportError, RuntimeError) as error:
         if _OPERATOR_MISSING not in str(error):
-            raise FsdtoolError(
+            raise ModelError(
                 f"torchvision cannot be imported: {describe(error)}; "
                 f"install the release that fits torch {torch.__version__}"
             ) from error
@@ -312,5 +316,5 @@ def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
     known = models.list_models(module=models)
     if name not in known:
         near = difflib.get_close_matches(name, known) or known
-        raise FsdtoolError(f"torchvision has no classification model '{name}'; it has {some(near)}")
+        raise ModelError(f"torchvision has no classification model '{name}'; it has {some(near)}")
     return getattr(models, name)

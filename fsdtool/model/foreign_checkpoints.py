@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fsdtool.errors import FsdtoolError, some
+from fsdtool.errors import ModelError, some
 from fsdtool.model.pickle_stand_ins import named_class
 from fsdtool.model.weight_files import needs_code
 
@@ -23,23 +23,27 @@ def refuse_foreign(content: Mapping[object, object], tensors: Mapping[str, Tenso
     """Raise FsdtoolError for adapters, quantized weights, optimizers, and weights that no plain tensor holds."""
     names = [str(key) for key in content]
     if adapted := [name for name in names if _ADAPTER.search(name)]:
-        raise FsdtoolError(
+        raise ModelError(
             f"the checkpoint '{path}' is of an adapter such as LoRA ({some(adapted)}); merge the adapter into "
-            "the network (in peft: merge_and_unload()) and save its state_dict"
+            "the network (in peft: merge_and_unload()) and save its state_dict",
+            path=path,
         )
     if packed := [name for name in names if _QUANTIZED.search(name)]:
-        raise FsdtoolError(
-            f"the checkpoint '{path}' is of a quantized network ({some(packed)}); give the one before it was quantized"
+        raise ModelError(
+            f"the checkpoint '{path}' is of a quantized network ({some(packed)}); give the one before it was quantized",
+            path=path,
         )
     if not tensors and "param_groups" in content:
-        raise FsdtoolError(
+        raise ModelError(
             f"the checkpoint '{path}' is the state of an optimizer, without the network's weights; give the file that "
-            "torch.save(model.state_dict(), path) wrote"
+            "torch.save(model.state_dict(), path) wrote",
+            path=path,
         )
     if not tensors and any(isinstance(value, list) and str(key).endswith(_WEIGHT) for key, value in content.items()):
-        raise FsdtoolError(
+        raise ModelError(
             f"the checkpoint '{path}' holds lists of numbers under its names ({some(names)}); make tensors of them "
-            "with torch.tensor and save these"
+            "with torch.tensor and save these",
+            path=path,
         )
     for key, value in content.items():
         if str(key).rpartition(".")[2] in _WEIGHT and (code := named_class(value)) and str(key) not in tensors:

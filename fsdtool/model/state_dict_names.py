@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from fsdtool.errors import FsdtoolError, some
+from fsdtool.errors import ModelError, some
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 # Segments that torch puts in front of what it wraps, wherever that is.
@@ -63,9 +63,10 @@ def match_state(
     unexpected += _layers(outside, state)
     problems = doubled + _problems(found, unexpected, state, expected)
     if problems:
-        raise FsdtoolError(
+        raise ModelError(
             f"the checkpoint does not fit the model ({source}): {'; '.join(problems)}; "
-            "give the model and the arguments it was trained with"
+            "give the model and the arguments it was trained with",
+            path=source,
         )
     notes = _notes(found)
     if outside:
@@ -105,9 +106,10 @@ def check_tied(state: Mapping[str, Tensor], tied: Mapping[str, str], *, source: 
     """Raise FsdtoolError where tensors that are one in the network differ; the state has the network's names."""
     for alias, first in tied.items():
         if alias in state and first in state and not torch.equal(state[alias], state[first]):
-            raise FsdtoolError(
+            raise ModelError(
                 f"'{alias}' and '{first}' are one tensor in the network and differ in the checkpoint ({source}); give "
-                "a checkpoint of this network, or the network with two tensors"
+                "a checkpoint of this network, or the network with two tensors",
+                path=source,
             )
 
 
@@ -175,9 +177,10 @@ def _choose(prefixes: list[str], source: str) -> str:
     ):
         if len(kept) == 1:
             return kept[0]
-    raise FsdtoolError(
+    raise ModelError(
         f"the checkpoint has the model's names under several prefixes ({source}): {some(sorted(prefixes))}; give "
-        f"`checkpoint_key={sorted(filter(None, prefixes))[0].rstrip('.')}` or another of them"
+        f"`checkpoint_key={sorted(filter(None, prefixes))[0].rstrip('.')}` or another of them",
+        path=source,
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fsdtool.errors import FsdtoolError, some
+from fsdtool.errors import FsdtoolError, ModelError, some
 from fsdtool.model.foreign_checkpoints import refuse_foreign
 from fsdtool.model.pickle_stand_ins import as_tensor, named_class
 from fsdtool.model.state_dict_names import is_averaged
@@ -30,9 +30,10 @@ def under(content: object, key: str, path: Path) -> object:
     found = _find(content, key)
     if found is None:
         there = [str(k) for k in content] if isinstance(content, Mapping) else [str(i) for i in range(_length(content))]
-        raise FsdtoolError(
+        raise ModelError(
             f"the checkpoint '{path}' has nothing under '{key}' (it has {some(there, 8) or 'no keys'}); give a key "
-            "of it as `checkpoint_key`"
+            "of it as `checkpoint_key`",
+            path=path,
         )
     return found
 
@@ -112,13 +113,15 @@ def unwrap(
 def _no_mapping(content: object, path: Path) -> FsdtoolError:
     several = list(_places(content))
     if several:
-        return FsdtoolError(
+        return ModelError(
             f"the checkpoint '{path}' holds a list with weights at {some(several)}; give "
-            f"`checkpoint_key={several[0]}` for the first of them"
+            f"`checkpoint_key={several[0]}` for the first of them",
+            path=path,
         )
-    return FsdtoolError(
+    return ModelError(
         f"the checkpoint '{path}' holds a {type(content).__name__}, not names and tensors; "
-        "save it again with torch.save(model.state_dict(), path)"
+        "save it again with torch.save(model.state_dict(), path)",
+        path=path,
     )
 
 
@@ -140,15 +143,17 @@ def _no_tensors(content: Mapping[object, object], path: Path) -> FsdtoolError:
     if several := list(_places(content)):
         found = "several sets of weights" if len(several) > 1 else "weights in a place of its own"
         also = " or another of them" if len(several) > 1 else ""
-        return FsdtoolError(
-            f"the checkpoint '{path}' holds {found} ({some(several)}); give `checkpoint_key={several[0]}`{also}"
+        return ModelError(
+            f"the checkpoint '{path}' holds {found} ({some(several)}); give `checkpoint_key={several[0]}`{also}",
+            path=path,
         )
     if whole := next((code for value in content.values() if (code := named_class(value))), None):
         return needs_code(path, whole)
     keys = some([str(key) for key in content], 8) or "no entries"
-    return FsdtoolError(
+    return ModelError(
         f"the checkpoint '{path}' holds no tensors where they were looked for (it has {keys}); "
-        "save it again with torch.save(model.state_dict(), path)"
+        "save it again with torch.save(model.state_dict(), path)",
+        path=path,
     )
 
 
@@ -191,9 +196,10 @@ def _holds_weights(value: object, is_weight: Callable[[object], bool] = _is_weig
 def _refuse_nameless(content: Mapping[object, object], path: Path) -> None:
     # diffusers and torch_ema keep averages in the order of model.parameters(), which the names here need not have
     if "shadow_params" in content or any(isinstance(v, Mapping) and "shadow_params" in v for v in content.values()):
-        raise FsdtoolError(
+        raise ModelError(
             f"the checkpoint '{path}' holds its average as a list without names (shadow_params); copy it into the "
-            "model with copy_to, and save model.state_dict()"
+            "model with copy_to, and save model.state_dict()",
+            path=path,
         )
 
 
@@ -206,8 +212,9 @@ def _averaged_part(tensors: Mapping[str, Tensor], content: Mapping[object, objec
         if depth is not None and segments[-1] != "n_averaged":
             part[".".join(segments[depth + 1 :])] = tensor
     if not part:
-        raise FsdtoolError(
+        raise ModelError(
             f"`ema` is given and the checkpoint '{path}' holds no averaged weights (it has "
-            f"{some([str(key) for key in content], 8)}); leave `ema` out"
+            f"{some([str(key) for key in content], 8)}); leave `ema` out",
+            path=path,
         )
     return part

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from fsdtool.errors import FsdtoolError, describe, some
+from fsdtool.errors import FsdtoolError, ModelError, describe, some
 from fsdtool.model.pickle_stand_ins import StandIns, named_class
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pth.tar", ".pt.tar", ".th")
@@ -52,16 +52,18 @@ def read_stored(path: Path, *, allow_pickle: bool, names: Names = nullcontext) -
         path = _in_folder(path)
         notes.append(f"took {path.name}")
     if not path.is_file():
-        raise FsdtoolError(
-            f"the checkpoint '{path}' does not exist{_neighbours(path)}; give a .pt, .pth, .ckpt or .safetensors file"
+        raise ModelError(
+            f"the checkpoint '{path}' does not exist{_neighbours(path)}; give a .pt, .pth, .ckpt or .safetensors file",
+            path=path,
         )
     shard = _SHARD.match(path.name)
     if shard:
         index = path.with_name(f"{shard[1]}{shard[3]}{INDEX}")
         if not index.is_file():
-            raise FsdtoolError(
+            raise ModelError(
                 f"the checkpoint '{path}' is one of {int(shard[2])} shards and their index '{index.name}' is not "
-                "beside it; put all shards and the index in one folder and give the folder"
+                "beside it; put all shards and the index in one folder and give the folder",
+                path=path,
             )
         path = index
         notes.append(f"took all {int(shard[2])} shards of {index.name}")
@@ -84,7 +86,7 @@ def _is_weights(path: Path) -> bool:
 def _in_folder(folder: Path) -> Path:
     """The one checkpoint in a folder, or in the folders in it."""
     if any(folder.glob("*.distcp")):
-        raise FsdtoolError(
+        raise ModelError(
             f"the checkpoint '{folder}' is a distributed one (.distcp files); convert it with "
             f"'python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pt'"
         )
@@ -98,25 +100,25 @@ def _in_folder(folder: Path) -> Path:
         return whole[0]
     names = [str(p.relative_to(folder)) for p in found]
     what = f"several checkpoints ({some(names)})" if names else "no .pt, .pth, .ckpt, .bin or .safetensors file"
-    raise FsdtoolError(f"the checkpoint '{folder}' is a folder with {what}; give the file")
+    raise ModelError(f"the checkpoint '{folder}' is a folder with {what}; give the file")
 
 
 def _read_shards(index: Path, allow_pickle: bool, names: Names) -> tuple[dict[str, Any], list[Path]]:
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise FsdtoolError(
+        raise ModelError(
             f"the index '{index}' is damaged or has no 'weight_map' ({describe(error)}); download it again"
         ) from error
     plain = isinstance(places, dict) and all(isinstance(file, str) for file in places.values())
     # An index from a stranger must not lead out of its own folder.
     odd = [file for file in places.values() if Path(file).name != file] if plain else ["its weight_map"]
     if odd:
-        raise FsdtoolError(f"the index '{index}' does not name files of its own folder ({odd[0]}); download it again")
+        raise ModelError(f"the index '{index}' does not name files of its own folder ({odd[0]}); download it again")
     files = [index.with_name(name) for name in sorted(set(places.values()))]
     absent = [file.name for file in files if not file.is_file()]
     if absent:
-        raise FsdtoolError(f"of the shards of '{index}' {some(absent)} missing; put all of them in its folder")
+        raise ModelError(f"of the shards of '{index}' {some(absent)} missing; put all of them in its folder")
     content: dict[str, Any] = {}
     for file in files:
         shard = _read_file(file, allow_pickle, names)
@@ -124,7 +126,7 @@ def _read_shards(index: Path, allow_pickle: bool, names: Names) -> tuple[dict[st
         held = [name for name, place in places.items() if place == file.name]
         lost = [name for name in held if name not in entries]
         if lost:
-            raise FsdtoolError(f"the shard '{file}' does not hold {some(lost)}; download it and its index again")
+            raise ModelError(f"the shard '{file}' does not hold {some(lost)}; download it and its index again")
         content |= {name: entries[name] for name in held}
     return content, files
 
@@ -134,11 +136,13 @@ def _read_file(path: Path, allow_pickle: bool, names: Names) -> object:
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as error:
-        raise FsdtoolError(f"the checkpoint '{path}' cannot be read ({describe(error)}); check its rights") from error
+        raise ModelError(
+            f"the checkpoint '{path}' cannot be read ({describe(error)}); check its rights", path=path
+        ) from error
     if not head:
-        raise FsdtoolError(f"the checkpoint '{path}' is empty (0 bytes); write it again")
+        raise ModelError(f"the checkpoint '{path}' is empty (0 bytes); write it again", path=path)
     if another := _another_kind(head, path):
-        raise FsdtoolError(f"the checkpoint '{path}' is {another}")
+        raise ModelError(f"the checkpoint '{path}' is {another}", path=path)
     torch_wrote = head.startswith((b"PK\x03\x04", b"\x80"))
     if head[8:9] == b"{" or (path.suffix == ".safetensors" and not torch_wrote):
         return _read_safetensors(path)
@@ -180,8 +184,9 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, ValueError, KeyError, OSError) as error:
-        raise FsdtoolError(
-            f"the checkpoint '{path}' is damaged or not a safetensors file ({describe(error)}); save it again"
+        raise ModelError(
+            f"the checkpoint '{path}' is damaged or not a safetensors file ({describe(error)}); save it again",
+            path=path,
         ) from error
 
 
@@ -234,29 +239,34 @@ def _begins(path: Path, start: bytes) -> bool:
 def _refusal(path: Path, error: Exception, allow_pickle: bool) -> FsdtoolError:
     code = _code_needed(str(error))
     if code and code.rpartition(".")[2] in ("UninitializedParameter", "UninitializedBuffer"):
-        return FsdtoolError(
+        return ModelError(
             f"the checkpoint '{path}' was saved before its lazy layers had seen an input, so it has no weights for "
-            "them; run one batch through the model, train it and save it again"
+            "them; run one batch through the model, train it and save it again",
+            path=path,
         )
     if code and not allow_pickle:
         return needs_code(path, code)
     if isinstance(error, (ImportError, AttributeError)) and allow_pickle:
-        return FsdtoolError(
+        return ModelError(
             f"the checkpoint '{path}' needs code that was not found ({describe(error)}); {_finding(str(error))}, "
-            "or save model.state_dict() instead"
+            "or save model.state_dict() instead",
+            path=path,
         )
     if re.search(r"Invalid magic number|Unsupported operand", str(error)) and _begins(path, b"\x80"):
-        return FsdtoolError(
+        return ModelError(
             f"the checkpoint '{path}' is a pickle that torch.save did not write; read it with pickle.load and write it "
-            "again with torch.save(state_dict, path)"
+            "again with torch.save(state_dict, path)",
+            path=path,
         )
     if allow_pickle and not isinstance(error, (pickle.UnpicklingError, EOFError, OSError)):
-        return FsdtoolError(
-            f"the checkpoint '{path}' is damaged or cannot be built here ({describe(error)}); save model.state_dict()"
+        return ModelError(
+            f"the checkpoint '{path}' is damaged or cannot be built here ({describe(error)}); save model.state_dict()",
+            path=path,
         )
-    return FsdtoolError(
+    return ModelError(
         f"the checkpoint '{path}' is damaged or not a PyTorch checkpoint ({_reason(error)}); "
-        "write it again with torch.save(model.state_dict(), path)"
+        "write it again with torch.save(model.state_dict(), path)",
+        path=path,
     )
 
 
@@ -273,9 +283,10 @@ def needs_code(path: Path, code: str) -> FsdtoolError:
     """The refusal of a file that could be read only by running what it names."""
     script, _, name = code.rpartition(".")
     also = f" with `model=path/file.py:{name}`, the file that defines it" if script == "__main__" else ""
-    return FsdtoolError(
+    return ModelError(
         f"the checkpoint '{path}' needs code to be run while it is read ({code}); "
-        f"if you trust its source give `allow_pickle=True`{also}, or save model.state_dict() instead"
+        f"if you trust its source give `allow_pickle=True`{also}, or save model.state_dict() instead",
+        path=path,
     )
 
 

@@ -3,7 +3,7 @@
 This is all that commands about the training examples read, and it is read without torch, whose import takes longer
 than most of their answers.  fsdtool.summary.reader adds the network, the statistics and the curvature.
 
-Reading follows no links and runs no code: what does not look as expected is a FsdtoolError.
+Reading follows no links and runs no code: what does not look as expected is a SummaryError.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 from fsdtool import __version__
-from fsdtool.errors import FsdtoolError
+from fsdtool.errors import SummaryError
 from fsdtool.statistics.fit import Fit
 from fsdtool.summary import hdf5
 from fsdtool.tasks.task import Task, task_of, tasks
@@ -80,9 +80,9 @@ class Catalogue:
     file: h5py.File = field(repr=False, compare=False)
 
     def open_file(self) -> h5py.File:
-        """The file, for what is read when it is needed.  Raises FsdtoolError after `close`."""
+        """The file, for what is read when it is needed.  Raises SummaryError after `close`."""
         if not self.file:
-            raise FsdtoolError(f"'{self.path}' was closed; open it again")
+            raise SummaryError(f"'{self.path}' was closed; open it again", path=self.path)
         return self.file
 
     def close(self) -> None:
@@ -127,7 +127,7 @@ class Records:
         return hdf5.has(self._open(), name)
 
     def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-        """One record dataset, or some of its rows; floats as float32 or float16.  Raises FsdtoolError."""
+        """One record dataset, or some of its rows; floats as float32 or float16.  Raises SummaryError."""
         values = hdf5.read(self.dataset(name), rows)
         if values.dtype != np.float64:
             return values
@@ -155,7 +155,7 @@ class Records:
     def dataset(
         self, name: str, shape: tuple[int | None, ...] | None = None, kinds: str = hdf5.NUMBERS + hdf5.TEXT
     ) -> h5py.Dataset:
-        """A record dataset of the given shape (None: any length) and kinds of dtype.  Raises FsdtoolError."""
+        """A record dataset of the given shape (None: any length) and kinds of dtype.  Raises SummaryError."""
         found = hdf5.dataset(self._open(), name, shape, kinds)
         if not found.shape:
             raise hdf5.unusable(self._group, f"'records/{name}' has no rows")
@@ -163,11 +163,11 @@ class Records:
 
     def _open(self) -> h5py.Group:
         if not self._group:
-            raise FsdtoolError(f"'{self._path}' was closed; open it again")
+            raise SummaryError(f"'{self._path}' was closed; open it again", path=self._path)
         return self._group
 
     def check(self, task: Task, outputs: int) -> None:
-        """Raise FsdtoolError unless every dataset has the shape that the rest of the file asks for."""
+        """Raise SummaryError unless every dataset has the shape that the rest of the file asks for."""
         n = self.examples
         if task.has_classes:
             _, kept = self.dataset("candidates", (n, None), INTEGERS).shape
@@ -195,7 +195,7 @@ class Records:
 
 
 def open_catalogue(path: str | Path) -> Catalogue:
-    """Open a summary for its records alone.  Raises FsdtoolError as `fsdtool.summary.reader.load` does, for what is
+    """Open a summary for its records alone.  Raises SummaryError as `fsdtool.summary.reader.load` does, for what is
     read.
     """
     with summary_file(path) as file:
@@ -206,7 +206,7 @@ def open_catalogue(path: str | Path) -> Catalogue:
 def summary_file(path: str | Path) -> Iterator[h5py.File]:
     """The file of a summary, of this schema and of honest size; it stays open, unless reading it fails.
 
-    Raises FsdtoolError when it is missing, damaged, or of another kind or schema.
+    Raises SummaryError when it is missing, damaged, or of another kind or schema.
     """
     file = hdf5.open_file(Path(path))
     try:
@@ -219,7 +219,7 @@ def summary_file(path: str | Path) -> Iterator[h5py.File]:
 
 
 def read_catalogue(file: h5py.File) -> Catalogue:
-    """The catalogue of an open file.  Raises FsdtoolError."""
+    """The catalogue of an open file.  Raises SummaryError."""
     root, data = identity_part(file, "/"), identity_part(file, "data")
     name, examples = root.text("task"), data.integer("examples")
     if name not in tasks() or examples < 1:
@@ -282,17 +282,20 @@ def _read_influence_calibration(file: h5py.File) -> InfluenceCalibration | None:
 
 
 def _check_schema(file: h5py.File) -> None:
-    """Raise FsdtoolError unless this version reads the file: the one message for files of other versions."""
+    """Raise SummaryError unless this version reads the file: the one message for files of other versions."""
     attributes = hdf5.Attributes(file)
     kind = attributes.get("format") if "format" in attributes else None
     schema = attributes.get("schema") if "schema" in attributes else None
     if not isinstance(kind, str) or kind != FORMAT:
-        raise FsdtoolError(f"'{file.filename}' is no fsdtool summary; give a file that 'fsdtool summarize' wrote")
+        raise SummaryError(
+            f"'{file.filename}' is no fsdtool summary; give a file that 'fsdtool summarize' wrote", path=file.filename
+        )
     if is_whole(schema) and schema == SCHEMA:
         return
     newer = schema is not None and is_whole(schema) and schema > SCHEMA
     remedy = "update fsdtool, or write" if newer else "write"
-    raise FsdtoolError(
+    raise SummaryError(
         f"'{file.filename}' is a summary of schema {schema!r:.20}, and fsdtool {__version__} reads schema {SCHEMA}; "
-        f"{remedy} it again with 'fsdtool summarize'"
+        f"{remedy} it again with 'fsdtool summarize'",
+        path=file.filename,
     )

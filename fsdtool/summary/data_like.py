@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fsdtool.errors import FsdtoolError
+from fsdtool.errors import SummaryError
 
 if TYPE_CHECKING:
     from fsdtool.data.source import DataSource
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def load_like(summary: Summary, spec: str, transform: str | None = None, **reading: Any) -> DataSource:
     """A data set read as the summarized one was; `reading` are further arguments of `load_dataset`.
 
-    Raises FsdtoolError where that takes a transform of the user's and `transform` does not name it: a summary
+    Raises SummaryError where that takes a transform of the user's and `transform` does not name it: a summary
     never says which code is run.
     """
     from fsdtool.data.formats.load import load_dataset
@@ -23,12 +23,15 @@ def load_like(summary: Summary, spec: str, transform: str | None = None, **readi
     asked = summary.preprocessing
     if transform is not None or asked.runs_code:
         if transform is None:
-            raise FsdtoolError(
+            raise SummaryError(
                 f"'{summary.path}' was made with `transform={asked.transform}`, which is code; "
-                "give `transform` again to run it"
+                "give `transform` again to run it",
+                path=summary.path,
             )
         if asked.transform is None:
-            raise FsdtoolError(f"'{summary.path}' was made without `transform`; leave `transform={transform}` out")
+            raise SummaryError(
+                f"'{summary.path}' was made without `transform`; leave `transform={transform}` out", path=summary.path
+            )
         asked = replace(asked, transform=transform)
     names = summary.class_names
     return load_dataset(spec, task=summary.task, preprocessing=asked, class_names=names, prepared=True, **reading)

@@ -3,7 +3,7 @@
 Links, virtual and external datasets are refused, so a file can show nothing but its own bytes; object types,
 which could name code, are refused as well.  A small file may claim to hold a lot (compressed zeros, chunks that
 were never written): what it claims is weighed against its size before anything is read.  Whatever is not as
-expected is one FsdtoolError that names it.
+expected is one SummaryError that names it.
 
 Damage makes h5py and json raise exceptions of many types.  They are caught around the calls of these two alone: an
 exception from anywhere else is a fault of the tool, and is left to show.
@@ -21,7 +21,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from fsdtool.errors import FsdtoolError
+from fsdtool.errors import SummaryError
 from fsdtool.util.fields import Fields
 
 WRITE_AGAIN = "write the summary again with 'fsdtool summarize'"
@@ -34,14 +34,14 @@ DAMAGE = (OSError, LookupError, ValueError, TypeError, ArithmeticError, RuntimeE
 
 
 def open_file(path: Path) -> h5py.File:
-    """The file opened for reading.  Raises FsdtoolError when it is missing or not whole."""
+    """The file opened for reading.  Raises SummaryError when it is missing or not whole."""
     if not path.exists():
-        raise FsdtoolError(f"no summary at '{path}'; write one with 'fsdtool summarize ... -o {path}'")
+        raise SummaryError(f"no summary at '{path}'; write one with 'fsdtool summarize ... -o {path}'", path=path)
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        raise FsdtoolError(
-            f"'{path}' is truncated or not a summary (HDF5: {first_line(error)}); {WRITE_AGAIN}"
+        raise SummaryError(
+            f"'{path}' is truncated or not a summary (HDF5: {first_line(error)}); {WRITE_AGAIN}", path=path
         ) from error
 
 
@@ -51,14 +51,14 @@ def first_line(error: Exception) -> str:
     return (text.strip() or type(error).__name__).splitlines()[0]
 
 
-def unusable(part: h5py.Group | h5py.Dataset, what: str) -> FsdtoolError:
+def unusable(part: h5py.Group | h5py.Dataset, what: str) -> SummaryError:
     """The error for a part of a file that is not as it should be."""
-    return FsdtoolError(f"'{part.file.filename}': {what}; {WRITE_AGAIN}")
+    return SummaryError(f"'{part.file.filename}': {what}; {WRITE_AGAIN}", path=part.file.filename)
 
 
 @contextmanager
 def damaged(holder: h5py.Group | h5py.Dataset, what: str) -> Iterator[None]:
-    """Around calls of h5py or json: whatever damaged content makes them raise is one FsdtoolError, for `what`."""
+    """Around calls of h5py or json: whatever damaged content makes them raise is one SummaryError, for `what`."""
     try:
         yield
     except DAMAGE as error:
@@ -104,7 +104,7 @@ def dataset(
 
 
 def read(source: h5py.Dataset, rows: slice | tuple[()] = ()) -> np.ndarray:
-    """The values of a dataset, or some rows.  Raises FsdtoolError when they are damaged or not finite."""
+    """The values of a dataset, or some rows.  Raises SummaryError when they are damaged or not finite."""
     with damaged(source, f"'{source.name}'"):
         values = source[rows]
     if source.dtype.kind == "f" and not np.isfinite(values).all():
@@ -173,7 +173,7 @@ class Attributes(Fields):
 def walk(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
     """Path and dataset of everything in the file that is no link, in the order of the names.
 
-    Raises FsdtoolError where an object is found a second time: the tool writes trees.
+    Raises SummaryError where an object is found a second time: the tool writes trees.
     """
     seen: set[int] = set()
     left: list[tuple[str, h5py.Group | h5py.Dataset]] = [("", file)]
@@ -200,7 +200,7 @@ def stored_bytes(source: h5py.Dataset) -> int:
 
 
 def check_size(file: h5py.File) -> None:
-    """Raise FsdtoolError for a file that claims to hold far more than its bytes can."""
+    """Raise SummaryError for a file that claims to hold far more than its bytes can."""
     size = Path(file.filename).stat().st_size
     most = max(SMALL, LARGEST_RATIO * size)
     claimed = 0

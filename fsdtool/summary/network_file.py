@@ -26,7 +26,7 @@ MISFIT = (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError)
 
 
 def read_network(file: h5py.File) -> tuple[Graph, dict[str, tuple[int, ...]]]:
-    """The network, and the shape of every entry of the state_dict.  Raises FsdtoolError for what cannot run."""
+    """The network, and the shape of every entry of the state_dict.  Raises SummaryError for what cannot run."""
     graph, shapes = Graph.from_json(hdf5.json_in(file, "model/graph")), _read_shapes(file)
     _check_runs(file, graph, shapes)
     return graph, shapes
@@ -77,7 +77,7 @@ def _check_runs(file: h5py.File, graph: Graph, named: dict[str, tuple[int, ...]]
 
 
 def _try(file: h5py.File, step: Step, inputs: list[Tensor], parameters: dict[str, Tensor]) -> Tensor:
-    """The output of a step, the options of which the file made up.  Raises FsdtoolError where it does not fit."""
+    """The output of a step, the options of which the file made up.  Raises SummaryError where it does not fit."""
     try:
         with torch.no_grad():
             output = step.apply(inputs, parameters)

@@ -5,7 +5,7 @@ Layout (`fsdtool docs summary-file` has it as a table): `/identity`, what was su
 keep; `/records` with one row per training example in the order of the data.  fsdtool.summary.writer writes it.
 
 fsdtool.summary.catalogue reads what concerns the training examples alone; this module all, with torch.  Reading follows
-no links and runs no code: what does not look as expected is a FsdtoolError.
+no links and runs no code: what does not look as expected is a SummaryError.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Summary(Catalogue):
 def load(path: str | PathLike[str]) -> Summary:
     """Open a summary; its file stays open, for the records, until `close`.
 
-    Raises FsdtoolError when it is missing, of another kind or schema, or damaged.
+    Raises SummaryError when it is missing, of another kind or schema, or damaged.
     """
     with summary_file(Path(path)) as file:
         catalogue = read_catalogue(file)
@@ -306,7 +306,7 @@ def _read_parameters(file: h5py.File, identity: Identity) -> dict[str, Tensor]:
 
 
 def _check_factors(file: h5py.File, records: Records, curvature: list[BlockCurvature]) -> None:
-    """Raise FsdtoolError unless the gradient factors of the records are in the directions of the curvature."""
+    """Raise SummaryError unless the gradient factors of the records are in the directions of the curvature."""
     n = records.examples
     if "gradients" in records and not curvature:
         raise hdf5.unusable(file, "'/curvature' is missing")

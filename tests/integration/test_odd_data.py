@@ -103,7 +103,7 @@ def test_a_class_named_train_is_a_class(tmp_path):
     assert load_dataset(str(tmp_path)).class_names == ["bus", "car", "train"]
     picture(tmp_path / "train/2020/1.png")
     line = refusal(tmp_path)
-    assert "has a folder 'train' beside bus, car: a split or a class; give --split train" in line
+    assert "has a folder 'train' beside bus, car: a split or a class; give `split=train`" in line
     assert load_dataset(str(tmp_path), split="train").class_names == ["2020"]
 
 
@@ -207,7 +207,7 @@ def test_bytes_are_scaled_wherever_they_come_from_and_a_note_says_so(tmp_path, c
     x, y = everything(load_dataset(spec))
     torch.testing.assert_close(x.reshape(N, 12), torch.tensor(BYTES).float() / 255, rtol=0, atol=0)
     assert y.tolist() == LABELS.tolist()
-    assert "bytes scaled from 0..255 to 0..1 (--std 0.003921568627 takes them as they are)" in caplog.text
+    assert "bytes scaled from 0..255 to 0..1 (`std=0.003921568627` takes them as they are)" in caplog.text
     raw = everything(load_dataset(spec, preprocessing=Preprocessing(std=(0.003921568627,))))[0]
     torch.testing.assert_close(raw.reshape(N, 12), torch.tensor(BYTES).float())
 
@@ -222,7 +222,7 @@ def test_whole_numbers_up_to_255_stay_and_the_note_gives_the_flag(tmp_path, capl
         np.savez(tmp_path / "d.npz", x=BYTES.astype(dtype), y=LABELS)
         spec = str(tmp_path / "d.npz")
     torch.testing.assert_close(everything(load_dataset(spec))[0], torch.tensor(BYTES).float())
-    assert "whole numbers of 0..255 are taken as they are (--std 255 scales them to 0..1)" in caplog.text
+    assert "whole numbers of 0..255 are taken as they are (`std=255` scales them to 0..1)" in caplog.text
     scaled = everything(load_dataset(spec, preprocessing=Preprocessing(std=(255.0,))))[0]
     torch.testing.assert_close(scaled, torch.tensor(BYTES).float() / 255)
     assert "warning" not in caplog.text.lower()
@@ -231,10 +231,10 @@ def test_whole_numbers_up_to_255_stay_and_the_note_gives_the_flag(tmp_path, capl
 @pytest.mark.parametrize(
     ("x", "mean", "std", "expected"),
     [
-        (BYTES, (123.675,), (58.395,), "give --mean 0.485 --std 0.229"),
-        (BYTES / 255, (123.675,), (58.395,), "give --mean 0.485 --std 0.229"),
-        (BYTES, None, (255.0,), "leave --std out"),
-        (BYTES.astype(np.int64), (0.485,), (0.229,), "give --mean 123.675 --std 58.395"),
+        (BYTES, (123.675,), (58.395,), "give `mean=0.485` `std=0.229`"),
+        (BYTES / 255, (123.675,), (58.395,), "give `mean=0.485` `std=0.229`"),
+        (BYTES, None, (255.0,), "leave `std` out"),
+        (BYTES.astype(np.int64), (0.485,), (0.229,), "give `mean=123.675` `std=58.395`"),
         (BYTES, (0.485,), (0.229,), None),
         (BYTES, None, (1 / 255,), None),
         (BYTES.astype(float) - 99, (30.0,), (60.0,), None),
@@ -261,7 +261,7 @@ def test_a_missing_label_in_text_is_named_or_skipped(tmp_path, caplog, label, ot
     path = write_csv(tmp_path / "d.csv", ["a", "label"], rows_with(label, others))
     line = refusal(path)
     assert f"line 5 of '{path}' has " in line
-    assert "--skip-bad" in line
+    assert "`skip_bad=True`" in line
     source = load_dataset(str(path), skip_bad=True)
     assert source.ids.tolist() == [0, 1, 2, 4, 5]
     assert everything(source)[1].tolist() == [0, 1, 2, 0, 1]
@@ -275,12 +275,12 @@ def test_labels_of_which_many_are_negative_are_classes_to_be_renumbered(tmp_path
     path = write_csv(tmp_path / "d.csv", ["a", "kind"], [[1, "NA"], [2, ""]])
     line = refusal(path, y_key="kind", skip_bad=True)
     assert "has 'NA' for 'kind'" in line
-    assert "so have all the others: give another --y-key" in line
+    assert "so have all the others: give another `y_key`" in line
 
 
 def test_a_class_may_be_called_na(tmp_path):
     path = write_csv(tmp_path / "d.csv", ["a", "label"], rows_with("NA", ("DE", "FR", "IT", "DE", "FR")))
-    assert "or --missing '' if it is the name of a class" in refusal(path)
+    assert "or `missing=''` if it is the name of a class" in refusal(path)
     source = load_dataset(str(path), missing=[""])
     assert source.class_names == ["DE", "FR", "IT", "NA"]
     assert everything(source)[1].tolist() == [0, 1, 2, 3, 0, 1]
@@ -318,7 +318,7 @@ def test_none_among_labels_is_named_or_skipped(tmp_path, kind, values):
         datasets.Dataset.from_dict({"x": BYTES.tolist(), "label": values}).save_to_disk(path)
     line = refusal(path)
     assert f"row 3 of '{path}' has no 'label'" in line
-    assert "--skip-bad" in line
+    assert "`skip_bad=True`" in line
     source = load_dataset(str(path), skip_bad=True)
     assert source.ids.tolist() == [0, 1, 2, 4, 5]
     assert everything(source)[1].tolist() == [0, 1, 2, 0, 1]
@@ -416,7 +416,7 @@ def test_lists_of_images_say_what_is_missing_and_where_it_lies(tmp_path):
     path = write_csv(tmp_path / "d.csv", ["id", "breed"], [[i, "ab"[i % 2]] for i in range(3)])
     assert "has no column for the inputs beside 'id', 'breed'" in refusal(path, y_key="breed")
     write_csv(path, ["name", "label"], [[f"{i}.png", 0] for i in range(3)])
-    assert "give --x-key name to read these images" in refusal(path)
+    assert "give `x_key=name` to read these images" in refusal(path)
     assert "do not exist below" in refusal(path, x_key="name")
     assert "there is 'train/0.png'); correct the paths" in refusal(path, x_key="name", skip_bad=True)
     write_csv(path, ["name", "label"], [[f"train\\{i}.png", 0] for i in range(3)])
@@ -508,13 +508,13 @@ def test_text_of_hugging_face_is_no_input(tmp_path):
     datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "d"))
     line = refusal(tmp_path / "d", x_key="text")
     assert "column 'text' of" in line
-    assert "holds text, and inputs must be numbers or images; give another --x-key" in line
-    assert "--skip-bad" not in line
+    assert "holds text, and inputs must be numbers or images; give another `x_key`" in line
+    assert "skip_bad" not in line
 
 
 def test_text_in_a_column_that_was_asked_for_is_refused_with_what_would_do(tmp_path):
     (tmp_path / "list.csv").write_text("id,breed\n000bec,pug\n00a1f3,boxer\n")
-    with pytest.raises(FsdtoolError, match=r"column 'id'; a column of --x-key must hold numbers, or paths of images"):
+    with pytest.raises(FsdtoolError, match=r"column 'id'; a column of `x_key` must hold numbers, or paths of images"):
         load_dataset(str(tmp_path / "list.csv"), x_key="id", y_key="breed")
     (tmp_path / "list.csv").write_text("id,breed,size\n000bec,pug,1\n00a1f3,boxer,2\n")
     assert len(load_dataset(str(tmp_path / "list.csv"), x_key="size", y_key="breed")) == 2

@@ -1,6 +1,6 @@
-"""The kinds of data that a spec may name, one module each: which of the arrays, columns, folders or items are inputs,
-targets and ids.  `load` tells them apart; files are told by the SUFFIXES of the modules, so that a new kind of file is
-a new module.  A format gives what is found and a reader of its rows; all else is done by `data`.
+"""How data is stored, a module for each way: which of the arrays, columns, folders or items are inputs, targets and
+ids, and how their rows are read.  A format gives what is found and a reader of its rows; all else is done by `data`.
+`data.sources` says which spec is opened as what, and `load` opens one.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ import numpy as np
 from fsdtool.data.formats.hdf5_arrays import H5File
 from fsdtool.data.formats.numpy_files import CLASS_NAMES_KEY, Entry, NpyFiles, NpzFile
 from fsdtool.data.readers import ROW_NUMBERS, ArrayReader, Found, Request
+from fsdtool.data.sources.npy import npy_files, pair_of_files
 from fsdtool.data.targets import numbered
-from fsdtool.errors import FsdtoolError, some
+from fsdtool.errors import DataError, some
 
 INPUT_KEYS = ("x", "X", "images", "inputs", "data")
 TARGET_KEYS = ("y", "Y", "labels", "targets", "target")
@@ -28,9 +29,21 @@ SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", 
 ArrayFile = NpzFile | NpyFiles | H5File
 
 
-def open_array_file(path: Path, request: Request) -> Found:
+def open_array_file(spec: str, request: Request) -> Found:
     """Open a .npz or HDF5 file."""
+    path = Path(spec)
     return open_arrays(_array_file(path), str(path), request)
+
+
+def open_npy_files(spec: str, request: Request) -> Found:
+    """Open a folder of .npy files, or `x.npy,y.npy` (or .npz, .h5): the inputs, then the targets."""
+    pair = pair_of_files(spec)
+    if not pair:
+        return open_arrays(NpyFiles(npy_files(Path(spec))), spec, request)
+    missing = [str(part) for part in pair if not part.is_file()]
+    if missing:
+        raise DataError(f"the data '{missing[0]}' does not exist; give x.npy,y.npy: the inputs, then the targets")
+    return open_arrays(PairedFiles(*pair), spec, request)
 
 
 def open_arrays(file: ArrayFile | PairedFiles, spec: str, request: Request) -> Found:
@@ -39,14 +52,14 @@ def open_arrays(file: ArrayFile | PairedFiles, spec: str, request: Request) -> F
     x_key, y_key = _choose_keys(view, request, spec)
     x, y = file.entries[x_key], file.entries[y_key]
     if not x.is_number:
-        raise FsdtoolError(f"the inputs '{x_key}' of '{spec}' have dtype {x.dtype}; give numbers")
+        raise DataError(f"the inputs '{x_key}' of '{spec}' have dtype {x.dtype}; give numbers")
     if x.shape[:1] != y.shape[:1]:
-        raise FsdtoolError(
+        raise DataError(
             f"'{spec}' has inputs '{x_key}' {x.shape} but targets '{y_key}' {y.shape}; give one target each"
         )
     count = x.shape[0] if x.shape else 0
     if count == 0:
-        raise FsdtoolError(f"'{spec}' is empty: '{x_key}' has shape {x.shape}; give at least one example")
+        raise DataError(f"'{spec}' is empty: '{x_key}' has shape {x.shape}; give at least one example")
     id_key = _choose_ids(view, request, (x_key, y_key), spec)
     ids = np.arange(count) if id_key is None else _ids(file.read(id_key), count, spec)
     names = file.class_names(y_key)
@@ -138,7 +151,7 @@ def choose_split(splits: Sequence[str], wanted: str | None, spec: str) -> str:
     if len(candidates) != 1:
         found = f"has the splits {some(list(splits), 12)}" if splits else "has no splits"
         wish = f"not '{wanted}'; leave `split` out or give one of them" if wanted else "give one of them by `split`"
-        raise FsdtoolError(f"'{spec}' {found}, {wish}")
+        raise DataError(f"'{spec}' {found}, {wish}")
     return candidates[0]
 
 
@@ -165,13 +178,13 @@ def _choose_keys(view: _View, request: Request, spec: str) -> tuple[str, str]:
 
     def choose(what: str, argument: str, given: str | None, usual: Sequence[str], possible: list[str]) -> str:
         if given is not None and given not in entries:
-            raise FsdtoolError(f"'{spec}' has no array '{given}'; give `{argument}` one of: {listed}")
+            raise DataError(f"'{spec}' has no array '{given}'; give `{argument}` one of: {listed}")
         known = [key for key in usual if key in entries]
         if len(known) > 1:
             known = [key for key in known if key in possible]
         candidates = [given] if given is not None else known or possible
         if len(candidates) != 1:
-            raise FsdtoolError(f"cannot tell which array of '{spec}' holds the {what}; give `{argument}` one of: {listed}")
+            raise DataError(f"cannot tell which array of '{spec}' holds the {what}; give `{argument}` one of: {listed}")
         return candidates[0]
 
     aside = (*ID_KEYS, CLASS_NAMES_KEY, view.short(request.id_key))
@@ -183,7 +196,7 @@ def _choose_keys(view: _View, request: Request, spec: str) -> tuple[str, str]:
     flat = [k for k, e in others.items() if len(e.shape) in (1, 2) or e.shape[:1] == (math.prod(e.shape),)]
     targets = [key for key in flat if entries[key].shape[:1] == count and key != x_key]
     if y_given is None and not targets and not set(TARGET_KEYS) & set(entries):
-        raise FsdtoolError(
+        raise DataError(
             f"'{spec}' has no array of targets beside the inputs '{x_key}': it holds {listed}; "
             "give inputs and targets in two files as inputs.h5,targets.h5 (or .npy, .npz)"
         )
@@ -199,17 +212,17 @@ def _choose_ids(view: _View, request: Request, taken: tuple[str, str], spec: str
     short = view.short(request.id_key)
     if short not in view.keys:
         listed = some(list(view.keys.values()), 12)
-        raise FsdtoolError(f"'{spec}' has no array '{request.id_key}'; give `id_key=row` (numbers) or one of: {listed}")
+        raise DataError(f"'{spec}' has no array '{request.id_key}'; give `id_key=row` (numbers) or one of: {listed}")
     return view.keys[short]
 
 
 def _ids(stored: np.ndarray, count: int, spec: str) -> np.ndarray:
     if stored.shape != (count,):
-        raise FsdtoolError(f"'{spec}' has ids of shape {stored.shape} for {count} examples; give one id each")
+        raise DataError(f"'{spec}' has ids of shape {stored.shape} for {count} examples; give one id each")
     if stored.dtype.kind in "SU":
         return np.array([_text(name) for name in stored])
     if stored.dtype.kind not in "iu":
-        raise FsdtoolError(
+        raise DataError(
             f"'{spec}' has ids of dtype {stored.dtype}; give integers or text, or `id_key=row` for row numbers"
         )
     if stored.max() > np.iinfo(np.int64).max:
@@ -219,6 +232,3 @@ def _ids(stored: np.ndarray, count: int, spec: str) -> np.ndarray:
 
 def _text(stored: object) -> str:
     return stored.decode("utf-8", "replace") if isinstance(stored, bytes) else str(stored)
-
-
-SUFFIXES = {".npz": open_array_file, ".h5": open_array_file, ".hdf5": open_array_file}

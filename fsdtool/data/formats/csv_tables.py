@@ -21,14 +21,15 @@ from fsdtool.data.formats.image_files import PATH_COLUMNS, is_image_path, open_i
 from fsdtool.data.formats.table_columns import Columns, choose_columns, refuse_text, text_ids, text_targets
 from fsdtool.data.readers import ROW_NUMBERS, ArrayReader, Found, Request
 from fsdtool.data.targets import MISSING
-from fsdtool.errors import FsdtoolError, describe
+from fsdtool.errors import DataError, describe
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 BLOCK = 2**16  # numbers converted at once
 
 
-def open_csv(path: Path, request: Request) -> Found:
+def open_csv(spec: str, request: Request) -> Found:
     """Open a CSV file: as a list of images where it has a column of their paths, else as a table of numbers."""
+    path = Path(spec)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             separator = _separator(file.readline())
@@ -37,9 +38,9 @@ def open_csv(path: Path, request: Request) -> Found:
             header = [name.strip() for name in next(lines, [])]
             found = _open(lines, header, path, request)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise FsdtoolError(f"'{path}' is not a UTF-8 CSV table ({describe(error)}); write it again") from error
+        raise DataError(f"'{path}' is not a UTF-8 CSV table ({describe(error)}); write it again") from error
     except OSError as error:
-        raise FsdtoolError(
+        raise DataError(
             f"'{path}' cannot be read into {tempfile.gettempdir()} ({describe(error)}); make room there or set TMPDIR"
         ) from error
     if separator != ",":
@@ -108,7 +109,7 @@ def _rows(lines: Any, columns: Columns, path: Path, request: Request) -> Iterato
             continue
         where = f"line {lines.line_num} of '{path}'"
         if len(cells) != len(columns.names):
-            raise FsdtoolError(f"{where} has {len(cells)} cells, its header {len(columns.names)}; mend it")
+            raise DataError(f"{where} has {len(cells)} cells, its header {len(columns.names)}; mend it")
         if columns.split is None or cells[columns.split].strip() == request.split:
             yield where, cells
 
@@ -135,7 +136,7 @@ def _spill(block: array.array, file: Any) -> array.array:
 def _check_any(y: list[Any], columns: Columns, path: Path, request: Request) -> None:
     if not y:
         found = "no rows" if columns.split is None else f"no rows whose split is '{request.split}'"
-        raise FsdtoolError(f"'{path}' is empty: it has a header and {found}; give at least one example")
+        raise DataError(f"'{path}' is empty: it has a header and {found}; give at least one example")
 
 
 def _separator(line: str) -> str:
@@ -157,6 +158,3 @@ class _Rest:
         if self._first is not None:
             yield self._first
         yield from self._lines
-
-
-SUFFIXES = {".csv": open_csv, ".tsv": open_csv}

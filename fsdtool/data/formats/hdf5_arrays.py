@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from fsdtool.data.formats.numpy_files import CLASS_NAMES_KEY, Entry
-from fsdtool.errors import FsdtoolError, describe
+from fsdtool.errors import DataError, describe
 
 
 class H5File:
@@ -26,12 +26,10 @@ class H5File:
             kinds = {key: self._file.get(key, getlink=True) for key in self._file}
             self._file.visititems(self._enter)  # follows no link
         except (OSError, RuntimeError) as error:
-            raise FsdtoolError(
-                f"'{path}' is damaged or not an HDF5 file ({describe(error)}); write it again"
-            ) from error
+            raise DataError(f"'{path}' is damaged or not an HDF5 file ({describe(error)}); write it again") from error
         links = [key for key, kind in kinds.items() if not isinstance(kind, h5py.HardLink)]
         if links:
-            raise FsdtoolError(f"'{links[0]}' in '{path}' is a link, which is not followed; store the data itself")
+            raise DataError(f"'{links[0]}' in '{path}' is a link, which is not followed; store the data itself")
 
     def _enter(self, name: str, item: h5py.Dataset | h5py.Group) -> None:
         if isinstance(item, h5py.Dataset):
@@ -41,7 +39,7 @@ class H5File:
         """The data set, still in the file."""
         found = self._file[key]
         if found.is_virtual or found.external:
-            raise FsdtoolError(f"'{key}' in '{self._path}' lies in other files; store the data itself")
+            raise DataError(f"'{key}' in '{self._path}' lies in other files; store the data itself")
         return found
 
     def read(self, key: str) -> np.ndarray:
@@ -51,9 +49,7 @@ class H5File:
             is_text = h5py.check_string_dtype(found.dtype) is not None
             return np.array(found.asstr()[()], dtype=str) if is_text else found[()]
         except (OSError, RuntimeError, UnicodeDecodeError) as error:
-            raise FsdtoolError(
-                f"'{key}' in '{self._path}' cannot be read ({describe(error)}); write it again"
-            ) from error
+            raise DataError(f"'{key}' in '{self._path}' cannot be read ({describe(error)}); write it again") from error
 
     def class_names(self, y_key: str) -> Any:
         """What the file, or an attribute of it or of its targets, names the classes; or None."""

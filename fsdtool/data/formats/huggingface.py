@@ -15,7 +15,7 @@ from fsdtool.data.formats.array_keys import ID_KEYS, TARGET_KEYS, choose_split
 from fsdtool.data.formats.table_columns import text_ids
 from fsdtool.data.readers import ROW_NUMBERS, Found, ItemReader, Request
 from fsdtool.data.targets import numbered, refuse_missing
-from fsdtool.errors import FsdtoolError, describe, some
+from fsdtool.errors import DataError, describe, some
 
 INPUT_COLUMNS = ("image", "img", "x", "X", "pixel_values", "inputs", "features", "data")
 TARGET_COLUMNS = ("label", *TARGET_KEYS)
@@ -47,23 +47,19 @@ def _number_type(feature: Any) -> str | None:
     return getattr(feature, "dtype", None) if inner is None else _number_type(inner)
 
 
-def is_saved_dataset(path: Path) -> bool:
-    """Whether a folder is what `save_to_disk` writes."""
-    return (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file()
-
-
-def open_saved_dataset(path: Path, request: Request) -> Found:
+def open_saved_dataset(spec: str, request: Request) -> Found:
     """Open a folder that `save_to_disk` wrote; needs the extra `fsdtool[huggingface]`."""
+    path = Path(spec)
     try:
         from datasets import load_from_disk
     except ImportError as error:
-        raise FsdtoolError(
+        raise DataError(
             f"'{path}' was saved by Hugging Face datasets ({error}); pip install 'fsdtool[huggingface]'"
         ) from error
     try:
         dataset = load_from_disk(str(path))
     except Exception as error:  # arrow and json raise many kinds for damaged files
-        raise FsdtoolError(f"'{path}' cannot be opened: {describe(error)}; save it again") from error
+        raise DataError(f"'{path}' cannot be opened: {describe(error)}; save it again") from error
     split = ""
     if hasattr(dataset, "keys"):
         chosen = choose_split(list(dataset), request.split, str(path))
@@ -72,7 +68,7 @@ def open_saved_dataset(path: Path, request: Request) -> Found:
     elif request.split is not None:
         choose_split([], request.split, str(path))
     if not len(dataset):
-        raise FsdtoolError(f"'{path}' is empty; give at least one example")
+        raise DataError(f"'{path}' is empty; give at least one example")
     return _open(dataset, split, path, request)
 
 
@@ -86,10 +82,10 @@ def _open(dataset: Any, split: str, path: Path, request: Request) -> Found:
     unknown = [key for key in inputs if key not in dataset.column_names]
     if id_key not in (None, ROW_NUMBERS, *dataset.column_names) or unknown:
         wrong = unknown[0] if unknown else id_key
-        raise FsdtoolError(f"'{path}' has no column '{wrong}'; it has {some(dataset.column_names, 12)}")
+        raise DataError(f"'{path}' has no column '{wrong}'; it has {some(dataset.column_names, 12)}")
     text = [key for key in inputs if _number_type(dataset.features[key]) in ("string", "large_string")]
     if text:
-        raise FsdtoolError(
+        raise DataError(
             f"column '{text[0]}' of '{path}' holds text, and inputs must be numbers or images; give another `x_key` "
             "(of a text, store the numbers that the network takes, as its embedding)"
         )
@@ -115,7 +111,7 @@ def _numbers(stored: list[Any], key: str, feature: Any, path: Path, request: Req
     labels = getattr(feature, "feature", None)
     lengths = {len(value) for value in stored if isinstance(value, list)}
     if len(lengths) > 1 or (getattr(labels, "names", None) and lengths != {1}):
-        raise FsdtoolError(
+        raise DataError(
             f"column '{key}' of '{path}' lists several labels for one example (multi-label), which is not supported; "
             "give one class per example, or choose another column by `y_key`"
         )
@@ -126,11 +122,9 @@ def _numbers(stored: list[Any], key: str, feature: Any, path: Path, request: Req
     try:
         found = np.array([blank if value is None else value for value in stored])
     except (ValueError, TypeError) as error:
-        raise FsdtoolError(
-            f"column '{key}' of '{path}' is no target ({describe(error)}); give another `y_key`"
-        ) from error
+        raise DataError(f"column '{key}' of '{path}' is no target ({describe(error)}); give another `y_key`") from error
     if found.dtype.kind not in "buif":
-        raise FsdtoolError(f"column '{key}' of '{path}' holds {feature}, no targets; choose another by `y_key`")
+        raise DataError(f"column '{key}' of '{path}' holds {feature}, no targets; choose another by `y_key`")
     return found
 
 
@@ -147,5 +141,5 @@ def _choose(
     candidates = [given] if given is not None else [name for name in usual if name in names][:1] or typed
     if len(candidates) != 1 or candidates[0] not in names:
         missing = f" has no column '{given}'" if given is not None else f": cannot tell which column holds the {what}"
-        raise FsdtoolError(f"'{path}'{missing}; give `{argument}` one of: {some(names, 12)}")
+        raise DataError(f"'{path}'{missing}; give `{argument}` one of: {some(names, 12)}")
     return candidates[0]

@@ -16,7 +16,7 @@ import numpy as np
 from fsdtool.data.formats.image_folders import list_images, split_folder
 from fsdtool.data.images import EXTENSIONS, open_image, turned
 from fsdtool.data.readers import ROW_NUMBERS, Found, ItemReader, Request
-from fsdtool.errors import FsdtoolError, some
+from fsdtool.errors import DataError, some
 
 log = logging.getLogger("fsdtool")
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "image_path")
@@ -40,16 +40,17 @@ def is_image_path(text: str) -> bool:
     return text.strip().lower().endswith(EXTENSIONS)
 
 
-def open_image_folder(path: Path, request: Request) -> Found:
+def open_image_folder(spec: str, request: Request) -> Found:
     """`folder/CLASS/IMAGE.png`, or the split of `folder/SPLIT/CLASS/IMAGE.png` that is asked for (default: train)."""
+    path = Path(spec)
     if not request.task.has_classes:
-        raise FsdtoolError(f"the folder '{path}' holds classes of images; leave `task={request.task}` out")
+        raise DataError(f"the folder '{path}' holds classes of images; leave `task={request.task}` out")
     root, split = split_folder(path, request.split)
     found = list_images(root)
     files = found.files
     if not files:
         inside = f"none in {some(found.classes)}" if found.classes else "it has no folders of classes"
-        raise FsdtoolError(f"'{root}' is not a folder of images: {inside}{found.left_out}; give folder/CLASS/IMAGE.png")
+        raise DataError(f"'{root}' is not a folder of images: {inside}{found.left_out}; give folder/CLASS/IMAGE.png")
     targets = np.array(found.targets, dtype=np.int64)
     ids = np.arange(len(files)) if request.id_key == ROW_NUMBERS else np.array(files, dtype=str)
     reader = _reader(root, files, targets, ids, request)
@@ -81,7 +82,7 @@ def open_image_list(
         missing = [name for name in files if not (root / name).is_file()]
     if missing and not (request.skip_bad and len(missing) < len(files)):
         remedy = "correct the paths" + ("" if len(missing) == len(files) else ", or give `skip_bad=True`")
-        raise FsdtoolError(
+        raise DataError(
             f"{len(missing)} of {len(files)} images in column '{column}' do not exist below '{root}' "
             f"({some(missing)}{_elsewhere(root, missing[0])}); {remedy}"
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fsdtool.data.formats.array_keys import choose_split
 from fsdtool.data.images import EXTENSIONS
-from fsdtool.errors import FsdtoolError, describe, some
+from fsdtool.errors import DataError, describe, some
 
 log = logging.getLogger("fsdtool")
 LEFT_BEHIND = (
@@ -103,7 +103,7 @@ def split_folder(path: Path, wanted: str | None) -> tuple[Path, str]:
         name for name in others if any(file.lower().endswith(EXTENSIONS) for file in _entries(path / name)[1])
     ]
     if wanted is None and len(splits) == 1 and len(with_images) > 1:
-        raise FsdtoolError(
+        raise DataError(
             f"'{path}' has a folder '{splits[0]}' beside {some(with_images)}: a split or a class; "
             f"give `split={splits[0]}` to read it, or rename it if it is a class"
         )
@@ -124,7 +124,7 @@ def _splits(path: Path, folders: list[str]) -> list[str]:
         named = folders  # seg_train beside seg_test
     splits = [name for name in named if _entries(path / name)[0]]
     if named and named == folders and not splits:
-        raise FsdtoolError(
+        raise DataError(
             f"'{path}' has the splits {some(named)}, but no folders of classes in them; give "
             f"folder/{named[0]}/CLASS/IMAGE.png, or a csv file with the columns path and label"
         )
@@ -142,7 +142,7 @@ def _scan(path: Path) -> list[os.DirEntry]:
         with os.scandir(path) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise FsdtoolError(f"'{path}' cannot be read: {describe(error)}") from error
+        raise DataError(f"'{path}' cannot be read: {describe(error)}") from error
 
 
 def _entries(path: Path) -> tuple[list[str], list[str]]:

@@ -6,37 +6,21 @@ Nothing is downloaded, no pickled or object array is read, and no link out of an
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from fsdtool.data.formats.array_keys import PairedFiles, open_arrays
-from fsdtool.data.formats.huggingface import is_saved_dataset, open_saved_dataset
-from fsdtool.data.formats.image_files import open_image_folder
-from fsdtool.data.formats.image_folders import is_hidden
-from fsdtool.data.formats.map_style import open_factory, open_torchvision
-from fsdtool.data.formats.numpy_files import NpyFiles
 from fsdtool.data.preprocessing import Preprocessing
 from fsdtool.data.readers import Found, ItemReader, Request, TransformedReader
+from fsdtool.data.registry import find_source, offered
 from fsdtool.data.scaling import scale_note
 from fsdtool.data.source import DataSource
 from fsdtool.data.targets import corrections, read_labels
-from fsdtool.errors import FsdtoolError, some
+from fsdtool.errors import DataError, some
 from fsdtool.tasks.task import Task, task_of
-from fsdtool.util.discovery import modules_of
 
 log = logging.getLogger("fsdtool")
-PAIRED = (".npy", ".npz", ".h5", ".hdf5")
-PACKAGE = "fsdtool.data.formats"
-
-
-def file_formats() -> dict[str, Callable[[Path, Request], Found]]:
-    """What opens a file, by its suffix: a module of this package has them as SUFFIXES, and is found by that."""
-    return {
-        suffix: opener for module in modules_of(PACKAGE) for suffix, opener in getattr(module, "SUFFIXES", {}).items()
-    }
 
 
 def load_dataset(
@@ -78,7 +62,7 @@ def load_dataset(
         reader = TransformedReader(reader, preprocessing.transform, found.ids)
     log.info(f"'{spec}': {found.note}{scale_note(reader, len(found.ids), preprocessing, spec, not prepared)}")
     if 0 in reader.shape or not reader.shape:
-        raise FsdtoolError(
+        raise DataError(
             f"the inputs of '{spec}' have shape {(len(found.ids), *reader.shape)}; "
             "give at least one number per example, in two or more dimensions"
         )
@@ -101,62 +85,24 @@ def load_dataset(
 
 
 def _open(spec: str, request: Request) -> Found:
-    path = Path(spec)
-    if spec.startswith("torchvision:"):
-        return open_torchvision(spec, request)
-    if re.search(r"(\.py|^[\w.]+):\w", spec) and not path.exists():
-        return open_factory(spec, request)
-    if path.is_dir() and is_saved_dataset(path):
-        return open_saved_dataset(path, request)
-    arrays = _npy_files(path)
-    pair = _pair(path)
-    if path.is_dir() and not arrays:
-        return open_image_folder(path, request)
+    source, path = find_source(spec), Path(spec)
+    if source is None:
+        problem = "is of an unknown kind" if path.exists() else "does not exist"
+        raise DataError(f"the data '{spec}' {problem}; give {offered()}")
     images = request.preprocessing
-    if images.image_size is not None or images.channels is not None:
+    if not source.holds_images and (images.image_size is not None or images.channels is not None):
         argument = "image_size" if images.image_size is not None else "channels"
-        if path.suffix not in (".csv", ".tsv"):
-            raise FsdtoolError(f"`{argument}` is for images, and '{spec}' holds arrays; leave it out")
-    if arrays:
-        return open_arrays(NpyFiles(arrays), spec, request)
-    if pair:
-        return open_arrays(PairedFiles(*pair), spec, request)
-    known = file_formats()
-    if not path.is_file() or path.suffix.lower() not in known:
-        *most, last = known
-        raise FsdtoolError(
-            f"the data '{spec}' {'is of an unknown kind' if path.exists() else 'does not exist'}; give a "
-            f"{', '.join(most)} or {last} file, x.npy,y.npy (or .h5), a folder of images, torchvision:NAME or "
-            "path/file.py:factory"
-        )
-    if not path.stat().st_size:
-        raise FsdtoolError(f"'{spec}' is damaged or not a {path.suffix} file: it has no bytes; write it again")
-    return known[path.suffix.lower()](path, request)
-
-
-def _npy_files(path: Path) -> dict[str, Path]:
-    """The .npy files of a folder by name."""
-    if not path.is_dir():
-        return {}
-    return {file.stem: file for file in sorted(path.glob("*.npy")) if not is_hidden(file.name)}
-
-
-def _pair(path: Path) -> list[Path]:
-    """The two files of `x.npy,y.npy` (or .npz, .h5): the inputs, then the targets."""
-    parts = [Path(part) for part in str(path).split(",")]
-    if len(parts) != 2 or path.exists() or any(part.suffix not in PAIRED for part in parts):
-        return []
-    missing = [str(part) for part in parts if not part.is_file()]
-    if missing:
-        raise FsdtoolError(f"the data '{missing[0]}' does not exist; give x.npy,y.npy: the inputs, then the targets")
-    return parts
+        raise DataError(f"`{argument}` is for images, and '{spec}' holds arrays; leave it out")
+    if source.suffixes and not path.stat().st_size:
+        raise DataError(f"'{spec}' is damaged or not a {path.suffix} file: it has no bytes; write it again")
+    return source.opens(spec, request)
 
 
 def _check_unique(ids: np.ndarray, spec: str) -> None:
     names, count = np.unique(ids, return_counts=True)
     twice = names[count > 1]
     if len(twice):
-        raise FsdtoolError(
+        raise DataError(
             f"{len(twice)} ids of '{spec}' stand for more than one example ({some([str(n) for n in twice.tolist()])}); "
             "make them unique, or give `id_key=row` for row numbers"
         )
@@ -170,7 +116,7 @@ def _relabelling(
         return wanted or found, None
     unknown = [name for name in found if name not in wanted]
     if unknown:
-        raise FsdtoolError(
+        raise DataError(
             f"'{spec}' has classes that are not among the class names {some(wanted)}: {some(unknown)}; "
             "rename or remove them"
         )

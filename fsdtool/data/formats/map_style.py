@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from fsdtool.data.formats.image_folders import is_hidden
 from fsdtool.data.readers import Found, ItemReader, Request
-from fsdtool.errors import FsdtoolError, describe, some
+from fsdtool.errors import DataError, describe, some
 from fsdtool.model.factory import check_arguments, import_torchvision, load_factory, parse_value
 
 log = logging.getLogger("fsdtool")
@@ -41,7 +41,7 @@ def open_items(open_dataset: Callable[[], Any], spec: str, request: Request) -> 
     _check_map_style(dataset, spec)
     count = len(dataset)
     if count == 0:
-        raise FsdtoolError(f"'{spec}' is empty; give at least one example")
+        raise DataError(f"'{spec}' is empty; give at least one example")
     given = getattr(dataset, "classes", None)
     classes = list(given) if isinstance(given, (list, tuple)) and all(isinstance(name, str) for name in given) else []
     hidden = [name for name in classes if is_hidden(name)]
@@ -75,16 +75,16 @@ def _check_map_style(dataset: Any, spec: str) -> None:
         remedy = "return a data set that has a length and items (x, y), such as the list of its examples"
     elif hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
         return
-    raise FsdtoolError(f"'{spec}' gives a {kind}; {remedy}")
+    raise DataError(f"'{spec}' gives a {kind}; {remedy}")
 
 
 def _torchvision_dataset(spec: str, split: str | None) -> Any:
     name, arguments = _split_arguments(spec.removeprefix("torchvision:"))
     datasets = import_torchvision().datasets
     if name not in datasets.__all__:
-        raise FsdtoolError(f"torchvision has no data set '{name}'; it has {some(sorted(datasets.__all__), 12)}")
+        raise DataError(f"torchvision has no data set '{name}'; it has {some(sorted(datasets.__all__), 12)}")
     if "download" in arguments:
-        raise FsdtoolError(f"'{spec}' asks for a download; fsdtool never downloads, leave download out")
+        raise DataError(f"'{spec}' asks for a download; fsdtool never downloads, leave download out")
     factory = getattr(datasets, name)
     root = arguments.get("root", os.environ.get(DATA_ROOT_VARIABLE, "data"))
     if "root" in inspect.signature(factory).parameters:
@@ -94,7 +94,7 @@ def _torchvision_dataset(spec: str, split: str | None) -> Any:
     try:
         return factory(**arguments)
     except Exception as error:
-        raise FsdtoolError(
+        raise DataError(
             f"'{spec}' cannot be opened under '{root}': {describe(error)}; fsdtool never downloads, "
             f"put the data set there or give torchvision:{name}?root=FOLDER"
         ) from error
@@ -108,7 +108,7 @@ def _user_dataset(spec: str, split: str | None) -> Any:
     try:
         return factory(**arguments)
     except (Exception, SystemExit) as error:
-        raise FsdtoolError(f"the data factory '{spec}' raised {describe(error)}; correct it") from error
+        raise DataError(f"the data factory '{spec}' raised {describe(error)}; correct it") from error
 
 
 def _split_argument(factory: Callable[..., Any], spec: str, split: str | None) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _split_argument(factory: Callable[..., Any], spec: str, split: str | None) -
     if "train" in parameters and split in ("train", "test"):
         return {"train": split == "train"}
     takes = "only train and test" if "train" in parameters else "no split"
-    raise FsdtoolError(f"'{spec}' has {takes}, and `split` says '{split}'; leave it out or correct it")
+    raise DataError(f"'{spec}' has {takes}, and `split` says '{split}'; leave it out or correct it")
 
 
 def _split_arguments(text: str) -> tuple[str, dict[str, Any]]:

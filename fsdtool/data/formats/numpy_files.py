@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from fsdtool.errors import FsdtoolError, describe
+from fsdtool.errors import DataError, describe
 
 CLASS_NAMES_KEY = "class_names"
 SMALL = 2**26  # bytes up to which a member of a .npz file is read whole
@@ -49,7 +49,7 @@ class NpzFile:
                     with archive.open(name) as member:
                         self.entries[name.removesuffix(".npy")] = _header(member)[0]
         except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
-            raise FsdtoolError(f"'{path}' is damaged or not a .npz file ({describe(error)}); write it again") from error
+            raise DataError(f"'{path}' is damaged or not a .npz file ({describe(error)}); write it again") from error
 
     def read(self, key: str) -> np.ndarray:
         """The whole array."""
@@ -57,7 +57,7 @@ class NpzFile:
             with np.load(self._path, allow_pickle=False) as archive:
                 return archive[key]
         except Exception as error:
-            raise FsdtoolError(
+            raise DataError(
                 f"'{key}' in '{self._path}' cannot be read ({describe(error)}); write plain numbers or text "
                 "(of objects: .astype(str))"
             ) from error
@@ -77,11 +77,9 @@ class NpzFile:
                 with open(self._path, "rb") as file:
                     return _map(file, _content_offset(file, member))
             except zipfile.BadZipFile as error:
-                raise FsdtoolError(
-                    f"'{key}' in '{self._path}' is damaged ({describe(error)}); write it again"
-                ) from error
+                raise DataError(f"'{key}' in '{self._path}' is damaged ({describe(error)}); write it again") from error
             except OSError as error:
-                raise FsdtoolError(
+                raise DataError(
                     f"'{key}' in '{self._path}' cannot be unpacked to {tempfile.gettempdir()} ({describe(error)}); "
                     "make room there, set TMPDIR, or write it uncompressed (numpy.savez)"
                 ) from error
@@ -102,7 +100,7 @@ class NpyFiles:
                 with open(path, "rb") as file:
                     self.entries[key] = _header(file)[0]
             except Exception as error:  # numpy raises many kinds for a damaged file
-                raise FsdtoolError(
+                raise DataError(
                     f"'{path}' is damaged or not a .npy file ({describe(error)}); write it again"
                 ) from error
 
@@ -111,7 +109,7 @@ class NpyFiles:
         try:
             return np.load(self._paths[key], mmap_mode="c", allow_pickle=False)
         except Exception as error:
-            raise FsdtoolError(
+            raise DataError(
                 f"'{self._paths[key]}' cannot be read ({describe(error)}); write plain numbers or text "
                 "(of objects: .astype(str))"
             ) from error

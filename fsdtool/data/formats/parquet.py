@@ -12,20 +12,21 @@ import numpy as np
 
 from fsdtool.data.formats.table_columns import Columns, choose_columns, refuse_text, text_ids, text_targets
 from fsdtool.data.readers import Found, Request
-from fsdtool.errors import FsdtoolError, describe
+from fsdtool.errors import DataError, describe
 
 
-def open_parquet(path: Path, request: Request) -> Found:
+def open_parquet(spec: str, request: Request) -> Found:
     """Open a Parquet file; needs the extra `fsdtool[parquet]`."""
+    path = Path(spec)
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise FsdtoolError(f"'{path}' needs pyarrow ({error}); pip install 'fsdtool[parquet]'") from error
+        raise DataError(f"'{path}' needs pyarrow ({error}); pip install 'fsdtool[parquet]'") from error
     try:
         return _open(ParquetFile(path), path, request)
     except (ArrowException, OSError) as error:
-        raise FsdtoolError(f"'{path}' is damaged or not a Parquet file ({describe(error)}); write it again") from error
+        raise DataError(f"'{path}' is damaged or not a Parquet file ({describe(error)}); write it again") from error
 
 
 BLOCK = 1024
@@ -63,7 +64,7 @@ class ParquetReader:
             try:
                 table = self._file.read_row_group(group, columns=self._names)
             except Exception as error:  # arrow raises many kinds for a damaged page
-                raise FsdtoolError(
+                raise DataError(
                     f"row group {group} of '{self._path}' cannot be read: {describe(error)}; write it again"
                 ) from error
             start = int(self._starts[group])
@@ -80,7 +81,7 @@ class ParquetReader:
             lengths = [len(value) for value in batch.column(0) if value.is_valid]
             if lengths and lengths[0]:
                 return (lengths[0],)
-        raise FsdtoolError(f"column '{self._names[0]}' of '{self._path}' holds no numbers; give at least one example")
+        raise DataError(f"column '{self._names[0]}' of '{self._path}' holds no numbers; give at least one example")
 
     def _vectors(self, column: Any, start: int) -> np.ndarray:
         """Lists of one length as rows; NaN where a list or a number in it is missing and may be."""
@@ -91,7 +92,7 @@ class ParquetReader:
             if numbers.shape == self.shape:
                 found[row] = numbers
             elif not (self._skip_bad and not len(numbers)):
-                raise FsdtoolError(
+                raise DataError(
                     f"{where} has {len(numbers)} numbers in column '{self._names[0]}', the first row has "
                     f"{self.shape[0]}; make them alike" + ("" if len(numbers) else ", or give `skip_bad=True`")
                 )
@@ -114,7 +115,7 @@ def _open(file: Any, path: Path, request: Request) -> Found:
     if columns.split is not None:
         rows = np.flatnonzero(np.array(_whole(file, columns, [columns.split])[0]) == request.split)
     if not len(rows):
-        raise FsdtoolError(f"'{path}' is empty: it has no rows to read; give at least one example")
+        raise DataError(f"'{path}' is empty: it has no rows to read; give at least one example")
     y = _whole(file, columns, columns.targets)
     cells = [[None if values[i] is None else str(values[i]) for values in y] for i in rows]
     targets, names = text_targets(cells, columns, str(path), request, lambda row: f"row {rows[row]} of '{path}'")
@@ -157,14 +158,11 @@ def _check_types(schema: Any, columns: Columns, path: Path) -> None:
     for name, kind in kinds.items():
         if is_list(kind) and _is_number(kind.value_type):
             if len(kinds) > 1:
-                raise FsdtoolError(f"'{path}' has lists in column '{name}' and other inputs; give `x_key={name}` alone")
+                raise DataError(f"'{path}' has lists in column '{name}' and other inputs; give `x_key={name}` alone")
         elif not _is_number(kind):
             if str(kind).startswith(("struct", "binary", "list", "large_list", "fixed_size")):
-                raise FsdtoolError(
+                raise DataError(
                     f"'{path}' has {kind} in column '{name}', not numbers; write it as a .npz file, or load it with "
                     "Hugging Face datasets and give the folder that save_to_disk writes"
                 )
             raise refuse_text(str(kind), name, f"'{path}'")
-
-
-SUFFIXES = {".parquet": open_parquet}

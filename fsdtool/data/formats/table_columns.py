@@ -13,7 +13,7 @@ import numpy as np
 from fsdtool.data.images import EXTENSIONS
 from fsdtool.data.readers import ROW_NUMBERS, Request
 from fsdtool.data.targets import is_missing, numbered, refuse_missing
-from fsdtool.errors import FsdtoolError, some
+from fsdtool.errors import DataError, FsdtoolError, some
 
 TARGET_COLUMNS = ("y", "target", "label")
 ID_COLUMN = "id"
@@ -52,7 +52,7 @@ def choose_columns(header: list[str], spec: str, request: Request) -> Columns:
     listed = some(header, 12) or "none"
     _check_header(header, spec, request)
     if "" in header or len(set(header)) < len(header):
-        raise FsdtoolError(
+        raise DataError(
             f"'{spec}' has columns without a name or twice the same ({listed}); name each (id for an index)"
         )
     targets = request.y_key.split(",") if request.y_key is not None else _usual_target(header, spec, listed)
@@ -66,15 +66,15 @@ def choose_columns(header: list[str], spec: str, request: Request) -> Columns:
         needed.append(request.id_key)
     unknown = [name for name in needed if name not in header]
     if unknown:
-        raise FsdtoolError(f"'{spec}' has no column '{unknown[0]}'; it has {listed}")
+        raise DataError(f"'{spec}' has no column '{unknown[0]}'; it has {listed}")
     if not features:
         roles = some([f"'{name}'" for name in header if name in aside])
-        raise FsdtoolError(
+        raise DataError(
             f"'{spec}' has no column for the inputs beside {roles}; add numbers, or the paths of image files as a "
             f"column 'path', relative to the folder of the table ({PATH_EXAMPLE})"
         )
     if len(targets) > 1 and request.task.has_classes:
-        raise FsdtoolError(f"`y_key` names {len(targets)} columns ({some(targets)}); {request.task} takes one")
+        raise DataError(f"`y_key` names {len(targets)} columns ({some(targets)}); {request.task} takes one")
     numbers = {name: column for column, name in enumerate(header)}
     return Columns(
         header,
@@ -92,7 +92,7 @@ def _check_header(header: list[str], spec: str, request: Request) -> None:
     named = set(header) & {*TARGET_COLUMNS, *(request.y_key or "").split(",")}
     numeric = len(values) > len(header) / 2 and not (rising and named)
     if (numeric and len(values) > 1 and not _counted(values)) or any(n.lower().endswith(EXTENSIONS) for n in header):
-        raise FsdtoolError(
+        raise DataError(
             f"the first line of '{spec}' is data ({some(header)}), not the names of the columns; "
             "write a line of names above it"
         )
@@ -106,7 +106,7 @@ def _counted(values: list[float]) -> bool:
 def _usual_target(header: list[str], spec: str, listed: str) -> list[str]:
     targets = [name for name in TARGET_COLUMNS if name in header]
     if len(targets) != 1:
-        raise FsdtoolError(f"cannot tell which column of '{spec}' is the target; give `y_key` one of: {listed}")
+        raise DataError(f"cannot tell which column of '{spec}' is the target; give `y_key` one of: {listed}")
     return targets
 
 
@@ -122,7 +122,7 @@ def text_targets(
     except ValueError:
         name = columns.names[columns.targets[0]]
         if not request.task.has_classes:
-            raise FsdtoolError(f"the target '{name}' of '{spec}' is text; give numbers for {request.task}") from None
+            raise DataError(f"the target '{name}' of '{spec}' is text; give numbers for {request.task}") from None
         return numbered([row[0] for row in rows], request, spec, place, columns.names[columns.targets[0]])
     absent = np.argwhere(np.isnan(numbers))
     if len(absent) and not (request.skip_bad and len(absent) < numbers.size):
@@ -158,4 +158,4 @@ def refuse_text(value: str, column: str, where: str, x_key: str | None = None) -
     elif value.lstrip().startswith(("[", "(")):
         remedy = "write each number of such a list into a column of its own, or all as arrays in a .npz file"
     shown = value if len(value) <= LONGEST else value[:LONGEST] + "..."
-    return FsdtoolError(f"{where} has '{shown}' in column '{column}'; {remedy}")
+    return DataError(f"{where} has '{shown}' in column '{column}'; {remedy}")

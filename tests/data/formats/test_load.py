@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import pickle
-import sys
 import textwrap
-from importlib import import_module
 
 import h5py
 import numpy as np
@@ -16,7 +14,7 @@ import torch
 from torch import nn
 
 from fsdtool.data.formats import array_keys as array_files
-from fsdtool.data.formats import load, map_style
+from fsdtool.data.formats import map_style
 from fsdtool.data.formats.load import load_dataset
 from fsdtool.data.layout import fit_layout
 from fsdtool.data.preprocessing import Preprocessing
@@ -412,7 +410,7 @@ def test_labels_are_class_numbers_however_they_are_stored(tmp_path, labels):
         (np.where(np.arange(N) == 4, 1.5, LABELS), "label 1.5 of example 4"),
         (
             np.where(np.arange(N) == 4, np.nan, LABELS),
-            "example 4 has no label (NaN); fill it in, or give `skip_bad=True`",
+            "example 4 has no label (NaN); fill it in, or give --skip-bad",
         ),
         (np.eye(3)[LABELS] * 0.9 + 0.03, "shape (7, 3) and that of example 0 is not one-hot; give one class number"),
         (np.minimum(np.eye(3)[LABELS] + np.eye(3)[0], 1), "example 0 is not one-hot"),
@@ -881,29 +879,3 @@ def test_a_source_opens_again_in_another_process(user_file):
     source = load_dataset(f"{user_file}:Pairs?size=5")
     again = pickle.loads(pickle.dumps(source))
     assert torch.equal(everything(again).x, everything(source).x)
-
-
-PAIRS = """
-import numpy as np
-from fsdtool.data.readers import ArrayReader, Found
-
-def open_pairs(path, request):
-    numbers, ids = np.loadtxt(path, dtype=np.float32), np.arange(2)
-    return Found(ArrayReader(numbers[:, :-1], request.task.targets(numbers[:, -1], ids)), ids, None, "rows of numbers")
-
-SUFFIXES = {".pairs": open_pairs}
-"""
-
-
-def test_a_kind_of_file_is_a_module_of_the_package(tmp_path, monkeypatch):
-    (tmp_path / "pairs.py").write_text(PAIRS)
-    np.savetxt(tmp_path / "data.pairs", [[0.5, 1.5, 0], [2.5, 3.5, 1]])
-    with pytest.raises(FsdtoolError, match="unknown kind"):
-        load_dataset(str(tmp_path / "data.pairs"))
-    package = import_module(load.PACKAGE)
-    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
-    monkeypatch.delitem(sys.modules, f"{load.PACKAGE}.pairs", raising=False)
-    data = load_dataset(str(tmp_path / "data.pairs"))
-    (batch,) = data.batches(2)
-    np.testing.assert_array_equal(batch.x, [[0.5, 1.5], [2.5, 3.5]])
-    assert batch.y.tolist() == [0, 1]

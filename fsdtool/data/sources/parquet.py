@@ -1,0 +1,18 @@
+"""Parquet tables."""
+
+from __future__ import annotations
+
+from fsdtool.data.registry import Source
+from fsdtool.util.lazy import later
+
+_HOLDS = (
+    "columns as in a CSV table, or one column of lists of numbers, read by row group; needs "
+    "`pip install 'fsdtool[parquet]'`"
+)
+SOURCE = Source(
+    spec="file.parquet",
+    place=50,
+    opens=later("fsdtool.data.formats.parquet", "open_parquet"),
+    rows=(("`train.parquet`", _HOLDS),),
+    suffixes=(".parquet",),
+)
