@@ -29,7 +29,6 @@ from fsdtool.fitting.record_curvature import fix_curvature
 from fsdtool.fitting.run_calibration import calibrate_distance, likely_labels
 from fsdtool.fsd.last_layer import digests
 from fsdtool.influence.gradient_records import bytes_per_example, self_influence
-from fsdtool.laftr.distance_calibration import DistanceCalibration
 from fsdtool.mislabel.class_model_file import write_class_models
 from fsdtool.mislabel.earlier_checkpoints import check_distinct, earlier_networks, parameters_before
 from fsdtool.mislabel.features import OUTPUTS, FeatureStore
@@ -39,14 +38,15 @@ from fsdtool.model.checkpoint import Checkpoint, apply_checkpoint, tensors_of, t
 from fsdtool.model.computed_weights import computed_weights
 from fsdtool.network.frozen import check_trained, frozen_names
 from fsdtool.network.logits import answer_with, say_link
-from fsdtool.network.per_example_gradients import left_out
+from fsdtool.network.per_example_gradients import parameters_without_block
 from fsdtool.network.trace import FULL, Network, trace
 from fsdtool.statistics.accumulators import OutputMoments
 from fsdtool.statistics.anchors import ANCHORS_SHARE, AnchorRows, anchor_count
 from fsdtool.statistics.component_laws import Statistics
+from fsdtool.statistics.distance_error import DistanceCalibration
 from fsdtool.statistics.fit import described, doubt, training_fit
 from fsdtool.summary.catalogue import InfluenceCalibration
-from fsdtool.summary.reader import Identity
+from fsdtool.summary.identity import Identity
 from fsdtool.summary.writer import Writer, encode_ids
 from fsdtool.tasks.task import Task
 from fsdtool.util.progress import Track, silent
@@ -320,7 +320,7 @@ def _say_coverage(network: Network) -> None:
     still = [name for name in network.graph.parameter_names() if name in network.graph.frozen]
     if still:
         log.info(f"influence leaves out {len(still)} frozen parameters, '{still[0]}' first")
-    omitted = left_out(network.graph, network.parameters)
+    omitted = parameters_without_block(network.graph, network.parameters)
     if omitted:
         log.info(f"influence leaves out {len(omitted)} parameters of batch norm and the like, '{omitted[0]}' first")
 

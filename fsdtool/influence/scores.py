@@ -31,7 +31,7 @@ from fsdtool.influence.query_solves import factors_of, preparation, solved_block
 from fsdtool.influence.self_scores import SelfInfluence, gradient_records, recorded_self_influence, say_calibration
 from fsdtool.influence.top_k import Best, largest
 from fsdtool.influence.training_examples import Recorded, Streamed
-from fsdtool.network.per_example_gradients import left_out
+from fsdtool.network.per_example_gradients import parameters_without_block
 from fsdtool.summary.reader import Summary
 from fsdtool.util.progress import Track, silent
 
@@ -241,7 +241,7 @@ def _streamed(
 
 
 def _say_coverage(examples: Examples, used: list[BlockCurvature]) -> None:
-    omitted = left_out(examples.graph, examples.parameters)
+    omitted = parameters_without_block(examples.graph, examples.parameters)
     without = f", without {len(omitted)} parameters such as '{omitted[0]}'" if omitted else ""
     still = [name for name in examples.graph.parameter_names() if name in examples.graph.frozen]
     without += f", without {len(still)} frozen ones such as '{still[0]}'" if still else ""

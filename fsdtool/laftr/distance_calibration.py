@@ -11,8 +11,8 @@ for each metric.  The relative error to expect of a distance d with standard err
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -23,49 +23,19 @@ from fsdtool.laftr.metrics import measure
 from fsdtool.network.graph import Graph, Parameters
 from fsdtool.statistics.anchors import AnchoredOutputs, Anchors
 from fsdtool.statistics.component_laws import Statistics
+from fsdtool.statistics.distance_error import UNKNOWN, DistanceCalibration
 from fsdtool.tasks.task import Task
 from fsdtool.util.memory import BatchSize
 
 EXAMPLES, SHARE = 1024, 0.05  # measured on: at most so many, and at most this share of the data
 FEWEST_EXAMPLES = 128
-UNKNOWN = 1e6  # relative error where nothing could be compared
 FEWEST_CHANGES = 3  # that could be compared
 LEAST_CORRECTION = 0.1  # mean log ratio from which on distances are corrected
 # Changes of other kinds than those measured are off by more.  Of the checkpoints of another CIFAR-10N case (rows 4,000
 # on, labels `random1`) eight of ten lay within twice the error with 1.25; nine of ten need 1.7.
 UNSEEN = 1.7
-FLOOR = 0.01  # least relative error that is stated: rounding of what is kept
 DOUBTFUL = 0.25  # relative error from which on a distance is doubtful
 STEP, STEPS = 0.015, 4  # of gradient descent: the share of each weight's norm that a step changes
-
-
-@dataclass(frozen=True)
-class DistanceCalibration:
-    """What is known of the error of distances in one `form`, by metric.
-
-    changes: how many changes of the weights
-    were measured, on `examples` examples (0 and 0: nothing to measure, since inputs are kept whole).
-    """
-
-    form: str
-    changes: int
-    examples: int
-    correction: Mapping[str, float]
-    error: Mapping[str, float]
-
-    def __str__(self) -> str:
-        """For people: what distances in the default form rest on, and how far they are off."""
-        kept = "kept examples" if self.form == "examples" else "simulated examples"
-        if not self.changes:
-            return f"over {kept}, exact for them"
-        metric = next(iter(self.error))
-        error = f"{self.error[metric]:.0%}" if self.error[metric] < UNKNOWN else "an unknown factor"
-        return f"over {kept}, {metric} off by about {error} (of {self.changes} changes of the weights)"
-
-    def model_error(self, metric: str, distance: float, standard_error: float | None) -> float:
-        """Relative error to expect of a distance, its sampling included."""
-        sampling = (standard_error or 0.0) / distance if distance > 0 else 0.0
-        return max(math.hypot(self.error[metric], sampling), FLOOR)
 
 
 def calibration_examples(examples: int) -> int:

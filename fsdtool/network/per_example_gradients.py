@@ -34,7 +34,7 @@ def blocks(graph: Graph, parameters: Parameters) -> list[Block]:
     return found
 
 
-def left_out(graph: Graph, parameters: Parameters) -> list[str]:
+def parameters_without_block(graph: Graph, parameters: Parameters) -> list[str]:
     """Trained parameters that no block covers: those of batch norm, scales by hand, several biases of one weight."""
     covered = {name for b in blocks(graph, parameters) for name in (b.weight, b.bias)} | graph.frozen
     affine = (graph.steps[i] for i in graph.indices("affine"))

@@ -20,10 +20,12 @@ import numpy as np
 
 from fsdtool import __version__
 from fsdtool.errors import SummaryError
+from fsdtool.statistics.distance_error import DistanceCalibration
 from fsdtool.statistics.fit import Fit
 from fsdtool.summary import hdf5
+from fsdtool.summary.identity import identity_part
 from fsdtool.tasks.task import Task, task_of, tasks
-from fsdtool.util.fields import Fields, is_whole
+from fsdtool.util.fields import is_whole
 
 FORMAT = "fsdtool summary"
 SCHEMA = 2  # rises with every change of what is read
@@ -247,13 +249,6 @@ def _read_fit(file: h5py.File, task: Task, outputs: int) -> Fit | None:
     return Fit.read(task, hdf5.Attributes(group), arrays)
 
 
-def identity_part(file: h5py.File, name: str) -> Fields:
-    """What the file says of itself ('/'), of the 'model' or of the 'data'."""
-    everything = hdf5.json_in(file, "identity")
-    part = everything.get(name) if isinstance(everything, dict) else None
-    return Fields(part, lambda what: hdf5.unusable(file, f"'/identity' of '{name}': {what}"))
-
-
 def _outputs(file: h5py.File, steps: Any) -> int:
     """The width of the last of a network's steps."""
     last = steps[-1] if isinstance(steps, list) and steps else None
@@ -279,6 +274,26 @@ def _read_influence_calibration(file: h5py.File) -> InfluenceCalibration | None:
     if not found.sound:
         raise hdf5.unusable(group, f"a scale of {found.scale:g} or {found.self_scale:g} cannot be")
     return found
+
+
+def read_distance_calibration(file: h5py.File, task: Task) -> DistanceCalibration | None:
+    """What was measured of the error of distances; None in a file that holds nothing of it."""
+    if not hdf5.has(file, "calibration") or not hdf5.has(hdf5.group(file, "calibration"), "distance"):
+        return None
+    group, metrics = hdf5.group(file, "calibration/distance"), tuple(task.metrics)
+    held = hdf5.Attributes(group)
+    correction, error = (
+        hdf5.read(hdf5.dataset(group, name, (len(metrics),), hdf5.NUMBERS)) for name in ("correction", "error")
+    )
+    if correction.min() <= 0 or error.min() < 0:
+        raise hdf5.unusable(group, "a correction that is not positive, or a negative error")
+    return DistanceCalibration(
+        held.text("form"),
+        held.integer("changes"),
+        held.integer("examples"),
+        dict(zip(metrics, correction.astype(float).tolist(), strict=True)),
+        dict(zip(metrics, error.astype(float).tolist(), strict=True)),
+    )
 
 
 def _check_schema(file: h5py.File) -> None:

@@ -1,16 +1,28 @@
-"""What `fsdtool inspect` shows: where a summary comes from, what it holds, and the bytes of every part."""
+"""What `fsdtool inspect` shows: where a summary comes from, what it holds, and the bytes of every part.
+
+It is read without torch, as plain data: that the network runs is checked by those who run it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import torch
+import h5py
 
-from fsdtool.network.per_example_gradients import left_out
-from fsdtool.network.trace import FULL
 from fsdtool.statistics.fit import described
-from fsdtool.summary.reader import Summary, load, part_sizes
+from fsdtool.summary import hdf5
+from fsdtool.summary.catalogue import Catalogue, open_catalogue, read_distance_calibration
+from fsdtool.summary.identity import read_names, read_values
+from fsdtool.util.fields import Fields
+
+FULL = "full"  # mode of a network that was traced whole
+# Operations whose weight has a block (those of fsdtool.network.operations that are `Weighted`), and what the roles of
+# parameters that are not trained begin with.
+WITH_BLOCK = ("linear", "conv1d", "conv2d", "conv3d")
+NOT_TRAINED = ("running_", "buffer")
 
 OTHER = "other"
 PARTS = {
@@ -35,18 +47,33 @@ PARTS = {
 }
 
 
+SHOWN = (
+    *("created", "tool_version", "model_spec", "mode", "head", "checkpoint_name", "checkpoint_sha256", "earlier"),
+    *("fingerprint", "reasons"),
+)
+
+
 def inspect_rows(path: Path) -> tuple[list[tuple[str, str]], list[dict[str, Any]]]:
-    """Header lines, and one row per part: part, bytes, bytes_per_example (None for what does not grow), description."""
-    summary = load(path)
-    examples = summary.identity.examples
-    stored = dict.fromkeys(PARTS, 0)
-    for name, size in part_sizes(path).items():
-        part = next((part for part in PARTS if name.startswith(f"{part}/") or name == part), OTHER)
-        stored[part] += size
-    rows = [_row(part, size, examples, PARTS[part]) for part, size in stored.items() if size]
-    whole = Path(path).stat().st_size
-    rows.append(_row("HDF5 structure", whole - sum(stored.values()), examples, "names, attributes, chunk indices"))
-    return _header(summary, stored), [*rows, _row("total", whole, examples, "the file")]
+    """Header lines, and one row per part: part, bytes, bytes_per_example (None for what does not grow), description.
+
+    Raises SummaryError for a file that is missing, damaged, or of another kind or schema.
+    """
+    with open_catalogue(path) as summary:
+        stored = dict.fromkeys(PARTS, 0)
+        for name, size in part_sizes(path).items():
+            part = next((part for part in PARTS if name.startswith(f"{part}/") or name == part), OTHER)
+            stored[part] += size
+        rows = [_row(part, size, summary.examples, PARTS[part]) for part, size in stored.items() if size]
+        whole = Path(path).stat().st_size
+        structure = whole - sum(stored.values())
+        rows.append(_row("HDF5 structure", structure, summary.examples, "names, attributes, chunk indices"))
+        return _header(summary, stored), [*rows, _row("total", whole, summary.examples, "the file")]
+
+
+def part_sizes(path: str | Path) -> dict[str, int]:
+    """Stored bytes of every dataset, by its path in the file."""
+    with contextlib.closing(hdf5.open_file(Path(path))) as file:
+        return {name.lstrip("/"): hdf5.stored_bytes(dataset) for name, dataset in hdf5.walk(file)}
 
 
 def _row(part: str, size: int, examples: int, description: str) -> dict[str, Any]:
@@ -54,41 +81,85 @@ def _row(part: str, size: int, examples: int, description: str) -> dict[str, Any
     return {"part": part, "bytes": size, "bytes_per_example": per_example, "description": description}
 
 
-def _header(summary: Summary, stored: dict[str, int]) -> list[tuple[str, str]]:
-    identity, statistics = summary.identity, summary.statistics
-    network = "traced in full" if identity.mode == FULL else f"last layer '{identity.head}' only"
-    components = len(statistics.names)
-    each = (stored["statistics/gates"] + stored["statistics/input"]) // components
+def _header(summary: Catalogue, stored: dict[str, int]) -> list[tuple[str, str]]:
+    """Where the summary comes from and what it holds, as labels and text."""
+    file = summary.open_file()
+    held = read_values(file, *SHOWN)
+    steps, frozen = _steps(file), read_names(file).texts("frozen")
+    network = "traced in full" if held["mode"] == FULL else f"last layer '{held['head']}' only"
     lines = [
-        ("written", f"{identity.created} by fsdtool {identity.tool_version}"),
-        ("task", identity.task.name),
-        ("model", f"{identity.model_spec} ({network}, {len(identity.graph.steps)} steps)"),
-        ("checkpoint", f"{identity.checkpoint_name} (SHA-256 {identity.checkpoint_sha256[:16]}...)"),
-        *(("earlier", f"{name} (SHA-256 {sha256[:16]}...)") for name, sha256 in identity.earlier),
-        (
-            "data",
-            f"{identity.data_spec} ({identity.examples:,} examples, fingerprint {identity.fingerprint[:16]}...)",
-        ),
+        ("written", f"{held['created']} by fsdtool {held['tool_version']}"),
+        ("task", summary.task.name),
+        ("model", f"{held['model_spec']} ({network}, {len(steps)} steps)"),
+        ("checkpoint", f"{held['checkpoint_name']} (SHA-256 {held['checkpoint_sha256'][:16]}...)"),
+        *(("earlier", f"{name} (SHA-256 {sha256[:16]}...)") for name, sha256 in held["earlier"]),
+        ("data", f"{summary.data_spec} ({summary.examples:,} examples, fingerprint {held['fingerprint'][:16]}...)"),
         *([] if summary.fit is None else [("fit", described(summary.fit))]),
-        ("components", f"{components} ({statistics.kind}), {each:,} bytes each"),
+        ("components", _components(file, summary, stored)),
+        *_curvature(file, steps, frozen),
     ]
-    if summary.curvature:
-        directions = sum(sum(c.eigenvalues.shape) for c in summary.curvature)
-        kept = f"{len(summary.curvature)} weights, {directions:,} directions"
-        lines.append(("curvature", f"{summary.curvature[0].source}, {kept}"))
-    still = [name for name in identity.graph.parameter_names() if name in identity.graph.frozen]
-    if still:
-        lines.append(("frozen", f"{len(still)} parameters: {', '.join(still[:3])}{', ...' if len(still) > 3 else ''}"))
-    if summary.distance_calibration is not None:
-        lines.append(("distance", str(summary.distance_calibration)))
+    read = dict.fromkeys(name for step in steps for name in step["parameters"].values())
+    if still := [name for name in read if name in frozen]:
+        lines.append(("frozen", f"{len(still)} parameters: {_few(still)}"))
+    distance = read_distance_calibration(file, summary.task)
+    if distance is not None:
+        lines.append(("distance", str(distance)))
     if summary.influence is not None:
         factor = f"multiplied by {summary.influence.scale:.3g}, themselves by {summary.influence.self_scale:.3g}"
         lines.append(("influence", f"values from records: {summary.influence}; {factor}"))
-    shapes = {name: torch.empty(shape, device="meta") for name, shape in identity.shapes.items()}
-    omitted = left_out(identity.graph, shapes)
-    if omitted:
-        few = ", ".join(omitted[:3]) + (", ..." if len(omitted) > 3 else "")
-        lines.append(("not in influence", f"{len(omitted)} parameters of batch norm and the like: {few}"))
-    if identity.reasons:
-        lines.append(("not traced", "; ".join(identity.reasons[:3])))
+    if omitted := parameters_without_block(steps, frozen):
+        lines.append(("not in influence", f"{len(omitted)} parameters of batch norm and the like: {_few(omitted)}"))
+    if held["reasons"]:
+        lines.append(("not traced", "; ".join(held["reasons"][:3])))
     return lines
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _components(file: h5py.File, summary: Catalogue, stored: dict[str, int]) -> str:
+    group = hdf5.group(file, "statistics")
+    components = len(hdf5.dataset(group, "names", (None,), hdf5.TEXT))
+    if not 1 <= components <= summary.examples:
+        raise hdf5.unusable(group, f"{components} components are too many for {summary.examples} examples, or too few")
+    each = (stored["statistics/gates"] + stored["statistics/input"]) // components
+    return f"{components} ({hdf5.Attributes(group).text('kind')}), {each:,} bytes each"
+
+
+def _curvature(file: h5py.File, steps: list[dict[str, Any]], frozen: Collection[str]) -> list[tuple[str, str]]:
+    """Where the curvature is from, and how much of it is kept; nothing in a file without."""
+    weights = list(_weights(steps, frozen)) if hdf5.has(file, "curvature") else []
+    if not weights:
+        return []
+    blocks = [hdf5.group(file, f"curvature/{weight}") for weight in weights]
+    directions = sum(sum(hdf5.dataset(block, "eigenvalues", (None, None)).shape) for block in blocks)
+    source = hdf5.Attributes(blocks[0]).text("source")
+    return [("curvature", f"{source}, {len(blocks)} weights, {directions:,} directions")]
+
+
+def _steps(file: h5py.File) -> list[dict[str, Any]]:
+    """The steps of the network as plain data: its operation and the names of its parameters by role."""
+    found = []
+    for step in hdf5.json_in(file, "model/graph"):
+        values = Fields(step, lambda what: hdf5.unusable(file, f"a step of its network: {what}"))
+        found.append({"operation": values.text("operation"), "parameters": values.named_texts("parameters")})
+    return found
+
+
+def _weights(steps: list[dict[str, Any]], frozen: Collection[str]) -> dict[str, set[str | None]]:
+    """Each trained weight that has a block, in order of first use, and the biases (None: none) it is used with."""
+    uses: dict[str, set[str | None]] = {}
+    for step in steps:
+        parameters = step["parameters"]
+        if step["operation"] in WITH_BLOCK and parameters.get("weight", "") not in {"", *frozen}:
+            uses.setdefault(parameters["weight"], set()).add(parameters.get("bias"))
+    return uses
+
+
+def parameters_without_block(steps: list[dict[str, Any]], frozen: Collection[str]) -> list[str]:
+    """As fsdtool.network.per_example_gradients says it of a graph, of steps as plain data."""
+    uses = _weights(steps, frozen)
+    covered = {*frozen, *uses, *(bias for biases in uses.values() if len(biases) == 1 for bias in biases)}
+    trained = (name for step in steps for role, name in step["parameters"].items() if not role.startswith(NOT_TRAINED))
+    return [name for name in dict.fromkeys(trained) if name not in covered]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fsdtool.network.graph import Graph, Step
 from fsdtool.summary import hdf5
-from fsdtool.util.fields import Fields, is_whole
+from fsdtool.util.fields import is_whole
 
 # A graph may have this many units, or so many for each byte of the file: every gate takes bytes in it.
 FEW_UNITS, UNITS_PER_BYTE = 2**24, 64
@@ -30,11 +30,6 @@ def read_network(file: h5py.File) -> tuple[Graph, dict[str, tuple[int, ...]]]:
     graph, shapes = Graph.from_json(hdf5.json_in(file, "model/graph")), _read_shapes(file)
     _check_runs(file, graph, shapes)
     return graph, shapes
-
-
-def read_names(file: h5py.File) -> Fields:
-    """Names of parameters by kind: `frozen`, a list, and `tied`, `computed` and `digests`, texts by name."""
-    return Fields(hdf5.json_in(file, "model/names"), lambda what: hdf5.unusable(file, f"'/model/names': {what}"))
 
 
 def _read_shapes(file: h5py.File) -> dict[str, tuple[int, ...]]:

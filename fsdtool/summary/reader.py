@@ -10,7 +10,6 @@ no links and runs no code: what does not look as expected is a SummaryError.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -24,48 +23,23 @@ from torch import Tensor, nn
 
 from fsdtool.curvature.ekfac import MEASURED, SIMULATED, BlockCurvature
 from fsdtool.data.preprocessing import Preprocessing
-from fsdtool.laftr.distance_calibration import DistanceCalibration
 from fsdtool.laftr.penalty import Penalty
 from fsdtool.network.graph import Graph
 from fsdtool.network.trace import FULL, LAST_LAYER
 from fsdtool.statistics.anchors import Anchors
 from fsdtool.statistics.component_laws import GateStatistics, InputStatistics, OutputSample, Statistics
+from fsdtool.statistics.distance_error import DistanceCalibration
 from fsdtool.summary import hdf5
-from fsdtool.summary.catalogue import FLOATS, Catalogue, Records, identity_part, read_catalogue, summary_file
-from fsdtool.summary.network_file import read_names, read_network
-from fsdtool.tasks.task import Task
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What was summarized: everything of the file that is neither statistics nor records."""
-
-    task: Task
-    mode: str
-    reasons: tuple[str, ...]
-    graph: Graph
-    shapes: dict[str, tuple[int, ...]]  # of every entry of the model's state_dict
-    model_spec: str
-    model_arguments: dict[str, str]
-    head: str
-    checkpoint_name: str
-    checkpoint_sha256: str
-    checkpoint_averaged: bool
-    data_spec: str
-    examples: int
-    fingerprint: str
-    preprocessing: Preprocessing
-    class_names: tuple[str, ...] | None
-    seed: int
-    tool_version: str
-    command_line: str
-    created: str
-    earlier: tuple[tuple[str, str], ...] = ()  # name and SHA-256 of checkpoints that gave evidence too
-    tied: dict[str, str] = field(default_factory=dict)  # names of tensors that have an earlier name too: that name
-    computed: dict[str, str] = field(default_factory=dict)  # weights that the model's code computes: how
-    digests: dict[str, str] = field(default_factory=dict)  # in last layer mode, of each tensor outside that layer
-    checkpoint_key: str = ""  # where in the checkpoint's file the weights stood, if that was asked for
-    output: str = ""  # which of the model's outputs was asked for
+from fsdtool.summary.catalogue import (
+    FLOATS,
+    Catalogue,
+    Records,
+    read_catalogue,
+    read_distance_calibration,
+    summary_file,
+)
+from fsdtool.summary.identity import Identity, read_names, read_values
+from fsdtool.summary.network_file import read_network
 
 
 @dataclass
@@ -148,46 +122,15 @@ def load(path: str | PathLike[str]) -> Summary:
             curvature=curvature,
             parameters=parameters,
             anchors=_read_anchors(file, statistics, identity.graph.outputs) if hdf5.has(file, "anchors") else None,
-            distance_calibration=_read_distance_calibration(file, catalogue.task),
+            distance_calibration=read_distance_calibration(file, catalogue.task),
         )
 
 
-def part_sizes(path: str | Path) -> dict[str, int]:
-    """Stored bytes of every dataset, by its path in the file."""
-    with contextlib.closing(hdf5.open_file(Path(path))) as file:
-        return {name.lstrip("/"): hdf5.stored_bytes(dataset) for name, dataset in hdf5.walk(file)}
-
-
 def _read_identity(file: h5py.File, catalogue: Catalogue) -> Identity:
-    root, model, data = (identity_part(file, name) for name in ("/", "model", "data"))
     graph, shapes = read_network(file)
-    names = read_names(file)
-    identity = Identity(
-        task=catalogue.task,
-        mode=model.text("mode"),
-        reasons=model.texts("reasons"),
-        graph=replace(graph, frozen=frozenset(names.texts("frozen"))),
-        shapes=shapes,
-        model_spec=model.text("spec"),
-        model_arguments=model.mapping("arguments"),
-        head=model.text("head"),
-        checkpoint_name=model.text("checkpoint"),
-        checkpoint_sha256=model.text("checkpoint_sha256"),
-        checkpoint_averaged=model.flag("checkpoint_averaged"),
-        data_spec=data.text("spec"),
-        examples=catalogue.examples,
-        fingerprint=data.text("fingerprint"),
-        preprocessing=Preprocessing.from_json(data.mapping("preprocessing")),
-        class_names=catalogue.class_names,
-        seed=root.integer("seed"),
-        tool_version=root.text("tool_version"),
-        command_line=root.text("command_line"),
-        created=root.text("created"),
-        earlier=model.pairs("earlier"),
-        **{kind: names.named_texts(kind) for kind in ("tied", "computed", "digests")},
-        checkpoint_key=model.text("checkpoint_key"),
-        output=model.text("output"),
-    )
+    frozen = frozenset(read_names(file).texts("frozen"))
+    values = read_values(file)
+    identity = Identity(graph=replace(graph, frozen=frozen), shapes=shapes, class_names=catalogue.class_names, **values)
     if identity.mode not in (FULL, LAST_LAYER):
         raise hdf5.unusable(file, f"mode '{identity.mode}' is not known")
     return identity
@@ -239,23 +182,6 @@ def _read_anchors(file: h5py.File, statistics: Statistics, outputs: int) -> Anch
         raise hdf5.unusable(group, f"the examples kept are not of the {components} components")
     alone = tensor(group, "alone", (len(inputs),)) > 0
     return Anchors(inputs, tensor(group, "outputs", (len(inputs), outputs)), component, alone, basis)
-
-
-def _read_distance_calibration(file: h5py.File, task: Task) -> DistanceCalibration | None:
-    if not hdf5.has(file, "calibration") or not hdf5.has(hdf5.group(file, "calibration"), "distance"):
-        return None
-    group, metrics = hdf5.group(file, "calibration/distance"), tuple(task.metrics)
-    held = hdf5.Attributes(group)
-    correction, error = (tensor(group, name, (len(metrics),), torch.float64) for name in ("correction", "error"))
-    if correction.min() <= 0 or error.min() < 0:
-        raise hdf5.unusable(group, "a correction that is not positive, or a negative error")
-    return DistanceCalibration(
-        held.text("form"),
-        held.integer("changes"),
-        held.integer("examples"),
-        dict(zip(metrics, correction.tolist(), strict=True)),
-        dict(zip(metrics, error.tolist(), strict=True)),
-    )
 
 
 def _read_gates(group: h5py.Group, graph: Graph, index: int, components: int) -> GateStatistics:

@@ -23,13 +23,13 @@ import numpy as np
 from torch import Tensor
 
 from fsdtool.curvature.ekfac import BlockCurvature
-from fsdtool.laftr.distance_calibration import DistanceCalibration
 from fsdtool.network.graph import Graph
 from fsdtool.statistics.anchors import Anchors, stored
 from fsdtool.statistics.component_laws import Statistics
+from fsdtool.statistics.distance_error import DistanceCalibration
 from fsdtool.statistics.fit import Fit
 from fsdtool.summary.catalogue import FORMAT, SCHEMA, InfluenceCalibration
-from fsdtool.summary.reader import Identity
+from fsdtool.summary.identity import JSON_PARTS, NAMES, Identity, written_values
 from fsdtool.util.atomic_files import Sibling, Sink, cannot_write
 
 CHUNK_BYTES = 2**18
@@ -106,8 +106,8 @@ class Writer:
     def write_identity(self, identity: Identity) -> None:
         """`/identity`, the same as attributes of `/`, `/model` and `/data`, and the network's steps and shapes."""
         parts = {
-            name: {key: _readable(value) if isinstance(value, str) else value for key, value in values.items()}
-            for name, values in _parts(identity).items()
+            name: {k: _readable(v) if isinstance(v, str) else v for k, v in written_values(identity, name).items()}
+            for name in JSON_PARTS
         }
         self.put("identity", _json(parts), "what was summarized, JSON as UTF-8 bytes")
         for name, values in parts.items():
@@ -118,8 +118,7 @@ class Writer:
         self.put("model/graph", steps, "steps of the network, JSON as UTF-8 bytes")
         shapes = _json(identity.shapes)
         self.put("model/shapes", shapes, "shape of every entry of the state_dict, JSON as UTF-8 bytes")
-        kinds = {"frozen": sorted(identity.graph.frozen), "tied": identity.tied}
-        kinds |= {"computed": identity.computed, "digests": identity.digests}
+        kinds = {"frozen": sorted(identity.graph.frozen)} | written_values(identity, NAMES)
         described = (
             "names of parameters that are frozen, tied, computed, or unseen in last layer mode, JSON as UTF-8 bytes"
         )
@@ -228,38 +227,6 @@ class Writer:
 def encode_ids(ids: np.ndarray) -> np.ndarray:
     """Ids as the file stores them: int64, or UTF-8 bytes."""
     return ids.astype(np.int64) if np.issubdtype(ids.dtype, np.integer) else _fixed([str(i) for i in ids])
-
-
-def _parts(identity: Identity) -> dict[str, dict[str, Any]]:
-    """What the file says of itself, of the model and of the data, as JSON values."""
-    return {
-        "/": {
-            "task": identity.task.name,
-            "tool_version": identity.tool_version,
-            "created": identity.created,
-            "command_line": identity.command_line,
-            "seed": identity.seed,
-        },
-        "model": {
-            "spec": identity.model_spec,
-            "arguments": identity.model_arguments,
-            "mode": identity.mode,
-            "reasons": identity.reasons,
-            "head": identity.head,
-            "checkpoint": identity.checkpoint_name,
-            "checkpoint_sha256": identity.checkpoint_sha256,
-            "checkpoint_averaged": identity.checkpoint_averaged,
-            "earlier": identity.earlier,
-            "checkpoint_key": identity.checkpoint_key,
-            "output": identity.output,
-        },
-        "data": {
-            "spec": identity.data_spec,
-            "examples": identity.examples,
-            "fingerprint": identity.fingerprint,
-            "preprocessing": identity.preprocessing.to_json(),
-        },
-    }
 
 
 def _attributes(target: h5py.HLObject, **values: Any) -> None:

@@ -43,7 +43,8 @@ from fsdtool.fsd.drift import distances
 from fsdtool.laftr.distance_forms import output_hessian
 from fsdtool.laftr.metrics import measure
 from fsdtool.model.checkpoint import Checkpoint
-from fsdtool.summary.reader import Summary, load, part_sizes
+from fsdtool.summary.inspection import part_sizes
+from fsdtool.summary.reader import Summary, load
 
 SEED = 0
 

@@ -25,7 +25,7 @@ from influence_peers import Missing, package
 from process import Cost, run
 from torch import Tensor
 
-from fsdtool.summary.reader import part_sizes
+from fsdtool.summary.inspection import part_sizes
 
 HERE = Path(__file__).parent
 QUERIES = 100

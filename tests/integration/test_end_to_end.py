@@ -156,6 +156,12 @@ def without_torch(folder: Path, *arguments: str) -> list[str]:
     return rows
 
 
+def test_inspecting_does_not_wait_for_torch(place):
+    rows = without_torch(place, "inspect", "mlp.h5", "--quiet")
+    assert rows[0] == "part,bytes,bytes_per_example,description"
+    assert rows[-1].startswith("total,")
+
+
 @pytest.mark.parametrize("selection", [[], ["--ids", "few.txt"]])
 def test_self_influence_does_not_wait_for_torch(place, selection):
     (place / "few.txt").write_text("7\n11\n")

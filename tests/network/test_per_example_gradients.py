@@ -12,7 +12,7 @@ from fsdtool.network.per_example_gradients import (
     blocks,
     capture,
     gradient,
-    left_out,
+    parameters_without_block,
     project,
     rows_of_factors,
     squared_norms,
@@ -251,10 +251,10 @@ def test_vectors_are_given_only_where_the_gradient_has_rank_one():
 def test_parameters_that_no_block_covers_are_named():
     found, _, _, network = seen("batch norm and pooling")
     assert [(block.weight, block.bias) for block in found] == [("0.weight", "0.bias"), ("4.weight", "4.bias")]
-    assert left_out(network.graph, network.parameters) == ["1.weight", "1.bias"]
+    assert parameters_without_block(network.graph, network.parameters) == ["1.weight", "1.bias"]
     found, _, _, network = seen("tied weight, two biases")
     assert [(block.weight, block.bias, block.steps) for block in found] == [("a.weight", None, (1, 3))]
-    assert left_out(network.graph, network.parameters) == ["a.bias", "b.bias"]
+    assert parameters_without_block(network.graph, network.parameters) == ["a.bias", "b.bias"]
 
 
 def test_capture_follows_the_gates_it_is_given():

@@ -13,13 +13,14 @@ from torch import nn
 from fsdtool.data.formats.load import load_dataset
 from fsdtool.errors import FsdtoolError
 from fsdtool.fsd.drift import distances
-from fsdtool.laftr.distance_calibration import DistanceCalibration, _fit
+from fsdtool.laftr.distance_calibration import _fit
 from fsdtool.laftr.distance_forms import _stratified
 from fsdtool.laftr.metrics import measure, metrics
 from fsdtool.model.checkpoint import Checkpoint
 from fsdtool.network.graph import Graph
 from fsdtool.statistics.anchors import AnchorRows, anchor_count, even_rows, expand, met
 from fsdtool.statistics.component_laws import InputStatistics
+from fsdtool.statistics.distance_error import DistanceCalibration
 from tests.conftest import gaussian_classes, perceptron
 
 

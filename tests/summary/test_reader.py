@@ -26,7 +26,8 @@ from fsdtool.mislabel.class_model_file import read_class_models
 from fsdtool.mislabel.find import find_mislabeled
 from fsdtool.statistics.component_laws import GateStatistics
 from fsdtool.summary.catalogue import open_catalogue
-from fsdtool.summary.reader import Summary, load, part_sizes
+from fsdtool.summary.inspection import part_sizes
+from fsdtool.summary.reader import Summary, load
 from fsdtool.summary.writer import Writer, encode_ids
 from tests.conftest import SAMPLE, gaussian_classes, identity, perceptron
 
@@ -344,7 +345,7 @@ DAMAGE = {
     ),
     "no summary": (attribute("/", "format", np.bytes_("photographs")), "is no fsdtool summary"),
     "a missing attribute": (lambda file: file["statistics"].attrs.__delitem__("kind"), "'kind' is missing"),
-    "a missing part of the identity": (identity(lambda parts: parts.pop("model")), "'mode' is missing"),
+    "a missing part of the identity": (identity(lambda parts: parts.pop("model")), "'spec' is missing"),
     "a missing value of the identity": (identity(lambda parts: parts["/"].pop("task")), "'task' is missing"),
     "a number for text": (
         identity(lambda parts: parts["data"].update(spec=7)),
@@ -462,14 +463,15 @@ def test_damage_is_one_line_that_names_it(sample_paths, edited, kind):
     assert "again" in str(error.value) or "give a file" in str(error.value)
 
 
+QUERIES = ("influence", "--queries", str(SAMPLE / "test.npz"))
 # Where a fault of the tool may lie while a summary is read, and a command that comes there.
 FAULTS = {
     "the catalogue": ("summary.catalogue.Records.check", ("find-mislabeled",)),
-    "the identity": ("summary.reader.Preprocessing.from_json", ("inspect",)),
-    "the network": ("network.graph.Graph.parameter_names", ("inspect",)),
-    "the statistics": ("summary.reader.GateStatistics", ("inspect",)),
-    "the curvature": ("summary.reader.BlockCurvature", ("influence", "--queries", str(SAMPLE / "test.npz"))),
-    "the sizes": ("summary.reader.hdf5.stored_bytes", ("inspect",)),
+    "the identity": ("data.preprocessing.Preprocessing.from_json", QUERIES),
+    "the network": ("network.graph.Graph.parameter_names", QUERIES),
+    "the statistics": ("summary.reader.GateStatistics", QUERIES),
+    "the curvature": ("summary.reader.BlockCurvature", QUERIES),
+    "the sizes": ("summary.inspection.hdf5.stored_bytes", ("inspect",)),
     "the class models": (
         "mislabel.class_model_file.Discriminant",
         ("find-mislabeled", "--data", str(SAMPLE / "test.npz")),
