@@ -1,19 +1,16 @@
 """A data set opened for reading: one stream of batches, whatever it is stored as.
 
 The rest of the tool sees `DataSource.batches`: row numbers, float32 inputs (B, *input_shape) and targets.
-What is stored becomes an input in fixed steps: images get their channels and size; uint8 is scaled to [0, 1]; the
-mean is taken off and the standard deviation divided out, where given; the dimensions are put in the layout that
-the model takes, which `fsdtool.data.layout` finds by asking it. A transform replaces all but the last step.
+fsdtool.data.examples reads what is stored, fsdtool.data.pipeline makes inputs of it; here the two come together, in one
+process or in several.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +18,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from fsdtool.data.examples import StoredExamples
+from fsdtool.data.pipeline import Pipeline, layouts
 from fsdtool.data.preprocessing import Preprocessing
-from fsdtool.data.readers import ItemReader, Reader, channels_last
 from fsdtool.errors import DataError, FsdtoolError, describe, some
-from fsdtool.tasks.classification import check_classes
 from fsdtool.tasks.task import Task
-from fsdtool.util.csv_cells import known_text
 
 log = logging.getLogger("fsdtool")
 
@@ -70,81 +66,68 @@ class Fingerprint:
 
 
 class DataSource:
-    """A data set opened for reading, made by `load_dataset`.
+    """A data set opened for reading, made by `load_dataset`: stored examples, and the pipeline that prepares them.
 
-    spec: as given. ids: (N,) int64 or fixed-width text, each once. class_names: the name of each class number,
-    or None. preprocessing: what is done to the inputs. input_shape: the shape of one input as the model gets it.
+    examples: how they are read. pipeline: what is done to their inputs. `spec`, `task`, `ids`, `class_names`,
+    `preprocessing` and `input_shape` (of one input as the model gets it) are theirs.
+    Raises DataError for a preprocessing that does not fit the shape of the stored inputs.
     """
 
-    def __init__(
-        self,
-        *,
-        spec: str,
-        task: Task,
-        reader: Reader,
-        ids: np.ndarray,
-        class_names: list[str] | None,
-        relabelling: np.ndarray | None,
-        preprocessing: Preprocessing,
-        corrected: dict[int, float] | None = None,
-    ) -> None:
-        self.spec = spec
-        self.task = task
-        self.ids = ids
-        self.class_names = class_names
-        self._reader = reader
-        self._rows = np.arange(len(ids))  # example -> row of the reader
-        self._relabelling = relabelling  # class number in the data -> class number in class_names
-        self._corrected = corrected or {}  # row of the reader -> target
-        self._prepare(preprocessing)
+    def __init__(self, examples: StoredExamples, preprocessing: Preprocessing) -> None:
+        self.examples = examples
+        self.pipeline = Pipeline(preprocessing, examples.shape)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.examples)
+
+    @property
+    def spec(self) -> str:
+        return self.examples.spec
+
+    @property
+    def task(self) -> Task:
+        return self.examples.task
+
+    @property
+    def ids(self) -> np.ndarray:
+        return self.examples.ids
+
+    @property
+    def class_names(self) -> list[str] | None:
+        return self.examples.class_names
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.pipeline.preprocessing
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.pipeline.input_shape
 
     @property
     def runs_code(self) -> bool:
         """Whether examples come from code, a data set's or a transform's, which may do anything; not from files."""
-        code = isinstance(self._reader, ItemReader) and not Path(self.spec).exists()
-        return code or self.preprocessing.transform is not None
+        return self.examples.come_from_code or self.preprocessing.transform is not None
 
     def layouts(self) -> list[str]:
         """The layouts that the stored shape allows, the likeliest first."""
-        shape = self._reader.shape
-        if len(shape) == 3:
-            last = channels_last(shape)
-            return ["channels first", "as is", "flat"] if last else ["as is", "channels first", "flat"]
-        if len(shape) == 2:
-            return ["one channel", "as is", "flat"]
-        return ["as is"] if len(shape) == 1 else ["as is", "flat"]
+        return layouts(self.examples.shape)
 
     def with_layout(self, name: str) -> DataSource:
-        """The same data in the layout `name`; raises FsdtoolError where its shape does not allow that."""
-        source = copy.copy(self)
-        source._prepare(replace(self.preprocessing, layout=name))
-        return source
+        """The same data in the layout `name`; raises DataError where its shape does not allow that."""
+        return DataSource(self.examples, replace(self.preprocessing, layout=name))
 
     def as_stored(self) -> DataSource:
         """The same data in its stored shape, without mean and std, for looking at it; uint8 is scaled to [0, 1]."""
-        source = copy.copy(self)
-        source._prepare(replace(self.preprocessing, mean=None, std=None, layout="as is"))
-        return source
+        return DataSource(self.examples, replace(self.preprocessing, mean=None, std=None, layout="as is"))
 
     def only(self, wanted: np.ndarray) -> DataSource:
         """The examples at `wanted` (numbers, increasing) alone, with their ids."""
-        source = copy.copy(self)
-        source.ids, source._rows = self.ids[wanted], self._rows[wanted]
-        return source
+        return DataSource(self.examples.only(wanted), self.preprocessing)
 
     def with_ids(self, wanted: set[str]) -> DataSource:
-        """The examples that have one of these ids, as text; raises FsdtoolError for ids that none has."""
-        names = [str(name) for name in self.ids.tolist()]
-        known = set(names)
-        wanted = {known_text(text, known) for text in wanted}
-        unknown = sorted(wanted - known)
-        if unknown or not wanted:
-            found = f"has no example {some(unknown)}" if unknown else "is restricted to no ids at all"
-            raise DataError(f"'{self.spec}' {found}; its ids are like {some(names)}; correct `ids`")
-        return self.only(np.array([i for i, name in enumerate(names) if name in wanted]))
+        """The examples that have one of these ids, as text; raises DataError for ids that none has."""
+        return self.only(self.examples.numbers_of(wanted))
 
     def without_bad(self, batch_size: int = 64, workers: int = 0) -> DataSource:
         """The examples that can be read, by reading each once; a warning counts and lists the others."""
@@ -182,7 +165,7 @@ class DataSource:
 
     def _results(self, chunks: list[np.ndarray], workers: int) -> Iterator[Batch | FsdtoolError]:
         """The batch of each chunk of row numbers, or what is wrong with it."""
-        if not workers or not isinstance(self._reader, ItemReader):
+        if not workers or not self.examples.one_by_one:
             yield from map(self._result, chunks)
             return
         loader = DataLoader(
@@ -204,75 +187,14 @@ class DataSource:
                 f"give fewer than {workers} `workers`, or `workers=0` to see what the data set's own code does"
             ) from error
 
-    def _prepare(self, preprocessing: Preprocessing) -> None:
-        allowed, shape = self.layouts(), self._reader.shape
-        self._layout = preprocessing.layout or allowed[0]
-        if self._layout not in allowed:
-            raise DataError(
-                f"inputs of shape {shape} have no layout '{self._layout}'; it can be {' or '.join(allowed)}"
-            )
-        last = self._layout == "channels first" or (len(shape) == 3 and channels_last(shape))
-        self._channel_axis = len(shape) if last else 1  # of a batch as it is stored
-        has_channels = len(shape) != 2 or self._layout == "as is"  # (H, W) is one channel
-        channels = (1, *shape)[self._channel_axis] if has_channels else 1
-        for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
-            if values is not None and len(values) not in (1, channels):
-                raise DataError(
-                    f"the {name} has {len(values)} values for inputs of shape {shape}; "
-                    + ("give 1" if channels == 1 else f"give 1 or {channels}, one per channel")
-                )
-        self.preprocessing = preprocessing
-        self.input_shape = tuple(self._arranged(torch.empty(1, *shape, device="meta")).shape[1:])
-
-    def _result(self, rows: np.ndarray) -> Batch | FsdtoolError:
-        """The batch of the examples `rows`. Errors are values: DataLoader would bury them in a traceback."""
+    def _result(self, numbers: np.ndarray) -> Batch | FsdtoolError:
+        """The batch of the examples `numbers`. Errors are values: DataLoader would bury them in a traceback."""
         try:
-            stored, y = self._reader.read(self._rows[rows])
-            ids = self.ids[rows]
-            return Batch(torch.from_numpy(rows.copy()), self._inputs(stored, ids), self._labels(y, rows))
+            stored, targets = self.examples.read(numbers)
+            x = self.pipeline(stored, self.ids[numbers])
+            return Batch(torch.from_numpy(numbers.copy()), x, self.examples.targets(targets, numbers))
         except FsdtoolError as error:
             return error
-
-    def _inputs(self, stored: np.ndarray, ids: np.ndarray) -> Tensor:
-        """Stored (B, *shape) to float32 (B, *input_shape), never sharing memory with the stored array."""
-        if stored.dtype == np.uint8:
-            x = torch.from_numpy(np.ascontiguousarray(stored)).to(torch.float32).div_(255)
-        else:
-            with np.errstate(over="ignore"):
-                x = torch.from_numpy(np.array(stored, dtype=np.float32))
-            finite = torch.isfinite(x).flatten(1).all(dim=1)
-            if not finite.all():
-                row = int(finite.logical_not().nonzero()[0])
-                raise DataError(
-                    f"the inputs of example {ids[row]} hold NaN or infinity; remove it or fill in the value",
-                    example=ids[row],
-                )
-        per_channel = [1] * x.ndim
-        per_channel[self._channel_axis] = -1
-        if self.preprocessing.mean is not None:
-            x -= torch.tensor(self.preprocessing.mean).view(per_channel)
-        if self.preprocessing.std is not None:
-            x /= torch.tensor(self.preprocessing.std).view(per_channel)
-        return self._arranged(x)
-
-    def _arranged(self, x: Tensor) -> Tensor:
-        if self._layout == "channels first":
-            return x.permute(0, 3, 1, 2).contiguous()  # (B, H, W, C) -> (B, C, H, W)
-        if self._layout == "one channel":
-            return x.unsqueeze(1)  # (B, H, W) -> (B, 1, H, W)
-        return x.flatten(1) if self._layout == "flat" else x
-
-    def _labels(self, stored: np.ndarray, rows: np.ndarray) -> Tensor:
-        ids = self.ids[rows]
-        y = torch.from_numpy(self.task.targets(stored, ids))
-        if self._relabelling is not None:
-            classes = len(self._relabelling)
-            check_classes(y, ids, classes, f"the data names {classes} classes")
-            y = torch.from_numpy(self._relabelling)[y]
-        for i, row in enumerate(self._rows[rows].tolist() if self._corrected else ()):
-            if row in self._corrected:
-                y[i] = self._corrected[row]
-        return y
 
 
 class _InWorker(torch.utils.data.Dataset):

@@ -521,7 +521,7 @@ def test_large_members_of_npz_are_mapped_and_damage_is_found(refused, here, monk
     for save in (np.savez, np.savez_compressed):
         save("train.npz", x=np.asfortranarray(FEATURES), y=LABELS)
         source = load_dataset("train.npz")
-        assert isinstance(source._reader._x, np.memmap)
+        assert isinstance(source.examples.reader._x, np.memmap)
         np.testing.assert_array_equal(next(source.batches(N)).x.numpy(), FEATURES)
         content = bytearray((here / "train.npz").read_bytes())
         content[300] ^= 255  # within x, the first member

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fsdtool.data.examples import StoredExamples
 from fsdtool.data.preprocessing import Preprocessing
 from fsdtool.data.readers import Found, ItemReader, Request, TransformedReader
 from fsdtool.data.registry import find_source, offered
@@ -68,18 +69,19 @@ def load_dataset(
         )
     _check_unique(found.ids, spec)
     names, relabelling = _relabelling(found.class_names, wanted, spec)
-    source = DataSource(
+    corrected = {} if labels is None else corrections(read_labels(labels), found.ids, task, names)
+    examples = StoredExamples(
         spec=spec,
         task=task,
         reader=reader,
         ids=found.ids,
         class_names=names if task.has_classes else None,
         relabelling=relabelling if task.has_classes else None,
-        preprocessing=preprocessing,
-        corrected=None if labels is None else corrections(read_labels(labels), found.ids, task, names),
+        corrected=corrected,
     )
+    source = DataSource(examples, preprocessing)
     if labels is not None:
-        log.info(f"'{spec}': the labels of {len(source._corrected)} examples are those of '{labels}' (`labels`)")
+        log.info(f"'{spec}': the labels of {len(corrected)} examples are those of '{labels}' (`labels`)")
     source = source if ids is None else source.with_ids(ids)
     return source.without_bad(workers=workers) if skip_bad else source
 

@@ -543,7 +543,7 @@ def test_h5_reads_only_the_rows_asked_for_and_finds_nested_arrays(tmp_path):
         file["train/y"].attrs["class_names"] = ["zero", "one", "two"]
     source = load_dataset(str(path))
     assert source.class_names == ["zero", "one", "two"]
-    assert isinstance(source._reader._x, h5py.Dataset)
+    assert isinstance(source.examples.reader._x, h5py.Dataset)
     whole = everything(load_dataset(npz(tmp_path, x=IMAGES, y=LABELS)))
     assert torch.equal(everything(source).x, whole.x)
     assert torch.equal(everything(source, indices=[6, 0, 6]).x, whole.x[[6, 0, 6]])
