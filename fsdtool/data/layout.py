@@ -34,7 +34,7 @@ def fit_layout(source: DataSource, model: nn.Module, *, workers: int = 0) -> Dat
 
     The model (in eval mode, with its weights) takes a layout if it returns one row of outputs for each of the first
     two examples, a floating tensor (2, O). Where it takes several, its loss on a few hundred examples, read by
-    `workers` processes, decides: the first stays unless another is clearly better. Raises FsdtoolError that names the
+    `workers` processes, decides: the first stays unless another is clearly better. Raises DataError that names the
     numbers of channels or features where those differ, and quotes the model otherwise.
     """
     layouts = [source.preprocessing.layout] if source.preprocessing.layout else source.layouts()

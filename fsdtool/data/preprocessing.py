@@ -70,7 +70,7 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Preprocessing:
-        """The preprocessing that `to_json` wrote. Raises FsdtoolError for anything else."""
+        """The preprocessing that `to_json` wrote. Raises DataError for anything else."""
         try:
             mean, std = (
                 None if value.get(key) is None else tuple(float(v) for v in value[key]) for key in ("mean", "std")

@@ -63,6 +63,7 @@ class ArrayReader:
         self.shape = tuple(x.shape[1:])
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As Reader says.  Raises DataError where the file cannot be read there."""
         try:
             return self._rows(rows), self._y[rows]
         except (OSError, RuntimeError) as error:
@@ -88,6 +89,7 @@ class TransformedReader:
         self.shape = self.read(np.arange(1))[0].shape[1:]
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As Reader says.  Raises DataError where the transform fails, or gives inputs of several shapes or types."""
         stored, y = self._reader.read(rows)
         if stored.ndim == 4 and channels_last(stored.shape[1:]):
             stored = stored.transpose(0, 3, 1, 2)
@@ -121,6 +123,7 @@ class ItemReader:
         return self.__dict__ | {"_dataset": None}
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As Reader says.  Raises DataError for an item that cannot be read or is not like the first."""
         xs, ys = zip(*(self._item(int(row)) for row in rows), strict=True)
         if self._pictures and len({x.dtype for x in xs} | {self._dtype}) > 1:
             xs = [_unit(x, self.shape) for x in xs]  # 16-bit pictures among others

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fsdtool.data.source import Batch, DataSource
-from fsdtool.errors import DataError, describe, some
+from fsdtool.errors import DataError, ModelError, describe, some
 
 READ_AGAIN = 128  # examples that a user's code gives
 OF_FILES = 3
@@ -41,7 +41,7 @@ EXACT = 1e-9  # the same in float64
 
 
 def check_data(source: DataSource, *, workers: int = 0) -> Batch:
-    """Some examples, spread over the source.  Raises FsdtoolError where, read again, they are not what they were.
+    """Some examples, spread over the source.  Raises DataError where, read again, they are not what they were.
 
     workers: processes that read them.
     """
@@ -90,7 +90,10 @@ def _compare(source: DataSource, rows: np.ndarray, first: Batch, again: Batch) -
         )
         example = source.ids[rows[differs[0]]]
         size = f"by {float(apart[differs[0]]):.2g}"
-        raise DataError(f"'{source.spec}' gives other {what} of example {example} when read again ({size}): {remedy}")
+        raise DataError(
+            f"'{source.spec}' gives other {what} of example {example} when read again ({size}): {remedy}",
+            example=example,
+        )
 
 
 def spread(count: int, most: int) -> np.ndarray:
@@ -105,21 +108,21 @@ def spread_inputs(x: Tensor) -> Tensor:
 
 
 def check_outputs(model: nn.Module, x: Tensor) -> None:
-    """Raise FsdtoolError unless the outputs for the inputs x (B, *input_shape) depend on each example alone."""
+    """Raise ModelError unless the outputs for the inputs x (B, *input_shape) depend on each example alone."""
     stateless = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
     ]
     if stateless:
-        raise DataError(
+        raise ModelError(
             f"the model has batch norm without running statistics ({some(stateless)}), so that its outputs depend on "
             "the batch; build it with track_running_stats=True and fill them with torch.optim.swa_utils.update_bn"
         )
     with torch.no_grad():
         together, again = model(x.clone()), model(x.clone())
         if not torch.equal(together.nan_to_num(), again.nan_to_num()):
-            raise DataError(
+            raise ModelError(
                 "the model's outputs differ from call to call in eval mode; let it draw random numbers only in "
                 "training (F.dropout(x, training=self.training))"
             )
@@ -130,7 +133,7 @@ def check_outputs(model: nn.Module, x: Tensor) -> None:
             wide = _in_float64(model, x)
             if wide is None or wide <= EXACT:
                 return
-    raise DataError(
+    raise ModelError(
         f"the model's outputs for an example depend on the others in its batch (by {difference:.2g} of their size); "
         "let it treat each example alone in eval mode: nothing may run along the first axis (recurrent layers take "
         "batch_first=True; sums, softmax and norms another dim)"
@@ -148,12 +151,12 @@ def _dependence(model: nn.Module, x: Tensor, together: Tensor) -> float:
         try:
             found = model(x[rows].clone())
         except Exception as error:  # whatever a user's forward may raise
-            raise DataError(
+            raise ModelError(
                 f"the model takes {count} examples at once and fails on {len(rows)} ({describe(error)}); "
                 "let its forward take batches of any size"
             ) from error
         if found.shape != together[rows].shape:
-            raise DataError(
+            raise ModelError(
                 f"the model returns shape {tuple(found.shape)} for a batch of {len(rows)}, and {tuple(together.shape)} "
                 f"for {count}; keep the axis of the examples (squeeze(1), not squeeze())"
             )

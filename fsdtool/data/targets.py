@@ -59,7 +59,7 @@ def numbered(
 ) -> tuple[np.ndarray, list[str]]:
     """Class numbers for labels given as text, by the wanted class names or in sorted order; NaN for missing ones.
 
-    place: words for where a label stands, in which column. Raises FsdtoolError for an unknown label, and for a
+    place: words for where a label stands, in which column. Raises DataError for an unknown label, and for a
     missing one unless bad examples are to be skipped.
     """
     place = place or (lambda row: f"row {row} of '{spec}'")
@@ -122,7 +122,7 @@ def _label_rows(lines: Any, path: Path) -> dict[str, str]:
 
 
 def corrections(labels: dict[str, str], ids: np.ndarray, task: Task, class_names: list[str] | None) -> dict[int, Any]:
-    """Row number to target, for labels given by id; raises FsdtoolError for an unknown id or an improper label."""
+    """Row number to target, for labels given by id; raises DataError for an unknown id or an improper label."""
     rows = {str(name): row for row, name in enumerate(ids.tolist())}
     labels = {known_text(key, rows): label for key, label in labels.items()}
     unknown = [key for key in labels if key not in rows]

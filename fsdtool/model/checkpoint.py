@@ -66,7 +66,7 @@ def read_checkpoint(
     ema: take the moving average of the weights that the checkpoint holds beside them. key: where in the file the
     weights stand, of several ('teacher', 'ema.model', '0' in a list, or a prefix of names). Only plain data is read; a
     pickle that needs code is refused unless `allow_pickle`; within `names` its classes are looked up. Raises
-    FsdtoolError for a file that is missing, damaged or without the weights asked for, and for a tensor that is not
+    ModelError for a file that is missing, damaged or without the weights asked for, and for a tensor that is not
     finite or quantized.
     """
     path = Path(path)
@@ -104,7 +104,7 @@ def read_checkpoint(
 def apply_checkpoint(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
     """Load the checkpoint's tensors into the model and make its computed weights plain; returns notes on both.
 
-    Raises FsdtoolError where names or shapes differ, or where integers are stored for a floating parameter.
+    Raises ModelError where names or shapes differ, or where integers are stored for a floating parameter.
     """
     notes = _load(model, checkpoint)
     kinds = Counter(make_plain(model).values())
@@ -193,7 +193,7 @@ def _versions(model: nn.Module, checkpoint: Checkpoint, state: Mapping[str, Tens
 
 
 def _checked(name: str, tensor: Tensor, file_size: int, path: Path) -> Tensor:
-    """The tensor, in float32 if it is floating, known to be dense, of honest size and finite."""
+    """The tensor, in float32 if it is floating; checked to be dense, finite and no larger than its file can hold."""
     if is_lazy(tensor):
         raise ModelError(
             f"the tensor '{name}' of the checkpoint '{path}' has no size yet: it was saved before its lazy layer had "

@@ -67,7 +67,7 @@ def plain_state(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The state of a checkpoint with computed weights under their plain names, and a note if there were any.
 
-    known: how the summarized network computed them, by plain name, where that is on record. Raises FsdtoolError for
+    known: how the summarized network computed them, by plain name, where that is on record. Raises ModelError for
     weights whose computation is not known from names; `source` says where the state is from.
     """
     sources: dict[str, list[str]] = {}

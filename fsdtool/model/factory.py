@@ -37,7 +37,7 @@ def load_model(
 
     `arguments` go to the factory by name, read as Python literals where they are one and as text otherwise; those
     left out are taken from `recorded`, the hyper-parameters of a checkpoint, where it has them. Wrappers for
-    compiled and parallel execution are taken off. Raises FsdtoolError when there is no such factory, when it needs
+    compiled and parallel execution are taken off. Raises ModelError when there is no such factory, when it needs
     other arguments, when it raises, or when what it returns is not a network of known size.
     """
     factory = load_factory(spec)
@@ -63,7 +63,7 @@ def load_model(
 def prepare(model: nn.Module, name: str) -> nn.Module:
     """The network itself, without wrappers, in eval mode, on the CPU, in float32; `name` is for messages.
 
-    Raises FsdtoolError where parameters have no size yet.
+    Raises ModelError where parameters have no size yet.
     """
     model = _unwrapped(model)
     lazy = [name for name, tensor in _parameters_and_buffers(model) if is_lazy(tensor)]
@@ -150,7 +150,7 @@ def script_names(spec: str | None) -> Iterator[None]:
 
 
 def check_arguments(factory: Callable[..., Any], values: Mapping[str, Any], *, spec: str, usage: str) -> None:
-    """Raise FsdtoolError unless `factory(**values)` has every argument it needs and none it does not know.
+    """Raise ModelError unless `factory(**values)` has every argument it needs and none it does not know.
 
     `usage` shows how the user gives an argument, with `{}` for its name.
     """

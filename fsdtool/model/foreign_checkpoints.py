@@ -20,7 +20,7 @@ _WEIGHT = ("weight", "bias", "running_mean", "running_var", "weight_v", "weight_
 
 
 def refuse_foreign(content: Mapping[object, object], tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raise FsdtoolError for adapters, quantized weights, optimizers, and weights that no plain tensor holds."""
+    """Raise ModelError for adapters, quantized weights, optimizers, and weights that no plain tensor holds."""
     names = [str(key) for key in content]
     if adapted := [name for name in names if _ADAPTER.search(name)]:
         raise ModelError(

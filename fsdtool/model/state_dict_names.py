@@ -43,7 +43,7 @@ def match_state(
     Returns the tensors under the expected names, in the expected order, and notes on what was removed from the
     names and on what stands outside the network's prefix and was left out. Buffers that no result depends on
     (`num_batches_tracked`) may be missing, and are then left out, or extra. tied: names of tensors that have an earlier
-    name too, and that name; one of them is enough. Raises FsdtoolError naming what is missing, unexpected, doubled or
+    name too, and that name; one of them is enough. Raises ModelError naming what is missing, unexpected, doubled or
     of another shape; `source` says where `state` is from.
     """
     targets = {without_wrappers(name): name for name in expected}  # a model may itself be compiled
@@ -103,7 +103,7 @@ def _with_tied(state: Mapping[str, Tensor], plain: dict[str, str], tied: Mapping
 
 
 def check_tied(state: Mapping[str, Tensor], tied: Mapping[str, str], *, source: str) -> None:
-    """Raise FsdtoolError where tensors that are one in the network differ; the state has the network's names."""
+    """Raise ModelError where tensors that are one in the network differ; the state has the network's names."""
     for alias, first in tied.items():
         if alias in state and first in state and not torch.equal(state[alias], state[first]):
             raise ModelError(
@@ -119,10 +119,12 @@ def is_averaged(name: str) -> bool:
 
 
 def without_wrappers(name: str) -> str:
+    """The name without the prefixes that compiled and parallel execution put in front."""
     return _WRAPPING.sub("", name)
 
 
 def matters(name: str) -> bool:
+    """Whether a network needs this entry: not so the count of batches, say, that batch norm keeps."""
     return name.rpartition(".")[2] not in _IDLE
 
 

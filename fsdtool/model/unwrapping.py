@@ -22,6 +22,7 @@ _TRAINED_ASIDE = "current_model_state"
 
 
 def is_extra(name: str) -> bool:
+    """Whether an entry of a state_dict is what a module saves besides tensors (`get_extra_state`)."""
     return name.rpartition(".")[2] == "_extra_state"
 
 

@@ -44,7 +44,7 @@ Names = Callable[[], AbstractContextManager[None]]  # within which the classes o
 def read_stored(path: Path, *, allow_pickle: bool, names: Names = nullcontext) -> Stored:
     """Read the checkpoint at `path`: a file, an index of shards, one of the shards, or a folder that holds one.
 
-    Raises FsdtoolError for what is missing, damaged or no checkpoint, and for a pickle that needs code unless
+    Raises ModelError for what is missing, damaged or no checkpoint, and for a pickle that needs code unless
     `allow_pickle`.
     """
     notes: list[str] = []

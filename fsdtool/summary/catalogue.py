@@ -206,7 +206,7 @@ def open_catalogue(path: str | Path) -> Catalogue:
 
 @contextmanager
 def summary_file(path: str | Path) -> Iterator[h5py.File]:
-    """The file of a summary, of this schema and of honest size; it stays open, unless reading it fails.
+    """The file of a summary, once its schema and the size it claims are checked; it stays open, unless reading fails.
 
     Raises SummaryError when it is missing, damaged, or of another kind or schema.
     """

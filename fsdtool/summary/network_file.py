@@ -44,7 +44,7 @@ def _read_shapes(file: h5py.File) -> dict[str, tuple[int, ...]]:
 
 
 def _check_runs(file: h5py.File, graph: Graph, named: dict[str, tuple[int, ...]]) -> None:
-    """Do the steps fit together, and are they of honest size?
+    """Check that the steps fit together, and that the size they claim fits the size of the file.
 
     A batch of no examples is run first, which has every shape and takes no memory, then an input of zeros.
     """

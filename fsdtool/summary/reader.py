@@ -98,6 +98,7 @@ class Summary(Catalogue):
 
     @property
     def preprocessing(self) -> Preprocessing:
+        """What was done to the inputs of the summarized data."""
         return self.identity.preprocessing
 
 

@@ -144,7 +144,7 @@ def split_of(key: str, known: Sequence[str] = SPLITS) -> tuple[str | None, str]:
 
 
 def choose_split(splits: Sequence[str], wanted: str | None, spec: str) -> str:
-    """The wanted split, else 'train', else the only one; raises FsdtoolError where none of these is there."""
+    """The wanted split, else 'train', else the only one; raises DataError where none of these is there."""
     train = [split for split in splits if split.lower() in ("train", "training")]
     alike = [split for split in splits if wanted is not None and split.lower() == wanted.lower()]
     candidates = (train or list(splits)) if wanted is None else [wanted] if wanted in splits else alike

@@ -59,47 +59,67 @@ def _open(lines: Any, header: list[str], path: Path, request: Request) -> Found:
     return _table(lines, choose_columns(header, str(path), request), path, request)
 
 
+class _Labels:
+    """The targets and ids of a table's rows, as text, gathered while the rows are read."""
+
+    def __init__(self, columns: Columns, path: Path, request: Request) -> None:
+        self._columns, self._path, self._request = columns, path, request
+        self._targets: list[list[str]] = []
+        self._ids: list[str] = []
+        self._lines = array.array("q")  # where each row ends in the file
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def add(self, cells: list[str], line: int) -> None:
+        """Take in the cells of the next row, which ends on this line of the file."""
+        self._targets.append([cells[column].strip() for column in self._columns.targets])
+        self._ids += [] if self._columns.ids is None else [cells[self._columns.ids]]
+        self._lines.append(line)
+
+    def ids(self) -> np.ndarray | None:
+        """The ids (N,) of the table's column, None where it has none.  Raises DataError for a table without rows."""
+        _check_any(self._targets, self._columns, self._path, self._request)
+        return None if self._columns.ids is None else text_ids(self._ids)
+
+    def targets(self, ids: np.ndarray) -> tuple[np.ndarray, list[str] | None]:
+        """Targets (N,) or (N, O) of the task, and the class names where they are text; `ids` are for messages."""
+        spec, request = str(self._path), self._request
+        found, names = text_targets(
+            self._targets, self._columns, spec, request, lambda row: f"line {self._lines[row]} of '{spec}'"
+        )
+        return request.task.targets(found, ids, request.skip_bad), names
+
+
 def _table(lines: Any, columns: Columns, path: Path, request: Request) -> Found:
-    y: list[list[str]] = []
-    ids: list[str] = []
-    places = array.array("q")
+    labels = _Labels(columns, path, request)
     with tempfile.TemporaryFile() as file:
         block = array.array("d")
         for where, cells in _rows(lines, columns, path, request):
             block.extend(_number(cells[column], columns.names[column], where, request) for column in columns.features)
-            y.append([cells[column].strip() for column in columns.targets])
-            places.append(lines.line_num)
-            ids += [] if columns.ids is None else [cells[columns.ids]]
+            labels.add(cells, lines.line_num)
             if len(block) >= BLOCK:
                 block = _spill(block, file)
         _spill(block, file)
-        _check_any(y, columns, path, request)
+        ids = labels.ids()
         file.flush()
-        x = np.memmap(file, dtype=np.float32, mode="c", shape=(len(y), len(columns.features)))
-    row_ids = np.arange(len(y)) if columns.ids is None else text_ids(ids)
-    targets, names = text_targets(y, columns, str(path), request, lambda row: f"line {places[row]} of '{path}'")
-    return Found(
-        ArrayReader(x, request.task.targets(targets, row_ids, request.skip_bad)), row_ids, names, columns.note()
-    )
+        x = np.memmap(file, dtype=np.float32, mode="c", shape=(len(labels), len(columns.features)))
+    ids = np.arange(len(labels)) if ids is None else ids
+    targets, names = labels.targets(ids)
+    return Found(ArrayReader(x, targets), ids, names, columns.note())
 
 
 def _image_list(lines: Any, columns: Columns, path: Path, request: Request) -> Found:
-    files: list[str] = []
-    places = array.array("q")
-    y: list[list[str]] = []
-    ids: list[str] = []
+    labels, files = _Labels(columns, path, request), []
     for _, cells in _rows(lines, columns, path, request):
         files.append(cells[columns.features[0]].strip())
-        y.append([cells[column].strip() for column in columns.targets])
-        places.append(lines.line_num)
-        ids += [] if columns.ids is None else [cells[columns.ids]]
-    _check_any(y, columns, path, request)
-    row_ids = np.array(files, dtype=str) if columns.ids is None else text_ids(ids)
+        labels.add(cells, lines.line_num)
+    ids = labels.ids()
+    ids = np.array(files, dtype=str) if ids is None else ids
     if request.id_key == ROW_NUMBERS:
-        row_ids = np.arange(len(files))
-    targets, names = text_targets(y, columns, str(path), request, lambda row: f"line {places[row]} of '{path}'")
-    converted = request.task.targets(targets, row_ids, request.skip_bad)
-    return open_image_list(path.parent, files, converted, row_ids, names, columns.names[columns.features[0]], request)
+        ids = np.arange(len(files))
+    targets, names = labels.targets(ids)
+    return open_image_list(path.parent, files, targets, ids, names, columns.names[columns.features[0]], request)
 
 
 def _rows(lines: Any, columns: Columns, path: Path, request: Request) -> Iterator[tuple[str, list[str]]]:
@@ -152,6 +172,7 @@ class _Rest:
 
     @property
     def line_num(self) -> int:
+        """How many lines of the file were read."""
         return self._lines.line_num
 
     def __iter__(self) -> Iterator[list[str]]:

@@ -88,7 +88,7 @@ def list_images(root: Path) -> ImageFolder:
 def split_folder(path: Path, wanted: str | None) -> tuple[Path, str]:
     """The folder of the split that is wanted (default: train), and what to say about it; `path` itself without splits.
 
-    Raises FsdtoolError where a folder 'train' may as well be a class.
+    Raises DataError where a folder 'train' may as well be a class.
     """
     folders, _ = _entries(path)
     if wanted is not None:

@@ -32,6 +32,7 @@ class Entry:
 
     @property
     def is_number(self) -> bool:
+        """Whether it holds numbers, or true and false."""
         return self.dtype.kind in "buif"
 
 

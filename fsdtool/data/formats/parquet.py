@@ -29,7 +29,7 @@ def open_parquet(spec: str, request: Request) -> Found:
         raise DataError(f"'{path}' is damaged or not a Parquet file ({describe(error)}); write it again") from error
 
 
-BLOCK = 1024
+BLOCK = 1024  # rows read at once in search of a list
 
 
 class ParquetReader:
@@ -49,6 +49,7 @@ class ParquetReader:
             self.shape = self._list_shape()
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs (B, *shape) float32 or uint8, and targets (B, ...).  Raises DataError for a damaged row group."""
         stored = self._rows[rows]
         groups = np.searchsorted(self._starts, stored, side="right") - 1
         x = np.empty((len(rows), *self.shape), dtype=np.float32)
