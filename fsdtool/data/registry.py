@@ -2,13 +2,14 @@
 
 A new kind of data is one new file there: it says which specs it takes, how such a spec is opened, how `--data` shows
 it in help, and its rows in the table of accepted data (`fsdtool docs data`). Help reads these modules, so that they
-import numpy, torch or a format's library only when something is opened (`fsdtool.util.lazy.later`).
+import numpy, torch or a format's library only when something is opened (`opened_by`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,11 @@ class Source:
             return self.takes(spec)
         path = Path(spec)
         return path.suffix.lower() in self.suffixes and path.is_file()
+
+
+def opened_by(module: str, name: str) -> Callable[[str, Request], Found]:
+    """The function `name` of `module`, which is imported when it is called."""
+    return lambda spec, request: getattr(import_module(module), name)(spec, request)
 
 
 def sources() -> list[Source]:

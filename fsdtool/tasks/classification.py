@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fsdtool.errors import FsdtoolError
+from fsdtool.errors import DataError
 from fsdtool.tasks.task import FitNumbers, Task, squared_error, stored_numbers
 
 if TYPE_CHECKING:
@@ -108,14 +108,14 @@ class Classification(Task):
     def targets(self, stored: np.ndarray, ids: np.ndarray, lenient: bool = False) -> np.ndarray:
         """Class numbers (N,) int64 from integers, integral floats or one-hot rows.
 
-        Raises FsdtoolError for anything else; lenient: then float64, in which improper labels stay as they are.
+        Raises DataError for anything else; lenient: then float64, in which improper labels stay as they are.
         """
         stored = stored_numbers(stored)
         y = stored[:, 0] if stored.ndim == 2 and stored.shape[1] == 1 else stored
         if y.ndim == 2:
             y = _from_one_hot(y, ids, lenient)
         if y.ndim != 1:
-            raise FsdtoolError(f"the labels have shape {stored.shape}; give one class number per example")
+            raise DataError(f"the labels have shape {stored.shape}; give one class number per example")
         y = y.astype(np.float64) if y.dtype.kind in "bf" else y
         bad = np.flatnonzero(~((y >= 0) & (y == np.floor(y)) & (y < 2**31)))
         if len(bad) and not lenient:
@@ -127,7 +127,7 @@ class Classification(Task):
         return int(number) if number >= 0 and number.is_integer() else None
 
     def check_targets(self, targets: Tensor, ids: np.ndarray, outputs: int, source: str = "", remedy: str = "") -> None:
-        """Raise FsdtoolError for a label of the targets (n,) that is none of the model's outputs."""
+        """Raise DataError for a label of the targets (n,) that is none of the model's outputs."""
         check_classes(targets, ids, outputs, f"the model has {outputs} outputs")
 
     def constant(self, targets: np.ndarray, outputs: int) -> np.ndarray:
@@ -207,29 +207,32 @@ def _less_label(p: Tensor, y: Tensor) -> Tensor:
 
 
 def check_classes(y: Tensor, ids: np.ndarray, count: int, limit: str) -> None:
-    """Raise FsdtoolError naming the first of the examples `ids` (n,) whose label y (n,) is not below `count`.
+    """Raise DataError naming the first of the examples `ids` (n,) whose label y (n,) is not below `count`.
 
     limit: words for where that many classes come from.
     """
     outside = (y >= count).nonzero()
     if len(outside):
         row = int(outside[0])
-        raise FsdtoolError(
+        raise DataError(
             f"label {int(y[row])} of example {ids[row]} is out of range: {limit} (0..{count - 1}); "
-            "correct the label or give the model that knows this class"
+            "correct the label or give the model that knows this class",
+            example=ids[row],
         )
 
 
-def _no_class(label: Any, name: Any, share: float) -> FsdtoolError:
+def _no_class(label: Any, name: Any, share: float) -> DataError:
     """The error for an improper label of an example, of a share of improper labels."""
     if np.isnan(label):
-        return FsdtoolError(f"example {name} has no label (NaN); fill it in, or give `skip_bad=True` to leave it out")
+        return DataError(
+            f"example {name} has no label (NaN); fill it in, or give `skip_bad=True` to leave it out", example=name
+        )
     remedy = "correct it, or give `skip_bad=True` to leave it out"
     if share > MANY:
         remedy = f"number the classes from 0, or give `skip_bad=True` to leave out {share:.0%} of the examples"
     if label != np.floor(label):
         remedy = 'correct it, or use `task="regression"`'
-    return FsdtoolError(f"label {label:g} of example {name} is not a class number (0, 1, 2, ...); {remedy}")
+    return DataError(f"label {label:g} of example {name} is not a class number (0, 1, 2, ...); {remedy}", example=name)
 
 
 def _from_one_hot(stored: np.ndarray, ids: np.ndarray, lenient: bool) -> np.ndarray:
@@ -238,9 +241,10 @@ def _from_one_hot(stored: np.ndarray, ids: np.ndarray, lenient: bool) -> np.ndar
     absent = np.isnan(stored).any(axis=1) if lenient and stored.dtype.kind == "f" else np.zeros(len(stored), dtype=bool)
     improper = np.flatnonzero(~proper & ~absent)
     if len(improper):
-        raise FsdtoolError(
+        raise DataError(
             f"the labels have shape {stored.shape} and that of example {ids[improper[0]]} is not one-hot; "
-            "give one class number per example (several classes for one example, or shares of them, are not supported)"
+            "give one class number per example (several classes for one example, or shares of them, are not supported)",
+            example=ids[improper[0]],
         )
     return np.where(absent, np.nan, stored.argmax(axis=1)) if absent.any() else stored.argmax(axis=1)
 

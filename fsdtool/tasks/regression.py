@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fsdtool.errors import FsdtoolError
+from fsdtool.errors import DataError
 from fsdtool.tasks.task import FitNumbers, Task, squared_error, stored_numbers
 
 if TYPE_CHECKING:
@@ -50,18 +50,19 @@ class Regression(Task):
         return outputs
 
     def targets(self, stored: np.ndarray, ids: np.ndarray, lenient: bool = False) -> np.ndarray:
-        """Targets (N, O) float32.  Raises FsdtoolError for numbers that are not finite, unless lenient."""
+        """Targets (N, O) float32.  Raises DataError for numbers that are not finite, unless lenient."""
         stored = stored_numbers(stored)
         with np.errstate(over="ignore"):  # what float32 cannot hold is named below
             y = stored.astype(np.float32)
         y = y[:, None] if y.ndim == 1 else y
         if y.ndim != 2:
-            raise FsdtoolError(f"the targets have shape {stored.shape}; give one row of numbers per example")
+            raise DataError(f"the targets have shape {stored.shape}; give one row of numbers per example")
         bad = np.flatnonzero(~np.isfinite(y).all(axis=1))
         if len(bad) and not lenient:
-            raise FsdtoolError(
+            raise DataError(
                 f"the target of example {ids[bad[0]]} is NaN or infinite; "
-                "fill it in, or give `skip_bad=True` to leave it out"
+                "fill it in, or give `skip_bad=True` to leave it out",
+                example=ids[bad[0]],
             )
         return y
 

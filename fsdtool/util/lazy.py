@@ -1,10 +1,9 @@
-"""What is imported when it is first asked for or called: a short command does not wait for torch."""
+"""Public names of a room, imported when they are first asked for: a short command does not wait for torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
 
 
 def public(room: str, **names: str) -> tuple[Callable[[str], object], list[str]]:
@@ -16,12 +15,3 @@ def public(room: str, **names: str) -> tuple[Callable[[str], object], list[str]]
         return getattr(import_module(f"{room}.{names[name]}"), name)
 
     return find, sorted(names)
-
-
-def later(module: str, name: str) -> Callable[..., Any]:
-    """The function `name` of `module`, which is imported when it is called."""
-
-    def call(*arguments: Any, **named: Any) -> Any:
-        return getattr(import_module(module), name)(*arguments, **named)
-
-    return call

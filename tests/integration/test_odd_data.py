@@ -299,7 +299,7 @@ def test_a_missing_label_in_an_array_is_named_or_skipped(tmp_path, bad, task):
         return
     line = refusal(path, task=task)
     assert "example 3" in line
-    assert "give --skip-bad" in line
+    assert "give `skip_bad=True`" in line
     assert load_dataset(path, task=task, skip_bad=True).ids.tolist() == [0, 1, 2, 4, 5]
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from fsdtool.data.registry import Source
-from fsdtool.util.lazy import later
+from fsdtool.data.registry import Source, opened_by
 
 _TABLE = (
     "numeric features, a target column `y`, `target` or `label` (or `--y-key`), an id column `id`; commas, semicolons, "
@@ -13,7 +12,7 @@ _LIST = "image files, relative to the folder of the list, with labels or regress
 SOURCE = Source(
     spec="file.csv",
     place=40,
-    opens=later("fsdtool.data.formats.csv_tables", "open_csv"),
+    opens=opened_by("fsdtool.data.formats.csv_tables", "open_csv"),
     rows=(
         ("`train.csv`, `.tsv`", _TABLE),
         ("`list.csv` with a column `path` (`file`, `image`, or `--x-key`)", _LIST),

@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fsdtool.data.registry import Source
-from fsdtool.util.lazy import later
+from fsdtool.data.registry import Source, opened_by
 
 _FACTORY = re.compile(r"(\.py|^[\w.]+):\w")
 
 SOURCE = Source(
     spec="path/file.py:factory",
     place=80,
-    opens=later("fsdtool.data.formats.map_style", "open_factory"),
+    opens=opened_by("fsdtool.data.formats.map_style", "open_factory"),
     rows=(("`path/file.py:factory?size=9`", "your own map-style Dataset of (x, y)"),),
     takes=lambda spec: _FACTORY.search(spec) is not None and not Path(spec).exists(),
     holds_images=True,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from fsdtool.data.registry import Source
-from fsdtool.util.lazy import later
+from fsdtool.data.registry import Source, opened_by
 
 SOURCE = Source(
     spec="file.h5",
     place=30,
-    opens=later("fsdtool.data.formats.array_keys", "open_array_file"),
+    opens=opened_by("fsdtool.data.formats.array_keys", "open_array_file"),
     rows=(("`train.h5`", "the same, at any depth, read slice by slice"),),
     suffixes=(".h5", ".hdf5"),
 )

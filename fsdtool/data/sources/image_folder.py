@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fsdtool.data.registry import Source
-from fsdtool.util.lazy import later
+from fsdtool.data.registry import Source, opened_by
 
 SOURCE = Source(
     spec="folder/",
     place=60,
-    opens=later("fsdtool.data.formats.image_files", "open_image_folder"),
+    opens=opened_by("fsdtool.data.formats.image_files", "open_image_folder"),
     rows=(("`folder/`", "images as `folder/CLASS/IMAGE.png`, or `folder/train/CLASS/IMAGE.png`"),),
     takes=lambda spec: Path(spec).is_dir(),
     holds_images=True,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fsdtool.data.registry import Source
+from fsdtool.data.registry import Source, opened_by
 from fsdtool.data.sources.saved_dataset import is_saved_dataset
-from fsdtool.util.lazy import later
 
 PAIRED = (".npy", ".npz", ".h5", ".hdf5")
 
@@ -32,7 +31,7 @@ def _takes(spec: str) -> bool:
 SOURCE = Source(
     spec="x.npy,y.npy",
     place=20,
-    opens=later("fsdtool.data.formats.array_keys", "open_npy_files"),
+    opens=opened_by("fsdtool.data.formats.array_keys", "open_npy_files"),
     rows=(
         (
             "`x.npy,y.npy` or `folder/` of .npy files",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from fsdtool.data.registry import Source
-from fsdtool.util.lazy import later
+from fsdtool.data.registry import Source, opened_by
 
 _HOLDS = (
     "arrays for inputs (N, ...) and targets, by the usual names (`x`/`images`/..., `y`/`labels`/...) or by `--x-key`, "
@@ -12,7 +11,7 @@ _HOLDS = (
 SOURCE = Source(
     spec="file.npz",
     place=10,
-    opens=later("fsdtool.data.formats.array_keys", "open_array_file"),
+    opens=opened_by("fsdtool.data.formats.array_keys", "open_array_file"),
     rows=(("`train.npz`", _HOLDS),),
     suffixes=(".npz",),
 )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from fsdtool.data.registry import Source
-from fsdtool.util.lazy import later
+from fsdtool.data.registry import Source, opened_by
 
 _HOLDS = (
     "columns as in a CSV table, or one column of lists of numbers, read by row group; needs "
@@ -12,7 +11,7 @@ _HOLDS = (
 SOURCE = Source(
     spec="file.parquet",
     place=50,
-    opens=later("fsdtool.data.formats.parquet", "open_parquet"),
+    opens=opened_by("fsdtool.data.formats.parquet", "open_parquet"),
     rows=(("`train.parquet`", _HOLDS),),
     suffixes=(".parquet",),
 )

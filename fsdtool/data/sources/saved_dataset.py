@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fsdtool.data.registry import Source
-from fsdtool.util.lazy import later
+from fsdtool.data.registry import Source, opened_by
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -16,7 +15,7 @@ def is_saved_dataset(path: Path) -> bool:
 SOURCE = Source(
     spec="folder/",
     place=90,
-    opens=later("fsdtool.data.formats.huggingface", "open_saved_dataset"),
+    opens=opened_by("fsdtool.data.formats.huggingface", "open_saved_dataset"),
     rows=(("`folder/` of `save_to_disk`", "a Hugging Face data set; needs `pip install 'fsdtool[huggingface]'`"),),
     takes=lambda spec: Path(spec).is_dir() and is_saved_dataset(Path(spec)),
     holds_images=True,

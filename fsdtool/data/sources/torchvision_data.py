@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from fsdtool.data.registry import Source
-from fsdtool.util.lazy import later
+from fsdtool.data.registry import Source, opened_by
 
 PREFIX = "torchvision:"
 _HOLDS = "a torchvision data set from a local root (`$FSDTOOL_DATA_ROOT`, or `data`); nothing is downloaded"
 SOURCE = Source(
     spec="torchvision:NAME",
     place=70,
-    opens=later("fsdtool.data.formats.map_style", "open_torchvision"),
+    opens=opened_by("fsdtool.data.formats.map_style", "open_torchvision"),
     rows=(("`torchvision:MNIST?root=FOLDER`", _HOLDS),),
     takes=lambda spec: spec.startswith(PREFIX),
     holds_images=True,

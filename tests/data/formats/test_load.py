@@ -410,7 +410,7 @@ def test_labels_are_class_numbers_however_they_are_stored(tmp_path, labels):
         (np.where(np.arange(N) == 4, 1.5, LABELS), "label 1.5 of example 4"),
         (
             np.where(np.arange(N) == 4, np.nan, LABELS),
-            "example 4 has no label (NaN); fill it in, or give --skip-bad",
+            "example 4 has no label (NaN); fill it in, or give `skip_bad=True`",
         ),
         (np.eye(3)[LABELS] * 0.9 + 0.03, "shape (7, 3) and that of example 0 is not one-hot; give one class number"),
         (np.minimum(np.eye(3)[LABELS] + np.eye(3)[0], 1), "example 0 is not one-hot"),
