@@ -35,12 +35,12 @@ from fsdtool.network.operations import named
 from fsdtool.network.operations.weighted import Weighted
 from fsdtool.network.per_example_gradients import (
     Block,
-    Use,
+    LayerIO,
     blocks,
     capture,
     gradient,
     project,
-    rows_of_factors,
+    sampled_layer_io,
     squared_norms,
     vectors,
 )
@@ -49,7 +49,7 @@ from fsdtool.statistics.eigen import Axis, SecondMoment, symmetric_eigen
 
 SIMULATED, MEASURED = "simulated", "measured"
 DENSE_PRODUCTS = 2**34
-DAMPING = 1.0
+DAMPING_FACTOR = 1.0
 POSITIONS = 16  # per example, for the eigenbases; neighbouring positions say nearly the same
 
 
@@ -59,7 +59,7 @@ class BlockCurvature:
 
     input_basis (columns, ka) and output_basis (rows, ks) orthonormal, eigenvalues (ks, ka) float32,
     mean_eigenvalue the trace of the whole block over its size.  source: 'simulated' (pseudo-samples) or 'measured'
-    (the training data).  damping: delta, in mean eigenvalues.
+    (the training data).  damping_factor: delta, in mean eigenvalues.
     """
 
     weight: str
@@ -69,17 +69,17 @@ class BlockCurvature:
     eigenvalues: Tensor
     mean_eigenvalue: float
     source: str = SIMULATED
-    damping: float = DAMPING
+    damping_factor: float = DAMPING_FACTOR
 
     @property
-    def offset(self) -> float:
+    def damping_value(self) -> float:
         """lambda, what damping adds to every eigenvalue.  A flat block gets 1: its gradients are zero."""
-        return self.damping * self.mean_eigenvalue or 1.0
+        return self.damping_factor * self.mean_eigenvalue or 1.0
 
     @property
     def damped(self) -> Tensor:
         """Eigenvalues plus damping (ks, ka)."""
-        return self.eigenvalues + self.offset
+        return self.eigenvalues + self.damping_value
 
     @property
     def damped_rest(self) -> float | None:
@@ -88,7 +88,7 @@ class BlockCurvature:
         if size == kept:
             return None
         left = self.mean_eigenvalue * size - float(self.eigenvalues.sum(dtype=torch.float64))
-        return max(left / (size - kept), 0.0) + self.offset
+        return max(left / (size - kept), 0.0) + self.damping_value
 
     def solve(self, g: Tensor, power: float = 1.0) -> Tensor:
         """(G + lambda)^-power g for gradients g (batch, rows, columns), with G flat outside the kept directions."""
@@ -99,7 +99,7 @@ class BlockCurvature:
         outside = rest**-power
         return self.output_basis @ (inside * (inverse - outside)) @ self.input_basis.T + g * outside
 
-    def quadratic(self, block: Block, uses: dict[int, Use]) -> Tensor:
+    def quadratic(self, block: Block, uses: dict[int, LayerIO]) -> Tensor:
         """g^T (G + lambda)^-1 g (batch,) of the examples' gradients g."""
         rest, inverse = self.damped_rest, 1 / self.damped
         inside = inverse if rest is None else inverse - 1 / rest
@@ -171,7 +171,7 @@ def simulated_sums(
 
 def eigenbases(
     found: Sequence[Block],
-    gradients: Iterable[tuple[dict[int, Use], float]],
+    gradients: Iterable[tuple[dict[int, LayerIO], float]],
     *,
     numbers: int | None,
     seed: int,
@@ -185,7 +185,7 @@ def eigenbases(
     sums = {block.weight: _FactorSums(block, device) for block in found}
     for uses, weight in gradients:
         for block in found:
-            sums[block.weight].update(*rows_of_factors(block, uses, POSITIONS, choice), weight)
+            sums[block.weight].update(*sampled_layer_io(block, uses, POSITIONS, choice), weight)
     axes = [(sums[block.weight].rows.axis(seed), sums[block.weight].columns.axis(seed)) for block in found]
     return [
         EigenvalueSums(block, *pair, *widths)
@@ -201,7 +201,7 @@ def allot(axes: list[tuple[Axis, Axis]], numbers: int | None) -> list[tuple[int,
     for i, (rows, columns) in enumerate(axes):
         product = torch.outer(rows.values, columns.values)
         mean = rows.total * columns.total / (len(rows.vectors) * len(columns.vectors))
-        contribution = product / (product + DAMPING * mean).clamp(min=torch.finfo(product.dtype).tiny)
+        contribution = product / (product + DAMPING_FACTOR * mean).clamp(min=torch.finfo(product.dtype).tiny)
         for side in (0, 1):
             gains.append(contribution.sum(1 - side))
             gains[-1][0] = torch.inf  # the first direction of every side is always kept
@@ -212,19 +212,19 @@ def allot(axes: list[tuple[Axis, Axis]], numbers: int | None) -> list[tuple[int,
     return [(int(ks), int(ka)) for ks, ka in counts]
 
 
-def _pseudo_gradients(simulation: Simulation, samples: int) -> Iterator[tuple[dict[int, Use], float]]:
+def _pseudo_gradients(simulation: Simulation, samples: int) -> Iterator[tuple[dict[int, LayerIO], float]]:
     """Batches of pseudo-gradients, and what each of a batch counts: pi_k / n_k, in units of its mean over all drawn."""
     share = simulation.statistics.weight.tolist()
     drawn = [0] * len(share)
-    for k, count in simulation.each(samples, lambda k, count: (k, count)):
+    for k, count in simulation.batches(samples, lambda k, count: (k, count)):
         drawn[k] += count
 
-    def gradients(k: int, count: int) -> tuple[dict[int, Use], float]:
-        x, gate, _ = simulation.begin(k, count)
+    def gradients(k: int, count: int) -> tuple[dict[int, LayerIO], float]:
+        x, gate, _ = simulation.inputs_and_gates(k, count)
         uses = capture(simulation.graph, simulation.reference, x, _draw_output(simulation, k), gate=gate)[1]
         return uses, share[k] / drawn[k] * sum(drawn)
 
-    return simulation.each(samples, gradients)
+    return simulation.batches(samples, gradients)
 
 
 def _draw_output(simulation: Simulation, k: int) -> Callable[[Tensor], Tensor]:
@@ -246,8 +246,8 @@ class _FactorSums:
     """Second moments of inputs [a; 1] and of output gradients b over examples and positions."""
 
     def __init__(self, block: Block, device: torch.device | None):
-        self.rows = SecondMoment(block.rows, device)
-        self.columns = SecondMoment(block.columns, device)
+        self.rows = SecondMoment(block.d_out, device)
+        self.columns = SecondMoment(block.d_in, device)
 
     def update(self, b: Tensor, a: Tensor, weight: float) -> None:
         self.rows.update(b * weight**0.5)
@@ -269,7 +269,7 @@ class EigenvalueSums:
         self.trace = torch.zeros((), dtype=torch.float64, device=self.rows.device)
         self.count = 0.0
 
-    def update(self, uses: dict[int, Use], weight: float = 1.0) -> None:
+    def update(self, uses: dict[int, LayerIO], weight: float = 1.0) -> None:
         """Add the gradients of a batch, each with this weight."""
         pair = vectors(self.block, uses)
         if pair is not None:  # (s^T b)^2 (a^T u)^2 separates

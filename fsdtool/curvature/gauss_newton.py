@@ -70,7 +70,7 @@ class GaussNewton:
         held = sum(graph.steps[i].units for i in (0, *graph.indices("activation", "maximum")))
         samples = samples or SAMPLES or default_samples(graph, int(statistics.count.sum()))
         most = min(samples, max(POOL_BYTES // (4 * held), 64))
-        parts = list(simulation.each(most, lambda k, n: (k, simulation.draw(k, n))))
+        parts = list(simulation.batches(most, lambda k, n: (k, simulation.forward(k, n))))
         weights = statistics.weight.tolist()
         drawn = [sum(len(part[0]) for k, part in parts if k == component) for component in range(len(weights))]
         self.pool = [Draw(k, *part, weights[k] / drawn[k]) for k, part in parts]
@@ -130,7 +130,7 @@ class GaussNewton:
 
         For a linear layer on vectors the gradient of output o is b_o a^T, and products are a few matrix products.
         """
-        rows = sum(block.rows for block in self.blocks)
+        rows = sum(block.d_out for block in self.blocks)
         numbers = sum(len(draw.x) for draw in self.pool) * self.graph.outputs * rows
         simple = all(has_rank_one(block, self.graph) for block in self.blocks)
         if self.hessians is None or not simple or numbers > TANGENTS:
@@ -236,7 +236,7 @@ class ConjugateGradients:
 
     def _times(self, v: Vectors) -> Vectors:
         pairs = zip(self.matrix.product(v), v, self.curvature, strict=True)
-        return [g + c.offset * x for g, x, c in pairs]
+        return [g + c.damping_value * x for g, x, c in pairs]
 
     def _precondition(self, v: Vectors) -> Vectors:
         return [c.solve(x) for c, x in zip(self.curvature, v, strict=True)]

@@ -27,7 +27,16 @@ from torch import Tensor
 from fsdtool.curvature.ekfac import BlockCurvature
 from fsdtool.influence.gradient_records import factors
 from fsdtool.network.graph import Graph, Parameters
-from fsdtool.network.per_example_gradients import Block, Use, blocks, capture, gradient, has_rank_one, project, vectors
+from fsdtool.network.per_example_gradients import (
+    Block,
+    LayerIO,
+    blocks,
+    capture,
+    gradient,
+    has_rank_one,
+    project,
+    vectors,
+)
 from fsdtool.statistics.anchors import even_rows
 from fsdtool.summary.catalogue import InfluenceCalibration
 from fsdtool.tasks.task import Task
@@ -116,7 +125,7 @@ def _choose(
     return torch.cat([even, largest[: most // 2]])
 
 
-def _sides(block: Block, kept: BlockCurvature, exact: BlockCurvature, uses: dict[int, Use]) -> _Sides:
+def _sides(block: Block, kept: BlockCurvature, exact: BlockCurvature, uses: dict[int, LayerIO]) -> _Sides:
     recorded = factors(block, kept, uses)
     output, inputs = recorded.part(slice(None))
     parts: tuple[Tensor, ...] = ()

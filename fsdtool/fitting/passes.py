@@ -24,7 +24,7 @@ from fsdtool.fitting.recording import GradientRecords
 from fsdtool.mislabel.earlier_checkpoints import EarlierCheckpoint, layers_each
 from fsdtool.mislabel.features import FEATURES, INPUT, MOST_LAYERS, FeatureStore, Keep, choose_layers, observe, watch
 from fsdtool.network.graph import Observer, Step
-from fsdtool.network.per_example_gradients import Use, blocks, capture
+from fsdtool.network.per_example_gradients import LayerIO, blocks, capture
 from fsdtool.network.trace import FULL, Network
 from fsdtool.statistics.accumulators import principal_basis
 from fsdtool.statistics.anchors import AnchorRows, Anchors, even_rows, stored
@@ -202,10 +202,10 @@ class Pass:
                 block_sums.update(uses, weight)
         return sums
 
-    def _drawn(self, sample: Sample) -> Iterator[tuple[dict[int, Use], float]]:
+    def _drawn(self, sample: Sample) -> Iterator[tuple[dict[int, LayerIO], float]]:
         return self._parts(sample, lambda rows, signal, targets: (self.drawn_gradients(signal), 1.0))
 
-    def drawn_gradients(self, signal: Tensor) -> dict[int, Use]:
+    def drawn_gradients(self, signal: Tensor) -> dict[int, LayerIO]:
         """What each weight sees for a gradient drawn from the loss's Hessian at each example's own outputs."""
         draw = self.data.task.curvature_draw(self._generator)
         return capture(self.graph, self.parameters, signal, draw)[1]
@@ -233,7 +233,7 @@ class Pass:
         losses = torch.empty(len(self.data))
         targets: list[Tensor] = []
 
-        def see(batch: Batch, x: Tensor, y: Tensor) -> tuple[Batch, dict[int, Use]]:
+        def see(batch: Batch, x: Tensor, y: Tensor) -> tuple[Batch, dict[int, LayerIO]]:
             rows = slice(int(batch.index[0]), int(batch.index[-1]) + 1)
 
             def keep(layer: str, features: Tensor) -> None:

@@ -15,7 +15,7 @@ from fsdtool.data.layout import fit_layout
 from fsdtool.data.repeatability import check_data
 from fsdtool.data.source import Batch, DataSource
 from fsdtool.errors import FsdtoolError
-from fsdtool.network.per_example_gradients import Block, Use, blocks, capture, has_rank_one
+from fsdtool.network.per_example_gradients import Block, LayerIO, blocks, capture, has_rank_one
 from fsdtool.network.trace import FULL, LAST_LAYER, Network
 from fsdtool.statistics.fit import FitSums, described, doubt_new
 from fsdtool.summary.reader import Summary
@@ -33,7 +33,7 @@ class Seen:
 
     batch: Batch
     outputs: Tensor
-    uses: dict[int, Use]
+    uses: dict[int, LayerIO]
 
 
 class NewFit:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fsdtool.curvature.ekfac import BlockCurvature
-from fsdtool.network.per_example_gradients import Block, Use, project, vectors
+from fsdtool.network.per_example_gradients import Block, LayerIO, project, vectors
 
 SCALE_BYTES = 4
 FACTOR_BYTES = 2
@@ -79,7 +79,7 @@ def bytes_per_example(curvatures: list[BlockCurvature]) -> int:
     return sum(FACTOR_BYTES * sum(c.eigenvalues.shape) + SCALE_BYTES for c in curvatures)
 
 
-def factors(block: Block, curvature: BlockCurvature, uses: dict[int, Use]) -> Factors:
+def factors(block: Block, curvature: BlockCurvature, uses: dict[int, LayerIO]) -> Factors:
     """The records of a batch for one weight."""
     pair = vectors(block, uses)
     if pair is not None:

@@ -29,7 +29,7 @@ from fsdtool.influence.data_gradients import Examples, NewFit
 from fsdtool.influence.matrix_file import matrix_file
 from fsdtool.influence.query_solves import factors_of, preparation, solved_blocks
 from fsdtool.influence.self_scores import SelfInfluence, gradient_records, recorded_self_influence, say_calibration
-from fsdtool.influence.top_k import Best, largest
+from fsdtool.influence.top_k import TopK, largest
 from fsdtool.influence.training_examples import Recorded, Streamed
 from fsdtool.network.per_example_gradients import left_out
 from fsdtool.summary.reader import Summary
@@ -140,7 +140,7 @@ def influence(
         track("influence", len(candidates) * (1 if mean else -(-len(asked.rows) // solve.most))) as advance,
     ):
         for block, solved in solved_blocks(explained, asked.rows, used, solve, mean, batch_size):
-            best = Best(block.stop - block.start, min(top, len(candidates)))
+            best = TopK(block.stop - block.start, min(top, len(candidates)))
             if screened and isinstance(candidates, Recorded):
                 scored = candidates.screened(solved, best)
             else:

@@ -172,7 +172,7 @@ def on_pseudo_samples(
 
     def measured(k: int, n: int) -> tuple[int, Tensor]:
         """Distances (metrics, others, n) of pseudo-samples of component k."""
-        x, f0, tape = simulation.draw(k, n)
+        x, f0, tape = simulation.forward(k, n)
         law = _recorded_law(simulation, k, f0) if set(metrics) - {SQUARED_ERROR} else None
         rho = torch.empty(len(metrics), len(others), len(x), dtype=torch.float64)
         for i, other in enumerate(others):
@@ -185,7 +185,7 @@ def on_pseudo_samples(
 
     with track("pseudo-samples", samples) as advance, torch.no_grad():
         for group in range(groups):
-            for k, rho in simulation.each(max(samples // groups, 1), measured):
+            for k, rho in simulation.batches(max(samples // groups, 1), measured):
                 total[group, ..., k] += rho.sum(-1)
                 count[group, ..., k] += rho.shape[-1]
                 advance(rho.shape[-1])

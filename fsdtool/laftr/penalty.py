@@ -118,7 +118,7 @@ class Penalty:
         """A new pool: pseudo-samples of all components, and the random order to take them in."""
         held = sum(self._graph.steps[i].units for i in self._graph.indices("activation", "maximum"))
         count = max(min(POOL_BYTES // (4 * max(held, 1)), LARGEST_POOL), batch)
-        drawn = self._simulation.each(count, self._draw_component)
+        drawn = self._simulation.batches(count, self._draw_component)
         x, f0, tapes = zip(*drawn, strict=True)
         pool = torch.cat(x), torch.cat(f0), None if self._own else type(tapes[0]).concatenate(tapes)
         generator = self._simulation.generator
@@ -131,7 +131,7 @@ class Penalty:
     def _draw_component(self, k: int, count: int) -> tuple[Tensor, Tensor, Tape | None]:
         """`count` pseudo-samples of component k: inputs, outputs of the reference, the tape of its gates."""
         if not self._own:
-            return self._simulation.draw(k, count)
-        x, _, _ = self._simulation.begin(k, count)
+            return self._simulation.forward(k, count)
+        x, _, _ = self._simulation.inputs_and_gates(k, count)
         with torch.no_grad():
             return x, self._graph.run(self._reference, x), None

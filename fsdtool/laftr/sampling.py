@@ -141,7 +141,7 @@ class Simulation:
         self.generator = torch.Generator(device).manual_seed(seed)
         self._index = {step.name: i for i, step in enumerate(graph.steps)}
 
-    def begin(self, component: int, count: int) -> tuple[Tensor, GateRule, Tape]:
+    def inputs_and_gates(self, component: int, count: int) -> tuple[Tensor, GateRule, Tape]:
         """`count` inputs (count, ...) of a component, the rule that simulates gates, the tape it fills."""
         x = self.statistics.input.sample(component, count, self.generator).reshape(-1, *self.graph.input_shape)
         tape = MovingTape() if self.moving else Tape()
@@ -162,7 +162,7 @@ class Simulation:
 
         return x, gate, tape
 
-    def each(self, samples: int, compute: Callable[[int, int], T]) -> Iterator[T]:
+    def batches(self, samples: int, compute: Callable[[int, int], T]) -> Iterator[T]:
         """compute(component, count) of batches that draw about `samples` in all, in proportion to the weights pi.
 
         At least two of each component; a batch is as large as memory allows, since a coupled batch resolves
@@ -174,9 +174,9 @@ class Simulation:
             draw = undrawn(self.generator, partial(_of_length, compute, k))
             yield from size.parts(max(round(weight * samples), 2), draw, even=True)
 
-    def draw(self, component: int, count: int) -> tuple[Tensor, Tensor, Tape]:
+    def forward(self, component: int, count: int) -> tuple[Tensor, Tensor, Tape]:
         """`count` pseudo-samples of a component: inputs (count, ...), logits (count, O), their gates."""
-        x, gate, tape = self.begin(component, count)
+        x, gate, tape = self.inputs_and_gates(component, count)
         with torch.no_grad():
             return x, self.graph.run(self.reference, x, gate=gate), tape
 

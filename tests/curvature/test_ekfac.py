@@ -114,7 +114,7 @@ def test_bases_are_orthonormal_and_complete(model, shape):
     found = curvature(graph, parameters, statistics, seed=0, samples=600)
     assert [c.weight for c in found] == [b.weight for b in blocks(graph, parameters)]
     for c, block in zip(found, blocks(graph, parameters), strict=True):
-        assert c.eigenvalues.shape == (block.rows, block.columns)
+        assert c.eigenvalues.shape == (block.d_out, block.d_in)
         for basis in (c.input_basis, c.output_basis):
             assert torch.allclose(basis.T @ basis, torch.eye(len(basis)), atol=1e-4)
         assert c.mean_eigenvalue == pytest.approx(float(c.eigenvalues.mean()), rel=1e-4)

@@ -64,7 +64,7 @@ def objective(response: Response, weights, x, y) -> torch.Tensor:
     total = -cross_entropy(matrix.graph.run(weights, x.double()), y) / response.examples
     for block, c in zip(matrix.blocks, response.curvature, strict=True):
         for name in (block.weight, block.bias):
-            total = total + c.offset / 2 * (weights[name] - reference[name]).square().sum()
+            total = total + c.damping_value / 2 * (weights[name] - reference[name]).square().sum()
     for draw in matrix.pool:
         for n in range(len(draw.x)):
             df = (matrix.graph.run(weights, draw.x, gate=draw.tape.replay) - draw.outputs)[n]

@@ -17,7 +17,7 @@ from fsdtool.influence import gradient_records, screening, training_examples
 from fsdtool.influence import scores as influence_module
 from fsdtool.influence.gradient_records import read_factors
 from fsdtool.influence.scores import influence, self_influence
-from fsdtool.influence.top_k import Best
+from fsdtool.influence.top_k import TopK
 from fsdtool.model.factory import load_model
 from fsdtool.summary.reader import Summary, load
 from tests.conftest import gaussian_classes, perceptron
@@ -228,7 +228,7 @@ def test_the_strongest_of_each_kind_are_those_of_a_full_sort(mlp_summary, test_d
 @pytest.mark.parametrize("k", [1, 5, 60])
 def test_ties_are_listed_in_record_order(chunk, k):
     scores = torch.randint(-3, 4, (8, 60), generator=torch.Generator().manual_seed(0)).float()
-    best = Best(8, k)
+    best = TopK(8, k)
     for start in range(0, 60, chunk):
         best.update(scores[:, start : start + chunk], start)
     for sign, (rows, values) in zip((-1, 1), best.finalize(), strict=True):

@@ -20,7 +20,7 @@ from fsdtool.network.activations import Pieces
 from fsdtool.network.graph import Graph
 from fsdtool.network.operations.base import MAXIMUM, Gated, Operation, VectorMap, reader
 from fsdtool.network.operations.weighted import Weighted, append_one
-from fsdtool.network.per_example_gradients import blocks, capture, gradient, project, rows_of_factors, squared_norms
+from fsdtool.network.per_example_gradients import blocks, capture, gradient, project, sampled_layer_io, squared_norms
 from fsdtool.network.trace import FULL, trace
 from fsdtool.statistics.collector import StatisticsSums
 from fsdtool.statistics.mixture import Assignment
@@ -194,9 +194,9 @@ def test_its_gradients_are_those_of_a_loop_of_autograd():
         whole = torch.stack([both[j] for both in expected])
         torch.testing.assert_close(gradient(block, uses), whole)
         torch.testing.assert_close(squared_norms(block, uses), whole.square().sum((1, 2)))
-        rows, columns = torch.randn(block.rows, 2), torch.randn(block.columns, 3)
+        rows, columns = torch.randn(block.d_out, 2), torch.randn(block.d_in, 3)
         torch.testing.assert_close(project(block, uses, rows, columns), rows.T @ whole @ columns)
-        b, a = rows_of_factors(block, uses, 10, torch.Generator())
+        b, a = sampled_layer_io(block, uses, 10, torch.Generator())
         torch.testing.assert_close(b.T @ a, whole.sum(0))
 
 
