@@ -17,8 +17,9 @@ import fsdtool
 
 # Data flows down this list, imports go up it. `fsdtool` itself holds the errors.
 ORDER = """
-fsdtool util tasks model network.activations network.operations network data data.formats statistics laftr curvature
-summary fsd influence mislabel.noise mislabel mislabel.regression fitting report.formats report cli cli.commands
+fsdtool util tasks model network.activations network.operations network data data.formats statistics laftr.gates laftr
+curvature summary fsd influence mislabel.noise mislabel mislabel.regression fitting report.formats report cli
+cli.commands
 """
 # What these hold is found by importing all of it: their faces do so.
 REGISTRIES = {"network.activations", "network.operations"}

@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fsdtool.curvature.sources import SIMULATED
 from fsdtool.laftr.sampling import Simulation
 from fsdtool.network.graph import Graph, Parameters, is_convolutional
 from fsdtool.network.operations import named
@@ -47,7 +48,6 @@ from fsdtool.network.per_example_gradients import (
 from fsdtool.statistics.component_laws import Statistics
 from fsdtool.statistics.eigen import Axis, SecondMoment, symmetric_eigen
 
-SIMULATED, MEASURED = "simulated", "measured"
 DENSE_PRODUCTS = 2**34
 DAMPING_FACTOR = 1.0
 POSITIONS = 16  # per example, for the eigenbases; neighbouring positions say nearly the same

@@ -22,9 +22,10 @@ from torch.func import jvp, vjp, vmap
 
 from fsdtool.curvature.ekfac import BlockCurvature, default_samples
 from fsdtool.errors import FsdtoolError
-from fsdtool.laftr.sampling import Simulation, Tape
+from fsdtool.laftr.sampling import Simulation
 from fsdtool.network.graph import Graph, Parameters
 from fsdtool.network.per_example_gradients import Block, capture, has_rank_one, vectors
+from fsdtool.network.tape import Tape
 from fsdtool.statistics.component_laws import Statistics
 from fsdtool.statistics.eigen import symmetric_eigen
 
@@ -88,7 +89,7 @@ class GaussNewton:
         return other
 
     def _doubled(self, draw: Draw, parameters: Parameters) -> Draw:
-        tape, x = Tape({name: tuple(map(_doubled, parts)) for name, parts in draw.tape.held.items()}), draw.x.double()
+        tape, x = draw.tape.double(), draw.x.double()
         with torch.no_grad():
             return Draw(draw.component, x, self.graph.run(parameters, x, gate=tape.replay), tape, draw.weight)
 
@@ -254,8 +255,3 @@ def length(v: Vectors) -> float:
 def _inner(a: Vectors, b: Vectors) -> Tensor:
     """The inner product (Q,) of each pair, summed in float64."""
     return reduce(torch.add, [(x * y).sum((1, 2), dtype=torch.float64) for x, y in zip(a, b, strict=True)])
-
-
-def _doubled(part: Tensor | None) -> Tensor | None:
-    """Slopes and intercepts in float64; positions as they are."""
-    return part.double() if part is not None and part.is_floating_point() else part

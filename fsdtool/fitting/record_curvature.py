@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fsdtool.curvature.ekfac import MEASURED, SIMULATED, BlockCurvature, EigenvalueSums, simulated_sums
+from fsdtool.curvature.ekfac import BlockCurvature, EigenvalueSums, simulated_sums
+from fsdtool.curvature.sources import MEASURED, SIMULATED
 from fsdtool.fitting.influence_calibration import calibrate_influence
 from fsdtool.fitting.passes import Pass, Sample
 from fsdtool.influence.gradient_records import numbers_within

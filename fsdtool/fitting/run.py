@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from fsdtool import __version__
-from fsdtool.curvature.ekfac import MEASURED, SIMULATED, BlockCurvature
+from fsdtool.curvature.ekfac import BlockCurvature
+from fsdtool.curvature.sources import MEASURED, SIMULATED
 from fsdtool.data.layout import fit_layout
 from fsdtool.data.repeatability import check_data, check_outputs, spread_inputs
 from fsdtool.data.source import DataSource

@@ -29,17 +29,15 @@ from fsdtool.errors import FsdtoolError
 from fsdtool.fsd.last_layer import WholeNetwork, changed, check_seen
 from fsdtool.laftr.distance_calibration import DOUBTFUL, UNKNOWN, DistanceCalibration
 from fsdtool.laftr.distance_forms import (
-    CLOSED,
-    EXAMPLES,
     Estimate,
-    choose_form,
     default_samples,
     in_closed_form,
     on_anchors,
     on_pseudo_samples,
 )
+from fsdtool.laftr.form_choice import AUTO, CLOSED, EXAMPLES, choose_form
+from fsdtool.laftr.gates import policy
 from fsdtool.laftr.metrics import check_metric, default_metric, measure
-from fsdtool.laftr.sampling import MOVING
 from fsdtool.model.checkpoint import Checkpoint, with_plain_weights
 from fsdtool.model.computed_weights import has_sources, plain_state
 from fsdtool.model.state_dict_names import match_state
@@ -131,7 +129,7 @@ def distances(
     checkpoints: list[Checkpoint],
     *,
     metric: str | None = None,
-    form: str = "auto",
+    form: str = AUTO,
     gates: str | None = None,
     samples: int | None = None,
     seed: int = 0,
@@ -170,7 +168,7 @@ def distances(
     for checkpoint, moved in zip(checkpoints, unseen, strict=True):
         check_seen(summary, checkpoint, moved, whole=model is not None and data is not None)
     calibration = summary.distance_calibration
-    if calibration is not None and (calibration.form != form or gates not in (None, MOVING)):
+    if calibration is not None and (calibration.form != form or gates not in (None, policy.DEFAULT)):
         calibration = None
     common = (graph, theta0, others, statistics)
     if form == CLOSED:
@@ -183,7 +181,7 @@ def distances(
         by_metric = on_pseudo_samples(
             *common,
             [metric],
-            gates=gates or MOVING,
+            gates=gates or policy.DEFAULT,
             samples=samples or default_samples(graph),
             seed=seed,
             device=device,

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fsdtool.curvature.ekfac import MEASURED, BlockCurvature, curvature
+from fsdtool.curvature.ekfac import BlockCurvature, curvature
 from fsdtool.curvature.gauss_newton import ConjugateGradients, GaussNewton
+from fsdtool.curvature.sources import MEASURED
 from fsdtool.data.source import DataSource
 from fsdtool.errors import FsdtoolError
 from fsdtool.influence.bregman_response import Response, respond
@@ -29,6 +30,7 @@ from fsdtool.influence.data_gradients import Examples, NewFit
 from fsdtool.influence.matrix_file import matrix_file
 from fsdtool.influence.query_solves import factors_of, preparation, solved_blocks
 from fsdtool.influence.self_scores import SelfInfluence, gradient_records, recorded_self_influence, say_calibration
+from fsdtool.influence.solvers import CG, KRONECKER, PBO
 from fsdtool.influence.top_k import TopK, largest
 from fsdtool.influence.training_examples import Recorded, Streamed
 from fsdtool.network.per_example_gradients import left_out
@@ -38,8 +40,6 @@ from fsdtool.util.progress import Track, silent
 log = logging.getLogger("fsdtool")
 
 SCREENED_FROM = 50_000  # records; below, a few products more cost less than choosing
-
-KRONECKER, CG, PBO = "kronecker", "cg", "pbo"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fsdtool.laftr.form_choice import EXAMPLES, SAMPLED
 from fsdtool.laftr.metrics import measure
 from fsdtool.network.graph import Graph, Parameters
 from fsdtool.statistics.anchors import AnchoredOutputs, Anchors
@@ -26,7 +27,7 @@ from fsdtool.statistics.component_laws import Statistics
 from fsdtool.tasks.task import Task
 from fsdtool.util.memory import BatchSize
 
-EXAMPLES, SHARE = 1024, 0.05  # measured on: at most so many, and at most this share of the data
+MOST_EXAMPLES, SHARE = 1024, 0.05  # measured on: at most so many, and at most this share of the data
 FEWEST_EXAMPLES = 128
 UNKNOWN = 1e6  # relative error where nothing could be compared
 FEWEST_CHANGES = 3  # that could be compared
@@ -55,7 +56,7 @@ class DistanceCalibration:
 
     def __str__(self) -> str:
         """For people: what distances in the default form rest on, and how far they are off."""
-        kept = "kept examples" if self.form == "examples" else "simulated examples"
+        kept = "kept examples" if self.form == EXAMPLES else "simulated examples"
         if not self.changes:
             return f"over {kept}, exact for them"
         metric = next(iter(self.error))
@@ -70,7 +71,7 @@ class DistanceCalibration:
 
 def calibration_examples(examples: int) -> int:
     """How many examples of so many are measured on."""
-    return min(EXAMPLES, max(int(SHARE * examples), FEWEST_EXAMPLES))
+    return min(MOST_EXAMPLES, max(int(SHARE * examples), FEWEST_EXAMPLES))
 
 
 def calibrate_anchors(
@@ -92,7 +93,7 @@ def calibrate_anchors(
     """
     names = tuple(task.metrics)
     if sample.basis is None:
-        return DistanceCalibration("examples", 0, 0, dict.fromkeys(names, 1.0), dict.fromkeys(names, 0.0))
+        return DistanceCalibration(EXAMPLES, 0, 0, dict.fromkeys(names, 1.0), dict.fromkeys(names, 0.0))
     x = signal.reshape(-1, *graph.input_shape)
     outputs = AnchoredOutputs(graph, reference, statistics, sample, task=task, device=signal.device)
     batches = list(outputs.batches())
@@ -106,7 +107,7 @@ def calibrate_anchors(
                 found[name].append(float(measure(name, outputs.anchors.outputs, moved).mean()))
         return found
 
-    return _calibrate("examples", graph, reference, x, targets, likely, task, seed, batch_size, estimate)
+    return _calibrate(EXAMPLES, graph, reference, x, targets, likely, task, seed, batch_size, estimate)
 
 
 def calibrate_simulation(
@@ -127,7 +128,7 @@ def calibrate_simulation(
     def by_metric(others: Sequence[Parameters]) -> dict[str, list[float]]:
         return estimate(others, tuple(task.metrics))
 
-    return _calibrate("sampled", graph, reference, x, targets, likely, task, seed, batch_size, by_metric)
+    return _calibrate(SAMPLED, graph, reference, x, targets, likely, task, seed, batch_size, by_metric)
 
 
 def _calibrate(

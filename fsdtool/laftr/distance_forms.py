@@ -8,23 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fsdtool.errors import FsdtoolError
 from fsdtool.laftr.closed_form import closed_form
+from fsdtool.laftr.gates.policy import DEFAULT
 from fsdtool.laftr.metrics import SQUARED_ERROR, measure
 from fsdtool.laftr.output_matching import OutputCoupling
-from fsdtool.laftr.sampling import INDEPENDENT, MOVING, Simulation
+from fsdtool.laftr.sampling import Simulation
 from fsdtool.network.graph import Graph, Parameters
 from fsdtool.statistics.anchors import FEWEST, FEWEST_PROJECTED, AnchoredOutputs, Anchors
 from fsdtool.statistics.component_laws import Statistics
 from fsdtool.tasks.task import Task
 from fsdtool.util.progress import Track, silent
-
-EXAMPLES, SAMPLED, CLOSED = "examples", "sampled", "closed"
 
 SIMULATED_UNITS = 2**28  # scalars of all steps simulated, by default, in all samples together
 FEWEST_SAMPLES, MOST_SAMPLES = 4096, 65536
@@ -43,41 +40,6 @@ class Estimate:
     distance: float
     standard_error: float | None
     components: Tensor
-
-
-def choose_form(
-    form: str,
-    metric: str,
-    graph: Graph,
-    statistics: Statistics,
-    anchors: Anchors | None,
-    gates: str | None,
-    *,
-    source: str | Path,
-) -> str:
-    """'examples', 'closed' or 'sampled'.  Raises FsdtoolError where the form asked for does not exist.
-
-    'auto' takes the anchors, which were closest to the true distances on every data set measured.  For independent
-    gates it takes the closed form where that exists: there it is exact.  source: the summary, as an error names it.
-    """
-    obstacles = []
-    if not graph.is_chain():
-        obstacles.append("the network is not a plain chain of fully connected layers")
-    if metric not in ("kl2", "squared_error"):
-        obstacles.append(f"the metric is {metric}, and it knows kl2 and squared_error")
-    if metric == "kl2" and statistics.output_hessian is None:
-        obstacles.append("the summary has no output Hessian (too many outputs)")
-    if form == CLOSED and obstacles:
-        raise FsdtoolError(f"there is no closed form: {'; '.join(obstacles)}; use --form sampled")
-    if form == EXAMPLES and anchors is None:
-        raise FsdtoolError(f"'{source}' keeps no examples (it was written with --no-records); use --form sampled")
-    if form == EXAMPLES and gates is not None:
-        raise FsdtoolError("kept examples have gates of their own; leave out --gates, or use --form sampled")
-    if form != "auto":
-        return form
-    if gates is None and anchors is not None:
-        return EXAMPLES
-    return CLOSED if gates == INDEPENDENT and not obstacles else SAMPLED
 
 
 def default_samples(graph: Graph) -> int:
@@ -153,7 +115,7 @@ def on_pseudo_samples(
     statistics: Statistics,
     metrics: Sequence[str],
     *,
-    gates: str = MOVING,
+    gates: str = DEFAULT,
     samples: int,
     seed: int,
     device: torch.device,

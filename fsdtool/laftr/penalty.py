@@ -23,12 +23,15 @@ from torch import Tensor, nn
 
 from fsdtool.errors import FsdtoolError
 from fsdtool.laftr.closed_form import closed_form
-from fsdtool.laftr.distance_forms import CLOSED, choose_form, output_hessian
+from fsdtool.laftr.distance_forms import output_hessian
+from fsdtool.laftr.form_choice import CLOSED, choose_form
+from fsdtool.laftr.gates.policy import DEFAULT, policies
 from fsdtool.laftr.metrics import check_metric, default_metric, measure
-from fsdtool.laftr.sampling import COUPLED, INDEPENDENT, MOVING, Simulation, Tape
+from fsdtool.laftr.sampling import Simulation
 from fsdtool.model.computed_weights import plain_values
 from fsdtool.model.state_dict_names import match_state
 from fsdtool.network.graph import Graph, Parameters
+from fsdtool.network.tape import Tape
 from fsdtool.statistics.anchors import Anchors
 from fsdtool.statistics.component_laws import Statistics
 from fsdtool.tasks.task import Task
@@ -36,7 +39,6 @@ from fsdtool.tasks.task import Task
 POOL_BYTES = 2**28  # held by the gates of a pool
 LARGEST_POOL = 4096
 OWN = "own"
-GATES = (MOVING, COUPLED, INDEPENDENT, OWN)
 PASSES = 4  # over a pool before the next one is drawn
 
 
@@ -69,8 +71,9 @@ class Penalty:
         self.metric = metric or default_metric(task)
         check_metric(self.metric, task, source)
         self.form = choose_form(form, self.metric, graph, statistics, anchors, gates, source=source)
-        if gates not in GATES:
-            raise FsdtoolError(f"there are no gates '{gates}'; give one of {', '.join(GATES)}")
+        known = (*policies(), OWN)
+        if gates not in known:
+            raise FsdtoolError(f"there are no gates '{gates}'; give one of {', '.join(known)}")
         self._own = gates == OWN
         if parameters is None:
             raise FsdtoolError(f"'{source}' was written with --no-weights; write it again with weights")
@@ -79,7 +82,8 @@ class Penalty:
         self._statistics: Statistics = statistics.to(device, torch.float32)
         closed = self.form == CLOSED
         self._hessian = output_hessian(self._statistics, self.metric, graph.outputs) if closed else None
-        self._simulation = Simulation(graph, self._reference, statistics, gates=gates, seed=seed, device=device)
+        policy = DEFAULT if self._own else gates  # of their own gates nothing is drawn
+        self._simulation = Simulation(graph, self._reference, statistics, gates=policy, seed=seed, device=device)
         self._pool: tuple[Tensor, Tensor, Tape | None] | None = None
         self._order = torch.empty(0, dtype=torch.int64)
 

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fsdtool.curvature.ekfac import MEASURED, SIMULATED, BlockCurvature
+from fsdtool.curvature.ekfac import BlockCurvature
+from fsdtool.curvature.sources import SOURCES
 from fsdtool.data.preprocessing import Preprocessing
 from fsdtool.laftr.distance_calibration import DistanceCalibration
 from fsdtool.laftr.penalty import Penalty
@@ -295,7 +296,7 @@ def _read_block(group: h5py.Group, shapes: dict[str, tuple[int, ...]]) -> BlockC
     mean, source = attributes.number("mean_eigenvalue"), attributes.text("source")
     if mean < 0 or not eigenvalues.numel() or eigenvalues.min() < 0:
         raise hdf5.unusable(group, f"the curvature of '{weight}' has no or negative eigenvalues")
-    if source not in (SIMULATED, MEASURED):
+    if source not in SOURCES:
         raise hdf5.unusable(group, f"the curvature of '{weight}' is '{source}', which is not known")
     return BlockCurvature(weight, bias, inputs, outputs, eigenvalues, mean, source)
 

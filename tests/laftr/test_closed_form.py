@@ -10,7 +10,7 @@ from torch import nn
 
 from fsdtool.laftr.closed_form import chain, closed_form, kronecker_factors
 from fsdtool.laftr.output_matching import OutputCoupling, margin
-from fsdtool.laftr.sampling import COUPLED, INDEPENDENT, MOVING, Simulation
+from fsdtool.laftr.sampling import Simulation
 from fsdtool.network.activations import activation
 from fsdtool.network.graph import Graph, Step
 from fsdtool.network.trace import trace
@@ -294,7 +294,7 @@ def test_independent_samples_agree_with_the_closed_form(name, low_rank):
     if low_rank:
         statistics = with_inputs(statistics, low_rank_inputs(12, 4))
     expected = closed_form(graph, reference, other, statistics, statistics.output_hessian)
-    simulation = Simulation(graph, single(reference), statistics, gates=INDEPENDENT, seed=1)
+    simulation = Simulation(graph, single(reference), statistics, gates="independent", seed=1)
     hessian = statistics.output_hessian.float()
     for k in range(COMPONENTS):
         x, f0, tape = simulation.forward(k, 20_000)
@@ -304,7 +304,7 @@ def test_independent_samples_agree_with_the_closed_form(name, low_rank):
         assert abs(float(rho.mean() - expected[k])) < 3 * float(rho.std()) / 20_000**0.5
 
 
-@pytest.mark.parametrize("gates", [COUPLED, INDEPENDENT])
+@pytest.mark.parametrize("gates", ["coupled", "independent"])
 @pytest.mark.parametrize("name", ["ReLU", "ReLU6", "GELU"])
 def test_a_tape_replayed_under_the_reference_gives_the_same_outputs(name, gates):
     graph, reference, _, statistics = wide(name)
@@ -317,7 +317,7 @@ def test_a_tape_replayed_under_the_reference_gives_the_same_outputs(name, gates)
 @pytest.mark.parametrize("name", ["ReLU", "ReLU6", "GELU"])
 def test_moving_gates_replayed_under_the_reference_give_the_same_outputs(name):
     graph, reference, _, statistics = wide(name)
-    x, f0, tape = Simulation(graph, single(reference), statistics, gates=MOVING).forward(1, 50)
+    x, f0, tape = Simulation(graph, single(reference), statistics, gates="moving").forward(1, 50)
     with torch.no_grad():
         found = graph.run(single(reference), x, gate=tape.replay)
     assert torch.equal(found, f0) if name == "ReLU" else torch.allclose(found, f0, atol=1e-4, rtol=1e-5)
@@ -327,7 +327,7 @@ def test_moving_gates_replayed_under_the_reference_give_the_same_outputs(name):
 def test_to_first_order_moving_gates_are_fixed_ones(name):
     graph, reference, _, statistics = wide(name)
     slopes = []
-    for gates in (COUPLED, MOVING):
+    for gates in ("coupled", "moving"):
         x, _, tape = Simulation(graph, single(reference), statistics, gates=gates, seed=3).forward(0, 40)
         point = {key: value.requires_grad_() for key, value in single(reference).items()}
         loss = (graph.run(point, x, gate=tape.replay) * normal(40, graph.outputs, seed=5).float()).sum()
@@ -346,8 +346,8 @@ def test_moving_gates_switch_halfway_between_the_samples_on_either_side(function
     p[:, 0], p[:, 1] = 0, 0
     p[0, 0], p[levels, 1] = 1, 1  # no sample above any break; no sample below one
     graph, statistics = one_layer(function, units, probabilities=p[None, 1:])
-    x, f0, tape = Simulation(graph, {}, statistics, gates=MOVING, seed=2).forward(0, count)
-    fixed = Simulation(graph, {}, statistics, gates=COUPLED, seed=2).forward(0, count)[2].held["act"]
+    x, f0, tape = Simulation(graph, {}, statistics, gates="moving", seed=2).forward(0, count)
+    fixed = Simulation(graph, {}, statistics, gates="coupled", seed=2).forward(0, count)[2].held["act"]
     slope = fixed[0]
     piece = (slope[..., None] - torch.tensor(pieces.slopes)).abs().argmin(-1)
     if function in ("relu6", "hardtanh"):
@@ -479,7 +479,7 @@ def test_independent_gates_have_their_probabilities_and_no_relation_to_the_signa
     units, count = 20, 20_000
     p = torch.softmax(torch.randn(3, units, generator=generator(1)), 0)
     graph, statistics = one_layer("relu6", units, probabilities=p[None, 1:])
-    x, _, tape = Simulation(graph, {}, statistics, gates=INDEPENDENT, seed=2).forward(0, count)
+    x, _, tape = Simulation(graph, {}, statistics, gates="independent", seed=2).forward(0, count)
     m, c = tape.held["act"]
     found = torch.stack([(m == 0) & (c == 0), m == 1, c == 6]).float()
     assert torch.equal(found.sum(0), torch.ones(count, units))
@@ -494,7 +494,7 @@ def smooth_moments(units: int) -> torch.Tensor:
     return torch.stack([m.mean(0), (m * m).mean(0), c.mean(0), (m * c).mean(0), (c * c).mean(0)])
 
 
-@pytest.mark.parametrize("gates", [COUPLED, INDEPENDENT])
+@pytest.mark.parametrize("gates", ["coupled", "independent"])
 def test_smooth_gates_have_their_recorded_first_and_second_moments(gates):
     units, count = 15, 20_000
     moments = smooth_moments(units)
@@ -503,7 +503,7 @@ def test_smooth_gates_have_their_recorded_first_and_second_moments(gates):
     _, _, tape = Simulation(graph, {}, statistics, gates=gates, seed=2).forward(0, count)
     m, c = tape.held["act"]
     found = torch.stack([m.mean(0), (m * m).mean(0), c.mean(0), (m * c).mean(0), (c * c).mean(0)])
-    tolerance = 1e-3 if gates == COUPLED else 0.03
+    tolerance = 1e-3 if gates == "coupled" else 0.03
     assert (found - moments).abs().max() < tolerance
     assert (m[:, 0] == 1).all()
     assert (c[:, 0] == 0).all()

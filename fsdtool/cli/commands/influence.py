@@ -15,6 +15,7 @@ from fsdtool.cli.groups import ComputeOptions, DataOptions, NetworkOptions, Weig
 from fsdtool.cli.networks import check_network_options, summarized_network
 from fsdtool.cli.options import (
     DATA_HELP,
+    DEFAULT_SOLVER,
     Device,
     Solver,
     SummaryFile,
@@ -73,7 +74,7 @@ def influence_command(
             help="kronecker: layer by layer; cg: with the layers' cross terms, by conjugate gradients; pbo: the listed "
             "examples measured again by the proximal Bregman response (slow, needs --data)."
         ),
-    ] = Solver.kronecker,
+    ] = DEFAULT_SOLVER,
     network: NetworkOptions,
     reading: DataOptions,
     computing: ComputeOptions,
@@ -103,7 +104,7 @@ def influence_command(
     check_network_options(network, weights)
     if of_itself:
         needless: dict[str, object] = {"model": network.model, "checkpoint": network.checkpoint} if data is None else {}
-        other = solver is not Solver.kronecker
+        other = solver is not DEFAULT_SOLVER
         needless |= {"mean": mean, "misclassified": misclassified, "matrix": matrix, "solver": other}
         refuse_options("with --self", "--queries", **needless)
     if matrix is not None:

@@ -14,7 +14,6 @@ from torch import nn
 
 from fsdtool.laftr.closed_form import closed_form
 from fsdtool.laftr.distance_forms import on_pseudo_samples
-from fsdtool.laftr.sampling import COUPLED, MOVING
 from fsdtool.network import activations, operations
 from fsdtool.network.activations import Pieces
 from fsdtool.network.graph import Graph
@@ -161,7 +160,7 @@ def test_its_distances_are_those_of_the_same_function_of_known_operations():
         graph, statistics = network.graph, statistics_of(network)
         assert graph.is_chain()
         found[name] = [closed_form(graph, network.parameters, other, statistics, torch.eye(3)[None])]
-        for gates in (COUPLED, MOVING):
+        for gates in ("coupled", "moving"):
             drawn = on_pseudo_samples(
                 graph,
                 network.parameters,
@@ -200,7 +199,7 @@ def test_its_gradients_are_those_of_a_loop_of_autograd():
         torch.testing.assert_close(b.T @ a, whole.sum(0))
 
 
-@pytest.mark.parametrize("gates", [COUPLED, MOVING])
+@pytest.mark.parametrize("gates", ["coupled", "moving"])
 def test_a_new_maximum_is_replayed_under_the_positions_it_took(gates):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 6), LargerHalf(), nn.Linear(3, 2)).eval()
