@@ -119,12 +119,12 @@ def influence(
     device = device or torch.device("cpu")
     if misclassified and not summary.task.has_classes:
         raise FsdtoolError(
-            f"'{summary.path}' is of a {summary.task}, which has no misclassified queries; leave --misclassified out"
+            f"'{summary.path}' is of a {summary.task}, which has no misclassified queries; leave `misclassified` out"
         )
     if solver == PBO and data is None:
-        raise FsdtoolError("--solver pbo needs the training data; give it by --data")
+        raise FsdtoolError('`solver="pbo"` needs the training data; give it by `data`')
     if solver == PBO and matrix is not None:
-        raise FsdtoolError("--solver pbo has no values for a whole matrix; leave --matrix out")
+        raise FsdtoolError('`solver="pbo"` has no values for a whole matrix; leave `matrix` out')
     candidates, used = _candidates(summary, data, model, device, batch_size)
     explained = Examples(summary, queries, model=model, device=device, noun="query")
     asked = _ask(summary, explained, misclassified, batch_size)

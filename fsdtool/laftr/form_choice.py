@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 AUTO, EXAMPLES, CLOSED, SAMPLED = "auto", "examples", "closed", "sampled"
 FORMS = (AUTO, EXAMPLES, CLOSED, SAMPLED)
+SIMULATE = f'use `form="{SAMPLED}"`'
 
 
 def choose_form(
@@ -47,11 +48,11 @@ def choose_form(
     if metric == "kl2" and statistics.output_hessian is None:
         obstacles.append("the summary has no output Hessian (too many outputs)")
     if form == CLOSED and obstacles:
-        raise FsdtoolError(f"there is no closed form: {'; '.join(obstacles)}; use --form sampled")
+        raise FsdtoolError(f"there is no closed form: {'; '.join(obstacles)}; {SIMULATE}")
     if form == EXAMPLES and anchors is None:
-        raise FsdtoolError(f"'{source}' keeps no examples (it was written with --no-records); use --form sampled")
+        raise FsdtoolError(f"'{source}' keeps no examples (it was written with `records=False`); {SIMULATE}")
     if form == EXAMPLES and gates is not None:
-        raise FsdtoolError("kept examples have gates of their own; leave out --gates, or use --form sampled")
+        raise FsdtoolError(f"kept examples have gates of their own; leave out `gates`, or {SIMULATE}")
     if form != AUTO:
         return form
     if gates is None and anchors is not None:

@@ -76,7 +76,7 @@ class Penalty:
             raise FsdtoolError(f"there are no gates '{gates}'; give one of {', '.join(known)}")
         self._own = gates == OWN
         if parameters is None:
-            raise FsdtoolError(f"'{source}' was written with --no-weights; write it again with weights")
+            raise FsdtoolError(f"'{source}' was written with `keep_weights=False`; write it again with weights")
         self._shapes, self._graph = shapes, graph
         self._reference = {name: value.to(device) for name, value in parameters.items()}
         self._statistics: Statistics = statistics.to(device, torch.float32)

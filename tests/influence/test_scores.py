@@ -385,7 +385,7 @@ def test_in_last_layer_mode_a_model_is_needed_and_must_take_the_queries(summariz
     network = Product()
     summary = summarized(network, *gaussian_classes(60, 4, 3))
     queries = load_dataset(str(arrays(*gaussian_classes(5, 4, 3))))
-    with pytest.raises(FsdtoolError, match=r"holds only the last layer 'head'.*give --model and --checkpoint"):
+    with pytest.raises(FsdtoolError, match=r"holds only the last layer 'head'.*give `model` and `checkpoint`"):
         influence(summary, queries)
     wider = load_dataset(str(arrays(*gaussian_classes(5, 7, 3))))
     with pytest.raises(FsdtoolError, match="does not take the inputs"):
@@ -414,7 +414,7 @@ def test_targets_of_another_width_are_refused(summarized, arrays):
     summary = summarized(perceptron(3, 8, 1), x, x.sum(1), task="regression")
     with pytest.raises(FsdtoolError, match="2 target values per example, the model 1 outputs"):
         influence(summary, load_dataset(str(arrays(x, x[:, :2])), task="regression"))
-    with pytest.raises(FsdtoolError, match="no misclassified queries; leave --misclassified out"):
+    with pytest.raises(FsdtoolError, match="no misclassified queries; leave `misclassified` out"):
         influence(summary, load_dataset(str(arrays(x, x[:, 0])), task="regression"), misclassified=True)
 
 
@@ -423,10 +423,10 @@ def test_a_summary_without_records_or_weights_is_refused(summarized, arrays):
     queries = load_dataset(str(arrays(*data)))
     without = summarized(perceptron(4, 8, 3), *data, records=False)
     for call in (lambda: influence(without, queries), lambda: self_influence(without)):
-        with pytest.raises(FsdtoolError, match="written with --no-records; give the training data by --data"):
+        with pytest.raises(FsdtoolError, match="written with `records=False`; give the training data by `data`"):
             call()
     without = summarized(perceptron(4, 8, 3), *data, keep_weights=False)
-    with pytest.raises(FsdtoolError, match="written with --no-weights; write it again with weights"):
+    with pytest.raises(FsdtoolError, match="written with `keep_weights=False`; write it again with weights"):
         influence(without, queries)
     assert len(self_influence(without).values) == 60
 
