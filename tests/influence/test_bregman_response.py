@@ -172,7 +172,7 @@ def test_a_problem_that_does_not_converge_is_warned_of(case, monkeypatch, caplog
 
 def test_it_needs_the_training_data_and_has_no_matrix(case, tmp_path):
     summary, data, asked, _ = case
-    with pytest.raises(FsdtoolError, match="pbo needs the training data; give it by `data`"):
+    with pytest.raises(FsdtoolError, match='`solver="pbo"` needs the training data; give it by `data`'):
         influence(summary, asked, solver="pbo")
     with pytest.raises(FsdtoolError, match="leave `matrix` out"):
         influence(summary, asked, solver="pbo", data=data, matrix=tmp_path / "m.npy")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fsdtool.curvature.ekfac import DAMPING_FACTOR
 from fsdtool.data.formats.load import load_dataset
 from fsdtool.errors import FsdtoolError
 from fsdtool.influence import gradient_records, screening, training_examples
@@ -472,3 +473,30 @@ def test_nothing_is_warned_of_on_sound_data(mlp_summary, test_digits, caplog):
 def test_the_training_data_is_not_needed(sample_paths, test_digits, tmp_path):
     summary = load(sample_paths["mlp"])
     assert len(influence(summary, test_digits, top=1).queries) == 360
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_strong_damping_divides_the_values(summarized, arrays, tmp_path, streamed):
+    """Far above the curvature (G + lambda)^-1 is 1 / lambda, of influence as of self-influence."""
+    summary = summarized(perceptron(4, 8, 3), *gaussian_classes(60, 4, 3))
+    queries = load_dataset(str(arrays(*gaussian_classes(60, 4, 3))))
+    data = queries if streamed else None
+    found = []
+    for factor in (1e7, 2e7):
+        influence(summary, queries, data=data, damping_factor=factor, matrix=tmp_path / "m.npy")
+        selves = self_influence(summary, data=data, damping_factor=factor).values
+        found.append((np.load(tmp_path / "m.npy"), selves))
+    for strong, stronger in zip(*found, strict=True):
+        np.testing.assert_allclose(strong, 2 * stronger, rtol=1e-4)
+
+
+def test_the_default_damping_is_that_of_the_records(summarized, arrays):
+    summary = summarized(perceptron(4, 8, 3), *gaussian_classes(60, 4, 3))
+    near = self_influence(summary, damping_factor=DAMPING_FACTOR * (1 + 1e-9)).values
+    np.testing.assert_allclose(near, self_influence(summary).values, rtol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
+def test_no_damping_is_refused(mlp_summary, test_digits, factor):
+    with pytest.raises(FsdtoolError, match="`damping_factor` .* is no damping; give a positive number"):
+        influence(mlp_summary, test_digits, damping_factor=factor)

@@ -21,10 +21,12 @@ from fsdtool.cli.options import (
     SummaryFile,
 )
 from fsdtool.errors import FsdtoolError
+from fsdtool.influence.matrix_formats.matrix_format import suffixes
 
 if TYPE_CHECKING:
     from fsdtool.influence.self_scores import SelfInfluence
 
+MATRIX_SUFFIXES = suffixes()
 INFLUENCE_COLUMNS = (
     *("query_id", "kind", "rank", "id", "label", "loss_change_if_removed"),
     *("query_label", "query_prediction"),
@@ -58,7 +60,9 @@ def influence_command(
     matrix: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Also write all values, float32 (queries, training examples), to this .npy or .h5."
+            metavar="FILE",
+            help="Also write all values, float32 (queries, training examples), to this "
+            f"{' or '.join(MATRIX_SUFFIXES)}.",
         ),
     ] = None,
     data: Annotated[
@@ -109,7 +113,7 @@ def influence_command(
         refuse_options("with --self", "--queries", **needless)
     if matrix is not None:
         inputs = [given for given in (summary, queries, data) if given is not None]
-        check_output(matrix, "--matrix", inputs=inputs, suffix=(".npy", ".h5"))
+        check_output(matrix, "--matrix", inputs=inputs, suffix=MATRIX_SUFFIXES)
 
     if of_itself and data is None:
         answer.write(islice(_recorded(summary, computing, answer.ids).rows(), top), SELF_INFLUENCE_COLUMNS)
