@@ -178,7 +178,7 @@ class Pass:
         for signal, logits, component in self._parts(sample, partial(self._component_of, assignment)):
             found.update(slice(done, done + len(signal)), signal.flatten(1), logits, component)
             done += len(signal)
-        anchors = found.finalize(seen.present, seen.statistics.input)
+        anchors = found.finalize(seen.present, seen.statistics.gaussian)
         if basis is None:
             return anchors
         inputs, scale = stored(anchors.inputs)
@@ -262,7 +262,7 @@ class Pass:
             fingerprint.update(batch)
             targets.append(batch.y)
         present, statistics = (sums.inputs.count > 0).cpu(), sums.finalize()
-        anchored = None if anchors is None else anchors.finalize(present, statistics.input)
+        anchored = None if anchors is None else anchors.finalize(present, statistics.gaussian)
         return Seen(statistics, present, anchored, torch.cat(targets), logits, losses, fingerprint.hexdigest())
 
     def _observer(self, sums: StatisticsSums, watched: dict[str, bool], keep: Keep) -> Observer:

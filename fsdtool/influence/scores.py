@@ -234,7 +234,7 @@ def self_influence(
         if damping_factor == DAMPING_FACTOR:
             return found
         curvatures = _damped(summary.curvature, damping_factor)
-        scale = 1.0 if summary.influence is None else summary.influence.scale
+        scale = 1.0 if summary.influence is None else summary.influence.self_scale
         values = self_influence_of(gradient_records(summary).read, curvatures, len(found.values), scale)
         return replace(found, values=values.numpy())
     streamed, _ = _streamed(summary, data, model, device or torch.device("cpu"), batch_size, damping_factor)

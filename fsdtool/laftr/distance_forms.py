@@ -189,5 +189,5 @@ def output_hessian(statistics: Statistics, metric: str, outputs: int) -> Tensor:
     if metric == "kl2":
         assert statistics.output_hessian is not None
         return statistics.output_hessian
-    mean = statistics.input.mean
+    mean = statistics.gaussian.mean
     return torch.eye(outputs, dtype=mean.dtype, device=mean.device).expand(len(mean), -1, -1)

@@ -17,7 +17,8 @@ from torch import Tensor
 from fsdtool.errors import FsdtoolError
 from fsdtool.network.activations import Activation
 from fsdtool.network.graph import Step
-from fsdtool.statistics.component_laws import GateStatistics, InputStatistics, OutputSample
+from fsdtool.statistics.component_laws import GateStatistics, OutputSample
+from fsdtool.statistics.gaussian_inputs import GaussianInputs
 from fsdtool.tasks.task import Task
 
 MOMENTS = ("m", "m^2", "c", "m c", "c^2")
@@ -77,7 +78,7 @@ class CentredMoments:
         self.mean[k] += delta * (count / total)
         self.count[k] = total
 
-    def finalize(self) -> InputStatistics:
+    def finalize(self) -> GaussianInputs:
         """The Gaussian of each component that has examples, in order (covariances divided by the count)."""
         present = self.count > 0
         count = self.count[present]
@@ -86,7 +87,7 @@ class CentredMoments:
         if self.basis is not None:
             inside = torch.stack([((self.basis @ c) * self.basis).sum(1) for c in core])  # (K, n)
             diagonal = (self.squares[present] / count[:, None] - inside).clamp(min=0)
-        return InputStatistics(self.mean[present], self.basis, core, diagonal)
+        return GaussianInputs(self.mean[present], self.basis, core, diagonal)
 
 
 class GateMoments:

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from fsdtool.network.graph import Graph, Parameters
-from fsdtool.statistics.component_laws import InputStatistics, Statistics
+from fsdtool.statistics.component_laws import Statistics
+from fsdtool.statistics.gaussian_inputs import GaussianInputs
 from fsdtool.tasks.task import Task
 from fsdtool.util.memory import BatchSize
 
@@ -130,7 +131,7 @@ class AnchorRows:
         """Coefficients (batch, r) of x (batch, n) less the centre; x itself without a basis."""
         return x.float() if self.basis is None else ((x - self.centre.to(x)) @ self.basis.to(x)).float()
 
-    def finalize(self, present: Tensor, statistics: InputStatistics) -> Anchors:
+    def finalize(self, present: Tensor, statistics: GaussianInputs) -> Anchors:
         """The anchors, their components numbered among those `present` (K,) bool, which `statistics` describe."""
         number = present.cpu().long().cumsum(0) - 1
         _, far, *parts = self._far
@@ -168,7 +169,7 @@ class AnchoredOutputs:
     ):
         self.graph, self.reference = graph, reference
         self.anchors = anchors.to(device)
-        self.inputs = statistics.to(device, torch.float32).input
+        self.inputs = statistics.to(device, torch.float32).gaussian
         self.meet = task.has_classes and anchors.basis is not None and graph.outputs > 1
 
     def batches(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:

@@ -18,8 +18,9 @@ from fsdtool.network.graph import Graph, Parameters
 from fsdtool.network.per_example_gradients import blocks
 from fsdtool.network.trace import trace
 from fsdtool.statistics.accumulators import CentredMoments, GateMoments, OutputMoments
-from fsdtool.statistics.component_laws import InputStatistics, Statistics
+from fsdtool.statistics.component_laws import Statistics
 from fsdtool.statistics.eigen import Axis
+from fsdtool.statistics.gaussian_inputs import GaussianInputs
 from fsdtool.summary.inspection import inspect_rows
 from fsdtool.tasks.task import task_of
 from tests.conftest import gaussian_classes, perceptron
@@ -146,7 +147,7 @@ def unequal_classes(classes: int = 100, rare: int = 95) -> tuple[Graph, Paramete
     mixing = torch.randn(classes, 6, 6, generator=generator) * factor[:, None, None]
     sure = torch.where(is_rare, 0.1, 5.0)[:, None] * torch.randn(classes, classes, generator=generator)
     p = torch.softmax(sure.double(), 1)
-    inputs = InputStatistics(
+    inputs = GaussianInputs(
         torch.randn(classes, 6, generator=generator).double(),
         None,
         (mixing @ mixing.mT).double(),

@@ -498,5 +498,5 @@ def test_the_default_damping_is_that_of_the_records(summarized, arrays):
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
 def test_no_damping_is_refused(mlp_summary, test_digits, factor):
-    with pytest.raises(FsdtoolError, match="`damping_factor` .* is no damping; give a positive number"):
+    with pytest.raises(FsdtoolError, match=r"`damping_factor` .* is no damping; give a positive number"):
         influence(mlp_summary, test_digits, damping_factor=factor)

@@ -14,7 +14,8 @@ from fsdtool.laftr.sampling import Simulation
 from fsdtool.network.activations import activation
 from fsdtool.network.graph import Graph, Step
 from fsdtool.network.trace import trace
-from fsdtool.statistics.component_laws import GateStatistics, InputStatistics, Statistics
+from fsdtool.statistics.component_laws import GateStatistics, Statistics
+from fsdtool.statistics.gaussian_inputs import GaussianInputs
 
 DOUBLE = torch.float64
 COMPONENTS = 3
@@ -88,7 +89,7 @@ MOMENTS = (lambda m, c: m, lambda m, c: m * m, lambda m, c: c, lambda m, c: m * 
 
 def random_statistics(graph: Graph, seed: int = 20) -> tuple[Statistics, dict[int, list]]:
     n = graph.steps[0].units
-    inputs = InputStatistics(
+    inputs = GaussianInputs(
         normal(COMPONENTS, n, seed=seed), None, covariances(n, seed), torch.zeros(COMPONENTS, n, dtype=DOUBLE)
     )
     laws = {i: random_law(graph.steps[i], seed + i) for i in graph.indices("activation")}
@@ -225,13 +226,13 @@ def test_the_hessian_at_the_reference_is_the_kronecker_blocks(name):
             assert torch.allclose(found, expected, rtol=1e-8, atol=1e-8 * float(expected.abs().max()))
 
 
-def low_rank_inputs(n: int, rank: int) -> InputStatistics:
+def low_rank_inputs(n: int, rank: int) -> GaussianInputs:
     basis = torch.linalg.qr(normal(n, rank, seed=5)).Q
     diagonal = normal(COMPONENTS, n, seed=6).abs()
-    return InputStatistics(normal(COMPONENTS, n, seed=7), basis, covariances(rank, 8), diagonal)
+    return GaussianInputs(normal(COMPONENTS, n, seed=7), basis, covariances(rank, 8), diagonal)
 
 
-def with_inputs(statistics: Statistics, inputs: InputStatistics) -> Statistics:
+def with_inputs(statistics: Statistics, inputs: GaussianInputs) -> Statistics:
     return Statistics(
         statistics.kind,
         statistics.names,
@@ -248,7 +249,7 @@ def test_low_rank_inputs_give_what_their_dense_covariance_gives():
     other = moved(reference)
     statistics, _ = random_statistics(graph)
     low = low_rank_inputs(9, 3)
-    dense = InputStatistics(
+    dense = GaussianInputs(
         low.mean,
         None,
         torch.stack([low.covariance(k) for k in range(COMPONENTS)]),
@@ -423,7 +424,7 @@ def one_layer(function: str, units: int, probabilities=None, moments=None) -> tu
         Step("x", "input", shape=(units,)),
         Step("act", "activation", (0,), {"function": function, "settings": {}}, {}, (units,)),
     )
-    inputs = InputStatistics(torch.zeros(1, units), None, torch.eye(units)[None], torch.zeros(1, units))
+    inputs = GaussianInputs(torch.zeros(1, units), None, torch.eye(units)[None], torch.zeros(1, units))
     gates = GateStatistics(activation(function).pieces, probabilities, moments)
     return Graph(steps), Statistics("all", ("all",), torch.tensor([9.0]), inputs, {1: gates}, None)
 

@@ -337,7 +337,7 @@ def test_in_last_layer_mode_model_and_checkpoint_are_given_again(summarized, tmp
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
     command = ["find-mislabeled", str(summary.path), "--data", str(tmp_path / "summary.h5.npz"), "--all", "-q"]
     assert cli.main(command) == 2
-    assert "give `model` and `checkpoint`" in capsys.readouterr().err
+    assert "give --model and --checkpoint" in capsys.readouterr().err
     model = ["--model", "tests.influence.test_scores:Product", "--checkpoint", str(tmp_path / "summary.h5.pt")]
     assert cli.main([*command, *model]) == 0
     assert capsys.readouterr().out.count("\n") == 121

@@ -19,7 +19,7 @@ from fsdtool.laftr.metrics import measure, metrics
 from fsdtool.model.checkpoint import Checkpoint
 from fsdtool.network.graph import Graph
 from fsdtool.statistics.anchors import AnchorRows, anchor_count, even_rows, expand, met
-from fsdtool.statistics.component_laws import InputStatistics
+from fsdtool.statistics.gaussian_inputs import GaussianInputs
 from tests.conftest import gaussian_classes, perceptron
 
 
@@ -167,7 +167,7 @@ def test_anchors_are_taken_as_their_rows_come_by():
     for part in (slice(0, 9), slice(9, 10), slice(10, 20), slice(10, 20)):
         rows.update(part, x[part], torch.zeros(part.stop - part.start, 3), torch.full((part.stop - part.start,), 2))
     mean = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
-    statistics = InputStatistics(mean, basis, torch.zeros(2, 1, 1), torch.zeros(2, 2))
+    statistics = GaussianInputs(mean, basis, torch.zeros(2, 1, 1), torch.zeros(2, 2))
     found = rows.finalize(torch.tensor([False, True, True]), statistics)
     assert found.inputs[:, 0].tolist() == pytest.approx((x[even_rows(20, 7), 0] - 3).tolist())
     assert found.component.tolist() == [1] * 7
@@ -182,7 +182,7 @@ def test_the_examples_farthest_out_are_kept_and_stand_for_themselves():
     for part in (slice(0, 100), slice(100, 250), slice(100, 250), slice(250, 400)):  # one comes twice
         size = part.stop - part.start
         rows.update(part, x[part], x[part, :2], torch.zeros(size, dtype=torch.int64))
-    statistics = InputStatistics(torch.zeros(1, 3), None, torch.zeros(1, 3, 3), torch.zeros(1, 3))
+    statistics = GaussianInputs(torch.zeros(1, 3), None, torch.zeros(1, 3, 3), torch.zeros(1, 3))
     found = rows.finalize(torch.tensor([True]), statistics)
     assert int(found.alone.sum()) == 5
     assert (found.inputs[found.alone, 0] == 50).sum() == 3
