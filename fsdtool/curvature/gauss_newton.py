@@ -5,7 +5,7 @@ gates are recorded once, so that J is the Jacobian of a network that is linear i
 forward derivative J v, one multiplication by H_k and one backward derivative.  (G + lambda) x = g is solved by
 conjugate gradients (Hestenes, Stiefel 1952), lambda per weight as in the Kronecker curvature, which preconditions.
 
-A vector v is, per weight, a matrix with the bias as its last column: (queries, rows, columns) for many at once.
+A vector v is, per weight, a matrix with the bias as its last column: (queries, d_out, d_in) for many at once.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class GaussNewton:
             return Draw(draw.component, x, self.graph.run(parameters, x, gate=tape.replay), tape, draw.weight)
 
     def named(self, vectors: Vectors) -> dict[str, Tensor]:
-        """The vectors (..., rows, columns) as weights and biases by name (..., *shape)."""
+        """The vectors (..., d_out, d_in) as weights and biases by name (..., *shape)."""
         found = {}
         for block, v in zip(self.blocks, vectors, strict=True):
             weight = v if block.bias is None else v[..., :-1]
@@ -113,7 +113,7 @@ class GaussNewton:
         return found
 
     def product(self, vectors: Vectors) -> Vectors:
-        """G v of each of the vectors (Q, rows, columns)."""
+        """G v of each of the vectors (Q, d_out, d_in)."""
         if self._jacobian is not None:
             return self._dense_product(self._jacobian, vectors)
         count = len(vectors[0])
@@ -127,7 +127,7 @@ class GaussNewton:
         return total
 
     def _factors(self) -> list[tuple[Tensor, Tensor]] | None:
-        """Per weight factors a (N, columns), B (N, O, rows) of root(H) J over the pool; None where it has none.
+        """Per weight factors a (N, d_in), B (N, O, d_out) of root(H) J over the pool; None where it has none.
 
         For a linear layer on vectors the gradient of output o is b_o a^T, and products are a few matrix products.
         """
@@ -155,11 +155,11 @@ class GaussNewton:
         count = len(vectors[0])
         along = vectors[0].new_zeros(())  # root(H) J v: (N, O, Q)
         for v, (a, b) in zip(vectors, jacobian, strict=True):
-            inner = (v.flatten(0, 1) @ a.T).view(count, -1, len(a))  # (Q, rows, N)
+            inner = (v.flatten(0, 1) @ a.T).view(count, -1, len(a))  # (Q, d_out, N)
             along = along + b @ inner.permute(2, 1, 0)
         found = []
         for a, b in jacobian:
-            outer = (b.mT @ along).permute(2, 1, 0)  # (Q, rows, N)
+            outer = (b.mT @ along).permute(2, 1, 0)  # (Q, d_out, N)
             found.append((outer.flatten(0, 1) @ a).view(count, b.shape[2], -1))
         return found
 
@@ -197,7 +197,7 @@ class ConjugateGradients:
     residual: float = 0.0
 
     def solve(self, gradients: Vectors) -> Vectors:
-        """The solutions (Q, rows, columns) for gradients (Q, rows, columns)."""
+        """The solutions (Q, d_out, d_in) for gradients (Q, d_out, d_in)."""
         solution = [torch.zeros_like(g) for g in gradients]
         residual = [g.clone() for g in gradients]
         z = self._precondition(residual)

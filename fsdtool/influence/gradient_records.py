@@ -1,6 +1,6 @@
 """What the summary keeps of each training example's gradient: its leading projected factors, in float16.
 
-For a weight used at one position G = b [a; 1]^T, and the record holds S^T b and A^T [a; 1], projected on the
+For a weight used at one position G = b [a; 1]^T, and the record holds U_S^T b and U_A^T [a; 1], projected on the
 kept directions.  Where G is a sum over positions the record holds the best rank-one approximation of the
 projected gradient after preconditioning by (eigenvalue + damping)^(-1/2), averaged over rows and over columns
 so that it separates.  Factors are kept with unit length and a float32 scale: float16 alone ends at 6e-8, far

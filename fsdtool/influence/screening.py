@@ -1,4 +1,4 @@
-"""The strongest of very many records, with most of the products left out and none of the answer.
+"""Exact top-k of very many records, by a low-rank upper bound on their scores.
 
 For a query and a record of rank one, g_q = b_q a_q^T and g_i = b_i a_i^T, a weight contributes
 

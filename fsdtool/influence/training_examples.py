@@ -3,7 +3,7 @@
 A query is, per weight, a matrix Q = (G + lambda)^-1 G_q, and an example with gradient G_i scores <Q, G_i> / N.
 Records hold G_i = b a^T in the kept directions, so Q is given in these (Q, ks, ka), and the scores are brought to the
 scale of exact gradients (fsdtool.fitting.influence_calibration); of streamed examples G_i is exact
-and Q is a whole matrix (Q, rows, columns).  Where G_i = b a^T the score is b^T Q a, else an inner product.
+and Q is a whole matrix (Q, d_out, d_in).  Where G_i = b a^T the score is b^T Q a, else an inner product.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Streamed:
         return self._targets
 
     def scores(self, queries: list[Tensor]) -> Scores:
-        """Rows of the examples, and their scores (Q, n) on the CPU, for queries (Q, rows, columns) per weight."""
+        """Rows of the examples, and their scores (Q, n) on the CPU, for queries (Q, d_out, d_in) per weight."""
         forms = [Bilinear(q) for q in queries]
 
         def score(uses: dict[int, LayerIO]) -> Tensor:

@@ -43,9 +43,9 @@ class Estimate:
 
 
 def default_samples(graph: Graph) -> int:
-    """Examples or pseudo-samples by default: as many as 2^28 scalars of all steps allow, from 4096 to 65536.
+    """Examples or pseudo-samples by default: 2^28 / (scalars of all steps), clipped to [4096, 65536].
 
-    Divergences have heavy tails: on a small network thousands of samples cost little and are still felt.
+    KL is heavy-tailed: the variance of its mean still falls at 65,536 samples.
     """
     affordable = SIMULATED_UNITS // sum(step.units for step in graph.steps)
     return min(max(affordable, FEWEST_SAMPLES), MOST_SAMPLES)

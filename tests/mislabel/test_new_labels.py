@@ -173,7 +173,7 @@ def test_a_summary_that_cannot_judge_is_refused(summarized, arrays, edited):
     data = load_dataset(str(arrays(x, y)))
     for options, message in (
         ({"records": False}, "written with `records=False`; write it again with records"),
-        ({"keep_weights": False}, "written with --no-weights; write it again with weights"),
+        ({"keep_weights": False}, "written with `keep_weights=False`; write it again with weights"),
     ):
         with pytest.raises(FsdtoolError, match=message):
             score_new_labels(summarized(perceptron(4, 8, 3), x, y, **options), data)
