@@ -7,7 +7,7 @@ the cost of little more than a forward and a backward pass per call.  Divergence
 outputs, not at recorded ones as the command does: their scale goes into the strength of the penalty.  Closed form:
 the exact expectation at each call.
 
-Gates are 'moving' by default (fsdtool.laftr.gates.moving): at the reference they are those of LAFTR, and they switch when training
+Gates are 'moving' by default: at the reference they are those of LAFTR, and they switch when training
 carries a unit over its break.  'coupled' and 'independent' ones stay where they are; they do not see that training
 moves the gates on the old data, and far from the reference a penalty loses much by that.  With 'own' gates both
 networks run on the pseudo-inputs as they are.
