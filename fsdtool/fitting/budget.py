@@ -78,7 +78,7 @@ def plan_statistics(
     if plan.rank < most:
         log.info(
             f"the input covariance is resolved in {plan.rank} directions instead of {most}, "
-            f"to keep the statistics within {budget:,} bytes (--statistics-budget, --input-rank)"
+            f"to keep the statistics within {budget:,} bytes (`statistics_budget`, `input_rank`)"
         )
     return plan
 
@@ -96,7 +96,7 @@ def _fewer(plan: StatisticsPlan, graph: Graph, task: Task, budget: int) -> Stati
     if plan.count > 1:
         log.warning(
             f"{plan.count} components need {needed:,} bytes of statistics, over the budget of {budget:,}; "
-            f"using {low} (raise --statistics-budget for more)"
+            f"using {low} (raise `statistics_budget` for more)"
         )
     if size > budget:
         log.warning(f"statistics take {size:,} bytes, over the budget of {budget:,}, with a single component")

@@ -73,7 +73,7 @@ def symmetric_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     if not torch.isfinite(matrix).all():
         raise FsdtoolError(
             "activations or gradients are too large for the linear algebra in float32 (the matrix of their second "
-            "moments is not finite); check the weights and the scale of the inputs (--mean, --std)"
+            "moments is not finite); check the weights and the scale of the inputs (`mean`, `std`)"
         )
     live = matrix.diagonal() != 0
     values = torch.zeros(len(matrix), dtype=torch.float64, device=matrix.device)

@@ -233,7 +233,7 @@ def doubt_new(fit: Fit, training: Fit, noun: str) -> str | None:
 def _causes(task: Task) -> str:
     targets = "the order of the labels" if task.has_classes else "the units of the targets"
     return (
-        f"check the preprocessing (--mean, --std, --transform; pixels 0..255 or 0..1), {targets}, --layout, "
+        f"check the preprocessing (`mean`, `std`, `transform`; pixels 0..255 or 0..1), {targets}, `layout`, "
         "the checkpoint, and that the network returns the outputs that were trained"
     )
 
@@ -241,12 +241,12 @@ def _causes(task: Task) -> str:
 def _causes_of_loss(factor: float) -> str:
     if factor < 1 / ABOUT_ONE:
         return (
-            "the network is far too sure: check the scale of the inputs (--std 255 where pixels 0..255 go into a "
-            "network trained on 0..1; --mean, --std), and whether the labels are those of training"
+            "the network is far too sure: check the scale of the inputs (`std=255` where pixels 0..255 go into a "
+            "network trained on 0..1; `mean`, `std`), and whether the labels are those of training"
         )
     if factor > ABOUT_ONE:
         return (
-            "the network is far too unsure: check the scale of the inputs (--std 0.00392157 where bytes, which are "
+            "the network is far too unsure: check the scale of the inputs (`std=0.00392157` where bytes, which are "
             "divided by 255, go into a network trained on 0..255), and that it returns logits, not probabilities"
         )
     return "check the preprocessing, and whether the classes had other weights or frequencies in training"

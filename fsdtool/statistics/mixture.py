@@ -33,10 +33,6 @@ class Assignment:
     def __len__(self) -> int:
         return len(self.names)
 
-    @property
-    def needs_pattern(self) -> bool:
-        return self.kind == "cluster"
-
     def assign(self, labels: Tensor, patterns: Tensor | None = None) -> Tensor:
         """Component (batch,) int64 by `labels` (batch,) or, for clusters, gate `patterns` (batch, F)."""
         if self.kind == "class":
@@ -46,6 +42,10 @@ class Assignment:
             assert self.centres is not None
             return _nearest(patterns, self.centres)
         return torch.zeros(len(labels), dtype=torch.int64, device=labels.device)
+
+    def of(self, graph: Graph, parameters: Parameters, x: Tensor, labels: Tensor) -> Tensor:
+        """Component (batch,) int64 of inputs x (batch, ...) of the graph with these labels."""
+        return self.assign(labels, None if self.pattern is None else self.pattern.of(graph, parameters, x))
 
 
 class GatePattern:

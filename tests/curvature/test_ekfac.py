@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch.func import functional_call, jacrev
 
-from fsdtool.curvature.ekfac import BlockCurvature, allot, curvature, default_samples
+from fsdtool.curvature.ekfac import BlockCurvature, allot
+from fsdtool.curvature.simulated import default_samples
+from fsdtool.curvature.simulated import simulated_curvature as curvature
 from fsdtool.data.formats.load import load_dataset
 from fsdtool.influence.scores import influence
 from fsdtool.laftr.closed_form import kronecker_factors
