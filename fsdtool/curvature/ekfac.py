@@ -125,7 +125,7 @@ def eigenbases(
     for uses, weight in gradients:
         for block in found:
             sums[block.weight].update(*sampled_layer_io(block, uses, POSITIONS, choice), weight)
-    axes = [(sums[block.weight].rows.axis(seed), sums[block.weight].columns.axis(seed)) for block in found]
+    axes = [(sums[block.weight].s.axis(seed), sums[block.weight].a.axis(seed)) for block in found]
     return [
         EigenvalueSums(block, *pair, *widths)
         for block, pair, widths in zip(found, axes, allot(axes, numbers), strict=True)
@@ -138,11 +138,11 @@ def allot(axes: list[tuple[Axis, Axis]], numbers: int | None) -> list[tuple[int,
     axes: of each block those of S and of A.  numbers: None keeps all.
     """
     if numbers is None:
-        return [(len(rows.values), len(columns.values)) for rows, columns in axes]
+        return [(len(s.values), len(a.values)) for s, a in axes]
     gains, owners = [], []
-    for i, (rows, columns) in enumerate(axes):
-        product = torch.outer(rows.values, columns.values)
-        mean = rows.total * columns.total / (len(rows.vectors) * len(columns.vectors))
+    for i, (s, a) in enumerate(axes):
+        product = torch.outer(s.values, a.values)
+        mean = s.total * a.total / (len(s.vectors) * len(a.vectors))
         contribution = product / (product + DAMPING_FACTOR * mean).clamp(min=torch.finfo(product.dtype).tiny)
         for side in (0, 1):
             gains.append(contribution.sum(1 - side))
@@ -155,34 +155,33 @@ def allot(axes: list[tuple[Axis, Axis]], numbers: int | None) -> list[tuple[int,
 
 
 class _FactorSums:
-    """The Kronecker factors S (rows) and A (columns) over examples and positions."""
+    """The Kronecker factors S and A of one weight, summed over examples and positions."""
 
     def __init__(self, block: Block, device: torch.device | None):
-        self.rows = SecondMoment(block.d_out, device)
-        self.columns = SecondMoment(block.d_in, device)
+        self.s = SecondMoment(block.d_out, device)
+        self.a = SecondMoment(block.d_in, device)
 
     def update(self, b: Tensor, a: Tensor, weight: float) -> None:
-        self.rows.update(b * weight**0.5)
-        self.columns.update(a * weight**0.5)
+        self.s.update(b * weight**0.5)
+        self.a.update(a * weight**0.5)
 
 
 class EigenvalueSums(Sums):
     """Second moments (ks, ka) of the gradients projected on the kept directions, and of the gradients' lengths.
 
-    Every gradient has a weight; `count` is the sum of these.
+    axes: all directions found of S and of A.  u_s (d_out, ks), u_a (d_in, ka): those kept.  Every gradient has a
+    weight; `count` is the sum of these.
     """
 
-    def __init__(self, block: Block, rows: Axis, columns: Axis, ks: int, ka: int):
-        self.block, self.axes = block, (rows, columns)
-        self.rows = rows.vectors[:, :ks].contiguous()  # U_S
-        self.columns = columns.vectors[:, :ka].contiguous()  # U_A
-        self.sum = torch.zeros(ks, ka, device=self.rows.device)  # float32, as the file keeps them
-        self.trace, self.count = (torch.zeros((), dtype=torch.float64, device=self.rows.device) for _ in range(2))
+    def __init__(self, block: Block, s: Axis, a: Axis, ks: int, ka: int):
+        self.block, self.axes = block, (s, a)
+        self.u_s, self.u_a = s.vectors[:, :ks].contiguous(), a.vectors[:, :ka].contiguous()
+        self.sum = torch.zeros(ks, ka, device=self.u_s.device)  # float32, as the file keeps them
+        self.trace, self.count = (torch.zeros((), dtype=torch.float64, device=self.u_s.device) for _ in range(2))
 
     def empty(self) -> EigenvalueSums:
         """The same directions, to which no gradient has been added."""
-        (ks, ka), (rows, columns) = self.sum.shape, self.axes
-        return EigenvalueSums(self.block, rows, columns, ks, ka)
+        return EigenvalueSums(self.block, *self.axes, *self.sum.shape)
 
     def tensors(self) -> dict[str, Tensor]:
         """Squares (ks, ka), trace () and count ()."""
@@ -193,9 +192,9 @@ class EigenvalueSums(Sums):
         pair = vectors(self.block, uses)
         if pair is not None:  # (U_S^T b)^2 (a^T U_A)^2 separates
             b, a = pair
-            examples, squares = len(b), (b @ self.rows).square().T @ (a @ self.columns).square()
+            examples, squares = len(b), (b @ self.u_s).square().T @ (a @ self.u_a).square()
         else:
-            projected = project(self.block, uses, self.rows, self.columns)
+            projected = project(self.block, uses, self.u_s, self.u_a)
             examples, squares = len(projected), projected.square().sum(0)
         complete = self.sum.numel() == self.block.size  # then the squares say the length
         lengths = squares if complete else squared_norms(self.block, uses)
@@ -218,19 +217,19 @@ class EigenvalueSums(Sums):
         """Eigenvalues in the kept directions, and the mean of all."""
         count = float(self.count)
         mean, eigenvalues = float(self.trace) / count / self.block.size, self.sum / count
-        return BlockCurvature(self.block.weight, self.block.bias, self.columns, self.rows, eigenvalues, mean, source)
+        return BlockCurvature(self.block.weight, self.block.bias, self.u_a, self.u_s, eigenvalues, mean, source)
 
     def complete(self, source: str) -> BlockCurvature:
         """As `finalize`, in every direction that was found.
 
         Outside the kept ones the eigenvalues are products of the Kronecker factors', scaled to the rest of the trace.
         """
-        kept, (rows, columns) = self.finalize(source), self.axes
+        kept, (s, a) = self.finalize(source), self.axes
         ks, ka = kept.eigenvalues.shape
-        products = torch.outer(rows.values, columns.values)
+        products = torch.outer(s.values, a.values)
         inside = float(kept.eigenvalues.sum(dtype=torch.float64))
         left = max(kept.mean_eigenvalue * self.block.size - inside, 0.0)
-        outside = rows.total * columns.total - float(products[:ks, :ka].sum())
-        eigenvalues = (products * (left / outside) if outside > 0 else torch.zeros_like(products)).to(self.rows)
+        outside = s.total * a.total - float(products[:ks, :ka].sum())
+        eigenvalues = (products * (left / outside) if outside > 0 else torch.zeros_like(products)).to(self.u_s)
         eigenvalues[:ks, :ka] = kept.eigenvalues
-        return replace(kept, input_basis=columns.vectors, output_basis=rows.vectors, eigenvalues=eigenvalues)
+        return replace(kept, input_basis=a.vectors, output_basis=s.vectors, eigenvalues=eigenvalues)

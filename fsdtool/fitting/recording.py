@@ -73,7 +73,7 @@ class GradientRecords(ExampleRows):
 def _reserve_factors(writer: Writer, c: BlockCurvature, examples: int) -> dict[str, Any]:
     name = f"records/gradients/{c.weight}"
     ks, ka = c.eigenvalues.shape
-    output, inputs = "unit vector along S^T b (N, ks)", "unit vector along A^T [a; 1] (N, ka)"
+    output, inputs = "unit vector along U_S^T b (N, ks)", "unit vector along U_A^T [a; 1] (N, ka)"
     return {
         "output": writer.reserve(f"{name}/output", (examples, ks), "float16", output, compressed=False),
         "input": writer.reserve(f"{name}/input", (examples, ka), "float16", inputs, compressed=False),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fsdtool import cli
-from fsdtool.curvature import simulated
+from fsdtool.curvature import ekfac, simulated
 from fsdtool.curvature.gauss_newton import GaussNewton
 from fsdtool.data.formats.load import DataSource, load_dataset
 from fsdtool.fitting import passes, recording
@@ -120,7 +120,15 @@ def eigenvalues_of(summary) -> torch.Tensor:
     return torch.cat([c.eigenvalues.flatten() for c in summary.curvature])
 
 
-def test_measured_curvature_draws_what_it_drew_before_memory_ran_out(summarized, monkeypatch):
+# Where the pass stops after it has drawn: at the second weight, where the sample has made 4 calls, or at the loss.
+AFTER_DRAWS = {
+    "eigenvalues": (ekfac.EigenvalueSums, "update", lambda sums, uses, *_: len(next(iter(uses.values())).input), 5),
+    "loss": (recording, "check_losses", lambda losses, *_: len(losses), 0),
+}
+
+
+@pytest.mark.parametrize("place", AFTER_DRAWS)
+def test_measured_curvature_draws_what_it_drew_before_memory_ran_out(summarized, monkeypatch, place):
     data, options = gaussian_classes(60, 4, 3), {"curvature": "measured", "batch_size": 40}
     original = passes.Pass.run
 
@@ -132,8 +140,10 @@ def test_measured_curvature_draws_what_it_drew_before_memory_ran_out(summarized,
         patch.setattr(passes.Pass, "run", smaller)
         expected = eigenvalues_of(summarized(perceptron(4, 8, 3), *data, **options))
     with monkeypatch.context() as patch:
-        failing(patch, recording, "check_losses", above=12, error=ERRORS["cpu"], rows=lambda losses, *_: len(losses))
+        owner, name, rows, first = AFTER_DRAWS[place]
+        sizes = failing(patch, owner, name, above=12, error=ERRORS["cpu"], rows=rows, first=first)
         found = eigenvalues_of(summarized(perceptron(4, 8, 3), *data, **options))
+    assert max(sizes[first:]) == 40
     torch.testing.assert_close(found, expected)
 
 
@@ -263,7 +273,7 @@ def test_the_exact_distance_that_ran_out_of_memory_is_the_same(summarized, tmp_p
 SIMULATED = {
     "distance": (distance_forms, "measure", lambda metric, f0, f1: len(f0), lambda summary: distance(summary)),
     "curvature": (simulated, "capture", lambda g, p, x, *rest: len(x), lambda summary: eigenvalues(summary)),
-    "whole matrix": (sampling.Simulation, "draw", lambda self, k, count: count, lambda summary: product(summary)),
+    "whole matrix": (sampling.Simulation, "forward", lambda self, k, count: count, lambda summary: product(summary)),
     "penalty": (penalty.Penalty, "_draw_component", lambda self, k, count: count, lambda summary: drift(summary)),
 }
 
