@@ -1,19 +1,19 @@
 """How far influence from records is from that of exact gradients, measured on pairs of training examples.
 
-Records keep part of each gradient: some directions of a wide layer, one outer product of a convolution's many.  So
-their values are too small, by a factor that is much the same for all pairs.  Of n examples of the first sample all
+Records keep part of each gradient: some directions of a wide layer, one outer product of the many of a convolution.
+So influence from records is too small, by about the same factor for all pairs.  For n examples of the first sample all
 n (n - 1) ordered pairs are computed both ways, r from the record and e from the whole gradient:
     scale        sqrt(sum e^2 / sum r^2), by which values from records are multiplied
     correlation  of r and e
-and the same of an example with itself, where both sides are recorded and the factor is another one (3.4 against 2.8 on
-the sample convnet, 1.2 against .94 on an MLP for MNIST).
+and the same for an example with itself, where both sides are recorded and the factor differs (3.4 against 2.8 on the
+sample convnet, 1.2 against .94 on an MLP for MNIST).
 
-One scale for all weights: one for each, fitted jointly, raised the correlation by .005 on two convolutional nets and
-missed the slope of a third network by 12 % instead of 6 %.  Few examples make up the sums of squares, so half of the n
-are those with the largest losses among 4 n: that halves the spread of the scale over the choice.
+All weights share one scale: a scale for each, fitted jointly, raised the correlation by .005 on two convolutional nets
+and missed the slope of a third network by 12 % instead of 6 %.  A few examples make up most of the sums of squares, so
+half of the n are those with the largest losses among 4 n: that halves the spread of the scale over random choices.
 
-e is taken with the curvature that influence from data uses.  Of a simulated one, in every direction: outside the kept
-ones the products of the Kronecker factors' eigenvalues, scaled to the trace, come within 1 % of it.
+e is computed with the curvature that influence from data uses.  A simulated curvature counts in every direction:
+outside the kept ones products of the Kronecker factors' eigenvalues, scaled to the trace, come within 1 % of it.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from fsdtool.network.per_example_gradients import (
 from fsdtool.statistics.sample import Sample, even_rows
 from fsdtool.summary.catalogue import InfluenceCalibration
 
-EXAMPLES = 64
-FEWEST = 12  # where the gradients of more would not fit
-NUMBERS = 2**27  # held by the gradients of all
-CANDIDATES = 4  # times as many, of which the largest losses are taken
+EXAMPLES = 64  # n
+FEWEST = 12  # n where the gradients of more would not fit
+NUMBERS = 2**27  # held by the gradients of all n
+CANDIDATES = 4  # times n, among which the largest losses are taken
 
 
 @dataclass(frozen=True)

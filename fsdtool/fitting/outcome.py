@@ -53,7 +53,7 @@ class Report:
         ]
 
 
-def described(network: Network) -> str:
+def coverage(network: Network) -> str:
     """How much of the model the network covers."""
     if network.mode == FULL:
         return f"traced in full ({len(network.graph.steps)} steps)"

@@ -20,7 +20,7 @@ from torch import nn
 from fsdtool.curvature.sources import MEASURED, SIMULATED
 from fsdtool.data.source import DataSource
 from fsdtool.fitting.contents import Findings, write_summary
-from fsdtool.fitting.outcome import Report, described, say_small_components, say_weights
+from fsdtool.fitting.outcome import Report, coverage, say_small_components, say_weights
 from fsdtool.fitting.passes import Pass, Seen
 from fsdtool.fitting.plan import Choices, Plan, first_sample, make_plan
 from fsdtool.fitting.preparation import Given, Prepared, prepare
@@ -32,7 +32,7 @@ from fsdtool.mislabel.features import OUTPUTS, FeatureStore
 from fsdtool.mislabel.label_evidence import LabelEvidence, evidence
 from fsdtool.mislabel.regression.target_residuals import TargetEvidence, target_evidence
 from fsdtool.model.checkpoint import Checkpoint
-from fsdtool.statistics import fit as fits
+from fsdtool.statistics.fit import described, doubt, training_fit
 from fsdtool.statistics.sample import Sample
 from fsdtool.summary.catalogue import InfluenceCalibration
 from fsdtool.summary.writer import Writer
@@ -42,8 +42,8 @@ log = logging.getLogger("fsdtool")
 
 
 @dataclass(frozen=True)
-class Means:
-    """With what it is done: device, examples computed at once (None: chosen), processes that read, progress."""
+class Resources:
+    """What a run works with.  batch_size: examples computed at once (None: chosen).  workers: processes that read."""
 
     device: torch.device
     batch_size: int | None
@@ -90,32 +90,32 @@ def summarize(
     arguments = model_arguments or {}
     given = Given(model, checkpoint, data, earlier, frozen, output_name, model_spec, arguments, command_line)
     choices = Choices(seed, components, records, record_bytes, statistics_budget, curvature, input_rank)
-    means = Means(device or torch.device("cpu"), batch_size, workers, track)
-    return _summarize(given, choices, means, output, keep_weights)
+    resources = Resources(device or torch.device("cpu"), batch_size, workers, track)
+    return _summarize(given, choices, resources, output, keep_weights)
 
 
-def _summarize(given: Given, choices: Choices, means: Means, output: Path, keep_weights: bool) -> Report:
+def _summarize(given: Given, choices: Choices, resources: Resources, output: Path, keep_weights: bool) -> Report:
     started = time.perf_counter()
     given.check(choices.records)
     gradients = choices.records or choices.curvature == MEASURED
-    prepared = prepare(given, gradients=gradients, device=means.device, workers=means.workers)
+    prepared = prepare(given, gradients=gradients, device=resources.device, workers=resources.workers)
     network, data = prepared.network, prepared.data
     reader = Reader(
         data,
         network.graph.outputs,
-        means.device,
-        batch_size=means.batch_size or auto_batch(network),
-        workers=means.workers,
+        resources.device,
+        batch_size=resources.batch_size or auto_batch(network),
+        workers=resources.workers,
         seed=choices.seed,
-        track=means.track,
+        track=resources.track,
     )
     sample = first_sample(reader, network)
     plan, influence = make_plan(network, reader, sample, choices, len(prepared.earlier))
     with Writer(output) as writer, FeatureStore(len(data), choices.seed) as store:
-        run = Pass(network, reader, plan, store, writer, prepared.earlier)
-        run.run()
-        seen = run.finalize()
-        found = _calibrate(prepared, plan, sample, seen, store, influence, means.track)
+        whole = Pass(network, reader, plan, store, writer, prepared.earlier)
+        whole.run()
+        seen = whole.finalize()
+        found = _findings(prepared, plan, sample, seen, store, influence, resources.track)
         write_summary(writer, given, prepared, plan, seen, found, keep_weights=keep_weights)
         size = writer.commit()
     if keep_weights:
@@ -123,7 +123,7 @@ def _summarize(given: Given, choices: Choices, means: Means, output: Path, keep_
     return _report(output, prepared, plan, seen, found, size, time.perf_counter() - started)
 
 
-def _calibrate(
+def _findings(
     prepared: Prepared,
     plan: Plan,
     sample: Sample,
@@ -134,8 +134,8 @@ def _calibrate(
 ) -> Findings:
     """How well the network knows the data, what its layers say of the labels, and how far off distances are."""
     task = prepared.data.task
-    fit = fits.training_fit(task, *(part.numpy() for part in (seen.losses, seen.logits, seen.targets)))
-    if fault := fits.doubt(fit):
+    fit = training_fit(task, *(part.numpy() for part in (seen.losses, seen.logits, seen.targets)))
+    if fault := doubt(fit):
         log.warning(fault)
     say_small_components(seen.statistics)
     judged: LabelEvidence | TargetEvidence | None = None
@@ -160,7 +160,7 @@ def _report(
     return Report(
         output=output,
         examples=len(data),
-        network=described(network),
+        network=coverage(network),
         layers=len(network.evidence_layers()),
         components=f"{len(names)} ({seen.statistics.kind})",
         statistics_bytes=plan.statistics.size(network.graph, data.task, len(names)),
@@ -170,5 +170,5 @@ def _report(
         distance=found.distance,
         file_bytes=size,
         seconds=seconds,
-        fit=fits.described(found.fit),
+        fit=described(found.fit),
     )

@@ -1,17 +1,18 @@
 """Anchors: a sample of training examples, each kept by its projection and its outputs, to measure distances on.
 
-With B a basis (n, r) of leading directions of the inputs, m_k the mean input of its component, c = B^T (x - m_k) the
-projection of an example x and f' its outputs under the reference theta0, what is left of the example is
+B (n, r) holds leading directions of the inputs, m_k is the mean input of the example's component, c = B^T (x - m_k) the
+projection of an example x, and f' are its outputs under the reference theta0.  The example is kept as c and f', and
+rebuilt as
     x~ = m_k + B c
-and a distance is the mean over anchors of rho(f', f' + f(x~; theta1) - f(x~; theta0)).  Both networks run as they are.
+A distance is the mean over anchors of rho(f', f' + f(x~; theta1) - f(x~; theta0)).  Both networks run as they are.
 Inputs of few dimensions have no basis: they are kept whole, and then only the choice of the sample is an estimate.
 
-Of more examples than can be kept, most anchors are evenly spaced, and an eighth are those that lie farthest out, by
-the sum of squares of their standardized coefficients: in heavy-tailed data a few examples make up most of a distance.
-Those stand for themselves alone, the others for all the rest.
+Where there are more examples than can be kept, most anchors are evenly spaced.  An eighth are the examples farthest
+out, by the sum of squares of their standardized coefficients: in heavy-tailed data a few examples make up most of a
+distance.  These stand for themselves alone, the evenly spaced ones for all the rest.
 
-A classifier that has memorised examples knows them by what the projection leaves out.  So its x~ are moved, before
-anything is measured, within the variance D of what was left out, until the margins of the recorded outputs are met:
+A classifier recognises examples that it has memorised by what the projection drops.  So before anything is measured
+each x~ is moved, along the variance D that the projection dropped, until its largest outputs are as recorded, by
 Gauss-Newton steps
     x~ + D J^T (J D J^T + eps)^-1 (g' - g(x~))   with g the largest outputs, each less the mean of all, and J = dg/dx.
 """
@@ -34,23 +35,24 @@ from fsdtool.statistics.sample import even_rows
 from fsdtool.tasks.task import Task
 from fsdtool.util.memory import BatchSize
 
-FEWEST_KEPT, MOST_KEPT = 512, 8192
+FEWEST_KEPT, MOST_KEPT = 512, 8192  # anchors, as far as the budget allows
 FEWEST_STORED = 64  # whatever the budget
 ALONE = 8  # one in so many anchors is there because it lies far out
 ANCHORS_SHARE = 4  # one part in so many of the budget of statistics is the most that anchors take
 KEPT_UNITS = 2**30  # scalars of all steps for all anchors together, which bounds the time of a distance
 BATCH_UNITS = 2**25  # scalars of all steps held per batch
 MET_OUTPUTS, STEPS, RIDGE = 2, 2, 1e-3  # of the Gauss-Newton steps
-FEWEST = 5  # anchors of a component to speak for it, unless they are all of its examples
+FEWEST = 5  # anchors that a component needs for a distance of its own, unless they are all of its examples
 # Of projected ones: of 64 clusters of 1,500 images of CIFAR-10N those of fewer were off by up to 2.9 times (KL).
 FEWEST_PROJECTED = 24
 
 
 @dataclass(frozen=True)
 class Anchors:
-    """inputs (R, r) projections c, or (R, n) whole; outputs (R, O) of the reference; component (R,) int64.
+    """R examples as they are kept.
 
-    alone: (R,) bool, which stand for themselves alone.  basis: (n, r), or None where inputs are whole.
+    inputs: projections c (R, r), or whole (R, n).  outputs (R, O) of the reference.  component (R,) int64.  alone (R,)
+    bool: which stand for themselves alone.  basis (n, r), or None where inputs are whole.
     """
 
     inputs: Tensor

@@ -57,8 +57,8 @@ class StatisticsSums:
     def whole_or_nothing(self) -> Iterator[None]:
         """Around a batch: when it fails on the way, the sums are as they were before it.
 
-        Copied is what the batch changes: the components of its examples, as soon as these are known.  The copies are
-        kept from batch to batch, so putting them back needs no memory.
+        Only what the batch will change is copied: the components of its examples, as soon as they are known.  The
+        copies' memory is used again from batch to batch, so putting them back needs none.
         """
         sample = None if self.sample is None else self.sample.copy()
         self._copied = torch.empty(0, dtype=torch.int64)
@@ -86,7 +86,7 @@ class StatisticsSums:
         self._copied = rows
 
     def start(self, labels: Tensor) -> None:
-        """Begin a batch of examples with these labels (batch,) or targets (batch, O)."""
+        """Begin a batch of examples with these labels (batch,) int64 or targets (batch, O)."""
         self._labels = labels
         self._component = None if self.assignment.kind == "cluster" else self.assignment.assign(labels)
         self._patterns, self._pending = [], []

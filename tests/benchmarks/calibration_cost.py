@@ -17,12 +17,11 @@ from common import options_of, parse, print_table
 from fsd_accuracy import Case, cifar, mnist, summaries
 
 from fsdtool.fitting import plan, preparation, run
-from fsdtool.statistics import fit
 
 # What summarize does only to know its own error, each by the module that calls it and its name there.
 PARTS = {
     "repeatability": ((preparation, "check_data"), (preparation, "check_outputs")),
-    "fit": ((fit, "training_fit"),),
+    "fit": ((run, "training_fit"),),
     "influence": ((plan, "calibrate_influence"),),
     "distance": ((run, "calibrate_distance"),),
 }
