@@ -29,8 +29,8 @@ OUTPUT_BYTES, COMPONENT_BYTES = 2, 4  # of each number of the sample, and of the
 class StatisticsPlan:
     """How statistics are kept: `count` components of a `kind` ('class', 'cluster' or 'all').
 
-    bits: of a gate probability.  rank: directions of the input covariance.  sampled: numbers that the sample of outputs may hold.  anchor_rank:
-    directions that anchors keep, even where the budget leaves fewer to `rank`.
+    bits: of a gate probability.  rank: directions of the input covariance.  sampled: numbers that the sample of outputs
+    may hold.  anchor_rank: directions that anchors keep, even where the budget leaves fewer to `rank`.
     """
 
     kind: str
