@@ -182,4 +182,4 @@ def test_values_that_have_little_in_common_are_warned_of(convnet_summary, sample
     summary = load(edited(convnet_summary.path, spoil))
     influence(summary, load_dataset(str(sample_data / "test.npz")), top=1)
     warned = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert any("correlation 0.300" in message and "--data" in message for message in warned)
+    assert any("correlation 0.300" in message and "`data`" in message for message in warned)
