@@ -15,6 +15,7 @@ from fsdtool.curvature.gauss_newton import GaussNewton
 from fsdtool.data.formats.load import DataSource, load_dataset
 from fsdtool.fitting import passes, recording
 from fsdtool.fsd import drift as module
+from fsdtool.fsd import exact as on_data
 from fsdtool.influence import data_gradients, scores, screening, training_examples
 from fsdtool.laftr import distance_forms, penalty, sampling
 from fsdtool.model.checkpoint import read_checkpoint
@@ -263,7 +264,7 @@ def test_the_exact_distance_that_ran_out_of_memory_is_the_same(summarized, tmp_p
         ]
 
     expected = exact()
-    failing(monkeypatch, module, "measure", above=10, error=ERRORS["cuda"], rows=lambda metric, f0, f1: len(f0))
+    failing(monkeypatch, on_data, "measure", above=10, error=ERRORS["cuda"], rows=lambda metric, f0, f1: len(f0))
     with caplog.at_level(logging.WARNING, "fsdtool"):
         assert exact() == pytest.approx(expected)
     assert "going on with 16" in caplog.text
