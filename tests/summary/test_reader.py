@@ -534,8 +534,8 @@ def test_the_catalogue_alone_refuses_the_damage_of_what_it_reads(sample_paths, e
     [
         (removed("records/self_influence"), r"'/records/self_influence' is missing; write the summary again"),
         (set_values("records/self_influence", 3, np.nan), "'/records/self_influence' holds values that are not finite"),
-        (removed("records/gradients"), "written with --no-records; give the training data by --data"),
-        (removed("records"), "written with --no-records; give the training data by --data"),
+        (removed("records/gradients"), "written with `records=False`; give the training data by `data`"),
+        (removed("records"), "written with `records=False`; give the training data by `data`"),
     ],
 )
 def test_self_influence_that_is_not_there_or_damaged_is_refused(sample_paths, edited, change, message):
