@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from fsdtool.curvature.ekfac import BlockCurvature, default_samples
+from fsdtool.curvature.ekfac import BlockCurvature
+from fsdtool.curvature.simulated import default_samples
 from fsdtool.errors import FsdtoolError
 from fsdtool.laftr.sampling import Simulation
 from fsdtool.network.graph import Graph, Parameters

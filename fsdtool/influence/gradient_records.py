@@ -74,7 +74,7 @@ def numbers_within(record_bytes: int, weights: int) -> int:
     return max((record_bytes - SCALE_BYTES * weights) // FACTOR_BYTES, 0)
 
 
-def bytes_per_example(curvatures: list[BlockCurvature]) -> int:
+def bytes_per_example(curvatures: Sequence[BlockCurvature]) -> int:
     """Size of one example's gradient records in the directions that `curvatures` keep."""
     return sum(FACTOR_BYTES * sum(c.eigenvalues.shape) + SCALE_BYTES for c in curvatures)
 

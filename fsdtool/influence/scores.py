@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fsdtool.curvature.ekfac import DAMPING_FACTOR, BlockCurvature, curvature
+from fsdtool.curvature.ekfac import DAMPING_FACTOR, BlockCurvature
 from fsdtool.curvature.gauss_newton import ConjugateGradients, GaussNewton
+from fsdtool.curvature.simulated import simulated_curvature
 from fsdtool.curvature.sources import MEASURED
 from fsdtool.data.source import DataSource
 from fsdtool.errors import FsdtoolError
@@ -268,7 +269,7 @@ def whole_curvature(summary: Summary, device: torch.device | None = None) -> lis
     identity = summary.identity
     assert summary.parameters is not None
     parameters = {name: value.to(device) for name, value in summary.parameters.items()}
-    return curvature(identity.graph, parameters, summary.statistics, seed=identity.seed, device=device)
+    return simulated_curvature(identity.graph, parameters, summary.statistics, seed=identity.seed, device=device)
 
 
 def _candidates(

@@ -206,9 +206,9 @@ class Writer:
         """`/curvature`: the eigenbasis and spectrum of each weight in the kept directions."""
         for c in curvatures:
             name = f"curvature/{c.weight}"
-            self.put(f"{name}/input_basis", c.input_basis, "directions A of the input [a; 1] (columns, ka)")
-            self.put(f"{name}/output_basis", c.output_basis, "directions S of the output gradient (rows, ks)")
-            self.put(f"{name}/eigenvalues", c.eigenvalues, "E[(S^T G A)^2] (ks, ka)", "loss^2 per weight^2")
+            self.put(f"{name}/input_basis", c.input_basis, "directions U_A of the input [a; 1] (d_in, ka)")
+            self.put(f"{name}/output_basis", c.output_basis, "directions U_S of the output gradient (d_out, ks)")
+            self.put(f"{name}/eigenvalues", c.eigenvalues, "E[(U_S^T G U_A)^2] (ks, ka)", "loss^2 per weight^2")
             names = {"weight": c.weight, "bias": c.bias or "", "source": c.source}
             self.file[name].attrs["mean_eigenvalue"] = c.mean_eigenvalue
             for key, text in names.items():

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import jacrev
 
 from fsdtool.curvature import gauss_newton as module
-from fsdtool.curvature.ekfac import curvature
 from fsdtool.curvature.gauss_newton import ConjugateGradients, GaussNewton
+from fsdtool.curvature.simulated import simulated_curvature
 from fsdtool.data.formats.load import load_dataset
 from fsdtool.influence.scores import whole_curvature
 from fsdtool.network.per_example_gradients import blocks
@@ -168,7 +168,7 @@ def test_the_mean_of_queries_is_solved_once(case, arrays, tmp_path):
 def test_a_cut_curvature_preconditions_as_well(case):
     _, summary, _ = case
     identity = summary.identity
-    cut = curvature(identity.graph, summary.parameters, summary.statistics, seed=0, numbers=12)
+    cut = simulated_curvature(identity.graph, summary.parameters, summary.statistics, seed=0, numbers=12)
     matrix = gauss_newton(summary)
     solver = ConjugateGradients(matrix, cut)
     solver.solve(drawn_vectors(matrix, 2))

@@ -22,6 +22,7 @@ from fsdtool.network.operations.weighted import Weighted, append_one
 from fsdtool.network.per_example_gradients import blocks, capture, gradient, project, sampled_layer_io, squared_norms
 from fsdtool.network.trace import FULL, trace
 from fsdtool.statistics.collector import StatisticsSums
+from fsdtool.statistics.merging import BatchView
 from fsdtool.statistics.mixture import Assignment
 from fsdtool.tasks.task import task_of
 
@@ -138,7 +139,7 @@ def statistics_of(network):
     sums.start(torch.zeros(EXAMPLES))
     with torch.no_grad():
         logits = network.graph.run(network.parameters, x, observe=lambda step, inputs, output: sums.see(step, inputs))
-    sums.finish(x, logits)
+    sums.update(BatchView(slice(0), x, x, x, logits, sums.assign()))
     return sums.finalize().to(torch.device("cpu"), torch.float32)
 
 
