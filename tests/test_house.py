@@ -17,9 +17,9 @@ import fsdtool
 
 # Data flows down this list, imports go up it. `fsdtool` itself holds the errors.
 ORDER = """
-fsdtool util tasks model network.activations network.operations network data data.sources data.formats statistics laftr
-curvature summary fsd influence mislabel.noise mislabel mislabel.regression fitting report.formats report cli
-cli.commands
+fsdtool util tasks model network.activations network.operations network data data.sources data.formats statistics
+laftr.gates laftr curvature summary fsd influence.matrix_formats influence mislabel.noise mislabel mislabel.regression
+fitting report.formats report cli cli.commands
 """
 # What these hold is found by importing all of it: their faces do so.
 REGISTRIES = {"network.activations", "network.operations"}
@@ -41,12 +41,14 @@ def room_of(name: str) -> str:
 
 
 def registered(tree: ast.Module) -> set[str]:
-    """Classes that are found by the `names` that they give themselves."""
+    """Classes that are found by the name or `names` that they give themselves."""
     return {
         node.name
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
-        and any(ast.unparse(part).startswith("names = ") for part in node.body if isinstance(part, ast.Assign))
+        and any(
+            ast.unparse(part).startswith(("name = ", "names = ")) for part in node.body if isinstance(part, ast.Assign)
+        )
     }
 
 

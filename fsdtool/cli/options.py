@@ -8,7 +8,12 @@ from typing import Annotated
 
 import typer
 
+from fsdtool.curvature.sources import SIMULATED, SOURCES
 from fsdtool.data.registry import data_help
+from fsdtool.influence.solvers import KRONECKER, SOLVERS
+from fsdtool.laftr.form_choice import AUTO, FORMS
+from fsdtool.laftr.gates.policy import policy_names
+from fsdtool.laftr.metrics import metrics
 from fsdtool.report import console
 from fsdtool.tasks.task import task_names
 
@@ -28,36 +33,13 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
-class Metric(str, Enum):
-    kl = "kl"
-    kl2 = "kl2"
-    squared_error = "squared_error"
-    probability = "probability"
-
-
-class Form(str, Enum):
-    auto = "auto"
-    examples = "examples"
-    closed = "closed"
-    sampled = "sampled"
-
-
-class Gates(str, Enum):
-    moving = "moving"
-    coupled = "coupled"
-    independent = "independent"
-
-
-class Curvature(str, Enum):
-    simulated = "simulated"
-    measured = "measured"
-
-
-class Solver(str, Enum):
-    kronecker = "kronecker"
-    cg = "cg"
-    pbo = "pbo"
-
+# What the library defines is offered as it is there; none of these modules imports torch.
+Metric = Enum("Metric", {name: name for name in metrics()}, type=str)  # type: ignore[misc]
+Form = Enum("Form", {name: name for name in FORMS}, type=str)  # type: ignore[misc]
+Gates = Enum("Gates", {name: name for name in policy_names()}, type=str)  # type: ignore[misc]
+Curvature = Enum("Curvature", {name: name for name in SOURCES}, type=str)  # type: ignore[misc]
+Solver = Enum("Solver", {name: name for name in SOLVERS}, type=str)  # type: ignore[misc]
+DEFAULT_FORM, DEFAULT_CURVATURE, DEFAULT_SOLVER = Form(AUTO), Curvature(SIMULATED), Solver(KRONECKER)
 
 SummaryFile = Annotated[Path, typer.Argument(metavar="SUMMARY", help="The file written by 'fsdtool summarize'.")]
 OutputFormat = Annotated[

@@ -1,55 +1,45 @@
-"""Curvature from the summary alone: a Kronecker eigenbasis with corrected eigenvalues per weight.
+"""Curvature of each weight in a Kronecker eigenbasis with corrected eigenvalues (EKFAC; George et al. 2018).
 
-The Hessian of the FSD at theta0 is the Gauss-Newton matrix E[J^T H J].  Pseudo-samples of the summary
-(coupled gates, fsdtool.laftr.closed_form) are pushed forward; v ~ N(0, H_k) at the output is pushed back through
-the same gates, which gives pseudo-gradients G with E[vec G vec G^T] the Gauss-Newton block of a weight.
-From one half of the samples come the eigenbases U_A of E[a a^T] and U_S of E[b b^T]; from the other half
-the eigenvalues E[(U_S^T G U_A)^2] in that basis, which is what EKFAC (George et al. 2018) measures on real
-gradients.
-
-Rare components get more draws than their share, so a pseudo-sample of component k counts pi_k / n_k, n_k the number
-drawn of it.
-
-The same on gradients of the training data itself, v drawn from the Hessian at each example's own outputs, is the
-*measured* curvature: eigenbases from the first sample, eigenvalues in the pass (fsdtool.fitting.passes).
+The Hessian of the FSD at theta0 is the Gauss-Newton matrix E[J^T H J].  With v ~ N(0, H) at the outputs, the gradients
+G (d_out, d_in) of v^T f in a weight have E[vec G vec G^T] as their block of it.  Where they come from:
+    simulated   pseudo-samples of the summary (fsdtool.curvature.simulated)
+    measured    the training data (fsdtool.curvature.measured)
+G = sum_p b_p [a_p; 1]^T, and the Kronecker factors are A = E[a a^T] (d_in, d_in) and S = E[b b^T] (d_out, d_out).
+Their leading eigenvectors U_A (d_in, ka) and U_S (d_out, ks) come from one half of the gradients, from the other half
+the eigenvalues E[(U_S^T G U_A)^2] (ks, ka) in that basis.
 
 Damping: lambda = delta * (mean eigenvalue of the block), delta = 1, the mean from the exact trace E||G||_F^2.
 
-A direction is worth keeping for what it is expected to contribute to an influence: E[g^2] / (E[g^2] +
-lambda) per entry of the projected gradient, summed over the other side, with E[g^2] from the Kronecker
-factors.  Every direction kept costs one number per record, so the greatest contributions are taken until
-the budget is spent.
+A direction is worth keeping for what it is expected to contribute to an influence: E[g^2] / (E[g^2] + lambda) per
+entry g of the projected gradient, summed over the other side, with E[g^2] from the Kronecker factors.  Every direction
+kept costs one number per record, so the greatest contributions are taken until the budget is spent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from fsdtool.laftr.sampling import Simulation
-from fsdtool.network.graph import Graph, Parameters, is_convolutional
-from fsdtool.network.operations import named
-from fsdtool.network.operations.weighted import Weighted
+from fsdtool.curvature.sources import SIMULATED
 from fsdtool.network.per_example_gradients import (
     Block,
-    Use,
-    blocks,
-    capture,
+    LayerIO,
     gradient,
     project,
-    rows_of_factors,
+    sampled_layer_io,
     squared_norms,
     vectors,
 )
-from fsdtool.statistics.component_laws import Statistics
-from fsdtool.statistics.eigen import Axis, SecondMoment, symmetric_eigen
+from fsdtool.statistics.eigen import Axis, SecondMoment
+from fsdtool.statistics.merging import Sums
 
-SIMULATED, MEASURED = "simulated", "measured"
-DENSE_PRODUCTS = 2**34
-DAMPING = 1.0
+# delta.  With 1 the datamodeling score of `influence_lds.py` (tests/benchmarks) is .267, and .268 with the rule of
+# kronfluence.
+DAMPING_FACTOR = 1.0
 POSITIONS = 16  # per example, for the eigenbases; neighbouring positions say nearly the same
 
 
@@ -57,9 +47,9 @@ POSITIONS = 16  # per example, for the eigenbases; neighbouring positions say ne
 class BlockCurvature:
     """One weight's curvature, kept in its leading directions.
 
-    input_basis (columns, ka) and output_basis (rows, ks) orthonormal, eigenvalues (ks, ka) float32,
+    input_basis U_A (d_in, ka) and output_basis U_S (d_out, ks) orthonormal, eigenvalues (ks, ka), all float32;
     mean_eigenvalue the trace of the whole block over its size.  source: 'simulated' (pseudo-samples) or 'measured'
-    (the training data).  damping: delta, in mean eigenvalues.
+    (the training data).  damping_factor: delta, in mean eigenvalues.
     """
 
     weight: str
@@ -69,17 +59,17 @@ class BlockCurvature:
     eigenvalues: Tensor
     mean_eigenvalue: float
     source: str = SIMULATED
-    damping: float = DAMPING
+    damping_factor: float = DAMPING_FACTOR
 
     @property
-    def offset(self) -> float:
+    def damping_value(self) -> float:
         """lambda, what damping adds to every eigenvalue.  A flat block gets 1: its gradients are zero."""
-        return self.damping * self.mean_eigenvalue or 1.0
+        return self.damping_factor * self.mean_eigenvalue or 1.0
 
     @property
     def damped(self) -> Tensor:
         """Eigenvalues plus damping (ks, ka)."""
-        return self.eigenvalues + self.offset
+        return self.eigenvalues + self.damping_value
 
     @property
     def damped_rest(self) -> float | None:
@@ -88,10 +78,10 @@ class BlockCurvature:
         if size == kept:
             return None
         left = self.mean_eigenvalue * size - float(self.eigenvalues.sum(dtype=torch.float64))
-        return max(left / (size - kept), 0.0) + self.offset
+        return max(left / (size - kept), 0.0) + self.damping_value
 
     def solve(self, g: Tensor, power: float = 1.0) -> Tensor:
-        """(G + lambda)^-power g for gradients g (batch, rows, columns), with G flat outside the kept directions."""
+        """(G + lambda)^-power g for gradients g (batch, d_out, d_in), with G flat outside the kept directions."""
         inside = self.output_basis.T @ g @ self.input_basis
         inverse, rest = self.damped**-power, self.damped_rest
         if rest is None:
@@ -99,7 +89,7 @@ class BlockCurvature:
         outside = rest**-power
         return self.output_basis @ (inside * (inverse - outside)) @ self.input_basis.T + g * outside
 
-    def quadratic(self, block: Block, uses: dict[int, Use]) -> Tensor:
+    def quadratic(self, block: Block, uses: dict[int, LayerIO]) -> Tensor:
         """g^T (G + lambda)^-1 g (batch,) of the examples' gradients g."""
         rest, inverse = self.damped_rest, 1 / self.damped
         inside = inverse if rest is None else inverse - 1 / rest
@@ -117,76 +107,25 @@ class BlockCurvature:
         return replace(self, **tensors)
 
 
-def default_samples(graph: Graph, examples: int) -> int:
-    """Pseudo-samples for each half: fewer where each one passes over the positions of a convolution.
-
-    No more of those than there are examples, but 256: the data would not tell the difference.  Fully connected nets
-    take 8192, or as many as 2^34 multiplications push forward, but 1024.
-    """
-    if is_convolutional(graph):
-        return min(1024, max(256, examples))
-    dense = [step for step in graph.steps if isinstance(named(step.operation), Weighted)]
-    products = sum(graph.steps[step.inputs[0]].units * step.units for step in dense)
-    return min(8192, max(1024, DENSE_PRODUCTS // max(products, 1)))
-
-
-def curvature(
-    graph: Graph,
-    parameters: Parameters,
-    statistics: Statistics,
-    *,
-    seed: int,
-    numbers: int | None = None,
-    samples: int | None = None,
-    device: torch.device | None = None,
-) -> list[BlockCurvature]:
-    """Curvature of every linear and convolution weight, in the `numbers` best directions (None: all).
-
-    `samples` pseudo-samples give the eigenbases and as many others the eigenvalues.
-    """
-    found = simulated_sums(graph, parameters, statistics, seed=seed, numbers=numbers, samples=samples, device=device)
-    return [sums.finalize(SIMULATED) for sums in found]
-
-
-def simulated_sums(
-    graph: Graph,
-    parameters: Parameters,
-    statistics: Statistics,
-    *,
-    seed: int,
-    numbers: int | None = None,
-    samples: int | None = None,
-    device: torch.device | None = None,
-) -> list[EigenvalueSums]:
-    """The sums that `curvature` finalizes."""
-    samples = samples or default_samples(graph, int(statistics.count.sum()))
-    found = blocks(graph, parameters)
-    simulation = Simulation(graph, parameters, statistics, seed=seed, device=device)
-    sums = eigenbases(found, _pseudo_gradients(simulation, samples), numbers=numbers, seed=seed, device=device)
-    for uses, weight in _pseudo_gradients(simulation, samples):
-        for block_sums in sums:
-            block_sums.update(uses, weight)
-    return sums
-
-
 def eigenbases(
     found: Sequence[Block],
-    gradients: Iterable[tuple[dict[int, Use], float]],
+    gradients: Iterable[tuple[dict[int, LayerIO], float]],
     *,
     numbers: int | None,
     seed: int,
     device: torch.device | None = None,
 ) -> list[EigenvalueSums]:
-    """The `numbers` best directions of the `gradients`, as sums ready to take eigenvalues in them.
+    """The directions of each block that `gradients` show to be best, as sums ready to take eigenvalues in them.
 
-    They come in batches, with the weight of each of the batch's examples.
+    gradients: batches, with what each of the batch's examples counts.  numbers: how many directions in all, of inputs
+    and outputs together; None for all.
     """
     choice = torch.Generator().manual_seed(seed)
     sums = {block.weight: _FactorSums(block, device) for block in found}
     for uses, weight in gradients:
         for block in found:
-            sums[block.weight].update(*rows_of_factors(block, uses, POSITIONS, choice), weight)
-    axes = [(sums[block.weight].rows.axis(seed), sums[block.weight].columns.axis(seed)) for block in found]
+            sums[block.weight].update(*sampled_layer_io(block, uses, POSITIONS, choice), weight)
+    axes = [(sums[block.weight].s.axis(seed), sums[block.weight].a.axis(seed)) for block in found]
     return [
         EigenvalueSums(block, *pair, *widths)
         for block, pair, widths in zip(found, axes, allot(axes, numbers), strict=True)
@@ -194,14 +133,17 @@ def eigenbases(
 
 
 def allot(axes: list[tuple[Axis, Axis]], numbers: int | None) -> list[tuple[int, int]]:
-    """Leading directions (ks, ka) of each block's rows and columns to keep: `numbers` in all, at least one each."""
+    """How many leading directions (ks, ka) of each block to keep: `numbers` in all, at least one of each side.
+
+    axes: of each block those of S and of A.  numbers: None keeps all.
+    """
     if numbers is None:
-        return [(len(rows.values), len(columns.values)) for rows, columns in axes]
+        return [(len(s.values), len(a.values)) for s, a in axes]
     gains, owners = [], []
-    for i, (rows, columns) in enumerate(axes):
-        product = torch.outer(rows.values, columns.values)
-        mean = rows.total * columns.total / (len(rows.vectors) * len(columns.vectors))
-        contribution = product / (product + DAMPING * mean).clamp(min=torch.finfo(product.dtype).tiny)
+    for i, (s, a) in enumerate(axes):
+        product = torch.outer(s.values, a.values)
+        mean = s.total * a.total / (len(s.vectors) * len(a.vectors))
+        contribution = product / (product + DAMPING_FACTOR * mean).clamp(min=torch.finfo(product.dtype).tiny)
         for side in (0, 1):
             gains.append(contribution.sum(1 - side))
             gains[-1][0] = torch.inf  # the first direction of every side is always kept
@@ -212,95 +154,82 @@ def allot(axes: list[tuple[Axis, Axis]], numbers: int | None) -> list[tuple[int,
     return [(int(ks), int(ka)) for ks, ka in counts]
 
 
-def _pseudo_gradients(simulation: Simulation, samples: int) -> Iterator[tuple[dict[int, Use], float]]:
-    """Batches of pseudo-gradients, and what each of a batch counts: pi_k / n_k, in units of its mean over all drawn."""
-    share = simulation.statistics.weight.tolist()
-    drawn = [0] * len(share)
-    for k, count in simulation.each(samples, lambda k, count: (k, count)):
-        drawn[k] += count
-
-    def gradients(k: int, count: int) -> tuple[dict[int, Use], float]:
-        x, gate, _ = simulation.begin(k, count)
-        uses = capture(simulation.graph, simulation.reference, x, _draw_output(simulation, k), gate=gate)[1]
-        return uses, share[k] / drawn[k] * sum(drawn)
-
-    return simulation.each(samples, gradients)
-
-
-def _draw_output(simulation: Simulation, k: int) -> Callable[[Tensor], Tensor]:
-    """The function that draws v ~ N(0, H_k), or a drawn gradient where H_k was too large to keep."""
-    hessians, generator = simulation.statistics.output_hessian, simulation.generator
-    drawn = simulation.statistics.task.gradient_draw(generator)
-
-    def draw(logits: Tensor) -> Tensor:
-        if hessians is None:
-            return drawn(logits)
-        values, vectors_ = symmetric_eigen(hessians[k])
-        root = vectors_ * values.sqrt().to(logits.dtype)
-        return torch.randn(logits.shape, generator=generator, device=logits.device) @ root.T
-
-    return draw
-
-
 class _FactorSums:
-    """Second moments of inputs [a; 1] and of output gradients b over examples and positions."""
+    """The Kronecker factors S and A of one weight, summed over examples and positions."""
 
     def __init__(self, block: Block, device: torch.device | None):
-        self.rows = SecondMoment(block.rows, device)
-        self.columns = SecondMoment(block.columns, device)
+        self.s = SecondMoment(block.d_out, device)
+        self.a = SecondMoment(block.d_in, device)
 
     def update(self, b: Tensor, a: Tensor, weight: float) -> None:
-        self.rows.update(b * weight**0.5)
-        self.columns.update(a * weight**0.5)
+        self.s.update(b * weight**0.5)
+        self.a.update(a * weight**0.5)
 
 
-class EigenvalueSums:
-    """Second moments of the gradients projected on the kept directions, and of the gradients' lengths."""
+class EigenvalueSums(Sums):
+    """Second moments (ks, ka) of the gradients projected on the kept directions, and of the gradients' lengths.
 
-    def __init__(self, block: Block, rows: Axis, columns: Axis, ks: int, ka: int):
-        self.block, self.axes = block, (rows, columns)
-        self.rows = rows.vectors[:, :ks].contiguous()
-        self.columns = columns.vectors[:, :ka].contiguous()
-        self.restart()
+    axes: all directions found of S and of A.  u_s (d_out, ks), u_a (d_in, ka): those kept.  Every gradient has a
+    weight; `count` is the sum of these.
+    """
 
-    def restart(self) -> None:
-        """Forget what was added, but not the directions."""
-        self.sum = torch.zeros(self.rows.shape[1], self.columns.shape[1], device=self.rows.device)
-        self.trace = torch.zeros((), dtype=torch.float64, device=self.rows.device)
-        self.count = 0.0
+    def __init__(self, block: Block, s: Axis, a: Axis, ks: int, ka: int):
+        self.block, self.axes = block, (s, a)
+        self.u_s, self.u_a = s.vectors[:, :ks].contiguous(), a.vectors[:, :ka].contiguous()
+        self.sum = torch.zeros(ks, ka, device=self.u_s.device)  # float32, as the file keeps them
+        self.trace, self.count = (torch.zeros((), dtype=torch.float64, device=self.u_s.device) for _ in range(2))
 
-    def update(self, uses: dict[int, Use], weight: float = 1.0) -> None:
+    def empty(self) -> EigenvalueSums:
+        """The same directions, to which no gradient has been added."""
+        return EigenvalueSums(self.block, *self.axes, *self.sum.shape)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Squares (ks, ka), trace () and count ()."""
+        return {"sum": self.sum, "trace": self.trace, "count": self.count}
+
+    def update(self, uses: dict[int, LayerIO], weight: float = 1.0) -> None:
         """Add the gradients of a batch, each with this weight."""
         pair = vectors(self.block, uses)
-        if pair is not None:  # (s^T b)^2 (a^T u)^2 separates
+        if pair is not None:  # (U_S^T b)^2 (a^T U_A)^2 separates
             b, a = pair
-            examples, squares = len(b), (b @ self.rows).square().T @ (a @ self.columns).square()
+            examples, squares = len(b), (b @ self.u_s).square().T @ (a @ self.u_a).square()
         else:
-            projected = project(self.block, uses, self.rows, self.columns)
+            projected = project(self.block, uses, self.u_s, self.u_a)
             examples, squares = len(projected), projected.square().sum(0)
-        self.sum += weight * squares
         complete = self.sum.numel() == self.block.size  # then the squares say the length
         lengths = squares if complete else squared_norms(self.block, uses)
+        self.sum += weight * squares
         self.trace += weight * lengths.sum(dtype=torch.float64)
         self.count += weight * examples
 
+    @contextmanager
+    def whole_or_nothing(self) -> Iterator[None]:
+        """Around a batch: when it fails on the way, the sums are as they were before it."""
+        before = [value.clone() for value in self.tensors().values()]
+        try:
+            yield
+        except BaseException:
+            for value, copy in zip(self.tensors().values(), before, strict=True):
+                value.copy_(copy)
+            raise
+
     def finalize(self, source: str) -> BlockCurvature:
         """Eigenvalues in the kept directions, and the mean of all."""
-        mean = float(self.trace) / self.count / self.block.size
-        eigenvalues = self.sum / self.count
-        return BlockCurvature(self.block.weight, self.block.bias, self.columns, self.rows, eigenvalues, mean, source)
+        count = float(self.count)
+        mean, eigenvalues = float(self.trace) / count / self.block.size, self.sum / count
+        return BlockCurvature(self.block.weight, self.block.bias, self.u_a, self.u_s, eigenvalues, mean, source)
 
     def complete(self, source: str) -> BlockCurvature:
         """As `finalize`, in every direction that was found.
 
         Outside the kept ones the eigenvalues are products of the Kronecker factors', scaled to the rest of the trace.
         """
-        kept, (rows, columns) = self.finalize(source), self.axes
+        kept, (s, a) = self.finalize(source), self.axes
         ks, ka = kept.eigenvalues.shape
-        products = torch.outer(rows.values, columns.values)
+        products = torch.outer(s.values, a.values)
         inside = float(kept.eigenvalues.sum(dtype=torch.float64))
         left = max(kept.mean_eigenvalue * self.block.size - inside, 0.0)
-        outside = rows.total * columns.total - float(products[:ks, :ka].sum())
-        eigenvalues = (products * (left / outside) if outside > 0 else torch.zeros_like(products)).to(self.sum)
+        outside = s.total * a.total - float(products[:ks, :ka].sum())
+        eigenvalues = (products * (left / outside) if outside > 0 else torch.zeros_like(products)).to(self.u_s)
         eigenvalues[:ks, :ka] = kept.eigenvalues
-        return replace(kept, input_basis=columns.vectors, output_basis=rows.vectors, eigenvalues=eigenvalues)
+        return replace(kept, input_basis=a.vectors, output_basis=s.vectors, eigenvalues=eigenvalues)

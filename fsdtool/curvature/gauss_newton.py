@@ -5,7 +5,7 @@ gates are recorded once, so that J is the Jacobian of a network that is linear i
 forward derivative J v, one multiplication by H_k and one backward derivative.  (G + lambda) x = g is solved by
 conjugate gradients (Hestenes, Stiefel 1952), lambda per weight as in the Kronecker curvature, which preconditions.
 
-A vector v is, per weight, a matrix with the bias as its last column: (queries, rows, columns) for many at once.
+A vector v is, per weight, a matrix with the bias as its last column: (queries, d_out, d_in) for many at once.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from fsdtool.curvature.ekfac import BlockCurvature, default_samples
+from fsdtool.curvature.ekfac import BlockCurvature
+from fsdtool.curvature.simulated import default_samples
 from fsdtool.errors import FsdtoolError
-from fsdtool.laftr.sampling import Simulation, Tape
+from fsdtool.laftr.sampling import Simulation
 from fsdtool.network.graph import Graph, Parameters
 from fsdtool.network.per_example_gradients import Block, capture, has_rank_one, vectors
+from fsdtool.network.tape import Tape
 from fsdtool.statistics.component_laws import Statistics
 from fsdtool.statistics.eigen import symmetric_eigen
 
@@ -70,7 +72,7 @@ class GaussNewton:
         held = sum(graph.steps[i].units for i in (0, *graph.indices("activation", "maximum")))
         samples = samples or SAMPLES or default_samples(graph, int(statistics.count.sum()))
         most = min(samples, max(POOL_BYTES // (4 * held), 64))
-        parts = list(simulation.each(most, lambda k, n: (k, simulation.draw(k, n))))
+        parts = list(simulation.batches(most, lambda k, n: (k, simulation.forward(k, n))))
         weights = statistics.weight.tolist()
         drawn = [sum(len(part[0]) for k, part in parts if k == component) for component in range(len(weights))]
         self.pool = [Draw(k, *part, weights[k] / drawn[k]) for k, part in parts]
@@ -88,12 +90,12 @@ class GaussNewton:
         return other
 
     def _doubled(self, draw: Draw, parameters: Parameters) -> Draw:
-        tape, x = Tape({name: tuple(map(_doubled, parts)) for name, parts in draw.tape.held.items()}), draw.x.double()
+        tape, x = draw.tape.double(), draw.x.double()
         with torch.no_grad():
             return Draw(draw.component, x, self.graph.run(parameters, x, gate=tape.replay), tape, draw.weight)
 
     def named(self, vectors: Vectors) -> dict[str, Tensor]:
-        """The vectors (..., rows, columns) as weights and biases by name (..., *shape)."""
+        """The vectors (..., d_out, d_in) as weights and biases by name (..., *shape)."""
         found = {}
         for block, v in zip(self.blocks, vectors, strict=True):
             weight = v if block.bias is None else v[..., :-1]
@@ -112,7 +114,7 @@ class GaussNewton:
         return found
 
     def product(self, vectors: Vectors) -> Vectors:
-        """G v of each of the vectors (Q, rows, columns)."""
+        """G v of each of the vectors (Q, d_out, d_in)."""
         if self._jacobian is not None:
             return self._dense_product(self._jacobian, vectors)
         count = len(vectors[0])
@@ -126,11 +128,11 @@ class GaussNewton:
         return total
 
     def _factors(self) -> list[tuple[Tensor, Tensor]] | None:
-        """Per weight factors a (N, columns), B (N, O, rows) of root(H) J over the pool; None where it has none.
+        """Per weight factors a (N, d_in), B (N, O, d_out) of root(H) J over the pool; None where it has none.
 
         For a linear layer on vectors the gradient of output o is b_o a^T, and products are a few matrix products.
         """
-        rows = sum(block.rows for block in self.blocks)
+        rows = sum(block.d_out for block in self.blocks)
         numbers = sum(len(draw.x) for draw in self.pool) * self.graph.outputs * rows
         simple = all(has_rank_one(block, self.graph) for block in self.blocks)
         if self.hessians is None or not simple or numbers > TANGENTS:
@@ -154,11 +156,11 @@ class GaussNewton:
         count = len(vectors[0])
         along = vectors[0].new_zeros(())  # root(H) J v: (N, O, Q)
         for v, (a, b) in zip(vectors, jacobian, strict=True):
-            inner = (v.flatten(0, 1) @ a.T).view(count, -1, len(a))  # (Q, rows, N)
+            inner = (v.flatten(0, 1) @ a.T).view(count, -1, len(a))  # (Q, d_out, N)
             along = along + b @ inner.permute(2, 1, 0)
         found = []
         for a, b in jacobian:
-            outer = (b.mT @ along).permute(2, 1, 0)  # (Q, rows, N)
+            outer = (b.mT @ along).permute(2, 1, 0)  # (Q, d_out, N)
             found.append((outer.flatten(0, 1) @ a).view(count, b.shape[2], -1))
         return found
 
@@ -196,7 +198,7 @@ class ConjugateGradients:
     residual: float = 0.0
 
     def solve(self, gradients: Vectors) -> Vectors:
-        """The solutions (Q, rows, columns) for gradients (Q, rows, columns)."""
+        """The solutions (Q, d_out, d_in) for gradients (Q, d_out, d_in)."""
         solution = [torch.zeros_like(g) for g in gradients]
         residual = [g.clone() for g in gradients]
         z = self._precondition(residual)
@@ -236,7 +238,7 @@ class ConjugateGradients:
 
     def _times(self, v: Vectors) -> Vectors:
         pairs = zip(self.matrix.product(v), v, self.curvature, strict=True)
-        return [g + c.offset * x for g, x, c in pairs]
+        return [g + c.damping_value * x for g, x, c in pairs]
 
     def _precondition(self, v: Vectors) -> Vectors:
         return [c.solve(x) for c, x in zip(self.curvature, v, strict=True)]
@@ -254,8 +256,3 @@ def length(v: Vectors) -> float:
 def _inner(a: Vectors, b: Vectors) -> Tensor:
     """The inner product (Q,) of each pair, summed in float64."""
     return reduce(torch.add, [(x * y).sum((1, 2), dtype=torch.float64) for x, y in zip(a, b, strict=True)])
-
-
-def _doubled(part: Tensor | None) -> Tensor | None:
-    """Slopes and intercepts in float64; positions as they are."""
-    return part.double() if part is not None and part.is_floating_point() else part

@@ -1,5 +1,6 @@
-"""Writing a summary: the first sample fixes what must be known beforehand, one pass over the data accumulates, watches
-and records, and calibrations measure what the file's answers will be off by.  `run` is the order of it all.
+"""Writing a summary: `preparation` traces the network, `plan` fixes on a first sample what must be known beforehand,
+`passes` goes once over the data that the `reader` brings, calibrations measure how far off the file's answers will be,
+and `contents` writes.  `run` is the order of it all.
 """
 
 from __future__ import annotations

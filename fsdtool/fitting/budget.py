@@ -1,11 +1,11 @@
-"""What the statistics of a summary take in its file, and what is given up so that they stay within a budget.
+"""How many bytes the statistics take in the file, and how they are made to fit a budget.
 
-Of every component: the gates' law, mean and covariance of the inputs, the mean output Hessian, some outputs; of all
-together the basis of the input covariance.  Sizes are those before compression.  Over the budget, in this order:
+Each component has the law of its gates, mean and covariance of its inputs, a mean output Hessian and some outputs; all
+share the basis of the input covariance.  Sizes are those before compression.  Over the budget, in this order:
     1. gate probabilities take 8 bits instead of 16
     2. the input covariance is resolved in half, then in a quarter of the directions (unless their number was asked for)
     3. there are fewer components: clusters instead of classes
-The sample of outputs takes an eighth of the budget at most, but two outputs of each component.
+The sample of outputs takes an eighth of the budget at most, but holds at least two outputs of each component.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ log = logging.getLogger("fsdtool")
 
 LARGEST_FULL_INPUT = 256  # dimensions up to which the whole input covariance is kept
 INPUT_RANK = {True: 256, False: 64}  # of the covariance of larger inputs: convolutional, fully connected
-SAMPLE_SHARE = 8  # one part in so many of the budget is the most that the sample of outputs takes
-OUTPUT_BYTES, COMPONENT_BYTES = 2, 4  # of a number of the sample, and of what says an output's component
+SAMPLE_SHARE = 8  # the sample of outputs takes at most this fraction (an eighth) of the budget
+OUTPUT_BYTES, COMPONENT_BYTES = 2, 4  # of each number of the sample, and of the component of each output
 
 
 @dataclass(frozen=True)
 class StatisticsPlan:
-    """How statistics are kept: components by `kind` and `count`, bits of a gate probability, directions of the inputs.
+    """How statistics are kept: `count` components of a `kind` ('class', 'cluster' or 'all').
 
-    sampled: numbers that the sample of outputs may hold.  anchor_rank: directions that anchors keep, whatever is left
-    of `rank`.
+    bits: of a gate probability.  rank: directions of the input covariance.  sampled: numbers that the sample of outputs
+    may hold.  anchor_rank: directions that anchors keep, even where the budget leaves fewer to `rank`.
     """
 
     kind: str
@@ -78,7 +78,7 @@ def plan_statistics(
     if plan.rank < most:
         log.info(
             f"the input covariance is resolved in {plan.rank} directions instead of {most}, "
-            f"to keep the statistics within {budget:,} bytes (--statistics-budget, --input-rank)"
+            f"to keep the statistics within {budget:,} bytes (`statistics_budget`, `input_rank`)"
         )
     return plan
 
@@ -96,7 +96,7 @@ def _fewer(plan: StatisticsPlan, graph: Graph, task: Task, budget: int) -> Stati
     if plan.count > 1:
         log.warning(
             f"{plan.count} components need {needed:,} bytes of statistics, over the budget of {budget:,}; "
-            f"using {low} (raise --statistics-budget for more)"
+            f"using {low} (raise `statistics_budget` for more)"
         )
     if size > budget:
         log.warning(f"statistics take {size:,} bytes, over the budget of {budget:,}, with a single component")

@@ -1,19 +1,19 @@
 """How far influence from records is from that of exact gradients, measured on pairs of training examples.
 
-Records keep part of each gradient: some directions of a wide layer, one outer product of a convolution's many.  So
-their values are too small, by a factor that is much the same for all pairs.  Of n examples of the first sample all
+Records keep part of each gradient: some directions of a wide layer, one outer product of the many of a convolution.
+So influence from records is too small, by about the same factor for all pairs.  For n examples of the first sample all
 n (n - 1) ordered pairs are computed both ways, r from the record and e from the whole gradient:
     scale        sqrt(sum e^2 / sum r^2), by which values from records are multiplied
     correlation  of r and e
-and the same of an example with itself, where both sides are recorded and the factor is another one (3.4 against 2.8 on
-the sample convnet, 1.2 against .94 on an MLP for MNIST).
+and the same for an example with itself, where both sides are recorded and the factor differs (3.4 against 2.8 on the
+sample convnet, 1.2 against .94 on an MLP for MNIST).
 
-One scale for all weights: one for each, fitted jointly, raised the correlation by .005 on two convolutional nets and
-missed the slope of a third network by 12 % instead of 6 %.  Few examples make up the sums of squares, so half of the n
-are those with the largest losses among 4 n: that halves the spread of the scale over the choice.
+All weights share one scale: a scale for each, fitted jointly, raised the correlation by .005 on two convolutional nets
+and missed the slope of a third network by 12 % instead of 6 %.  A few examples make up most of the sums of squares, so
+half of the n are those with the largest losses among 4 n: that halves the spread of the scale over random choices.
 
-e is taken with the curvature that `influence --data` uses.  Of a simulated one, in every direction: outside the kept
-ones the products of the Kronecker factors' eigenvalues, scaled to the trace, come within 1 % of it.
+e is computed with the curvature that influence from data uses.  A simulated curvature counts in every direction:
+outside the kept ones products of the Kronecker factors' eigenvalues, scaled to the trace, come within 1 % of it.
 """
 
 from __future__ import annotations
@@ -26,25 +26,32 @@ from torch import Tensor
 
 from fsdtool.curvature.ekfac import BlockCurvature
 from fsdtool.influence.gradient_records import factors
-from fsdtool.network.graph import Graph, Parameters
-from fsdtool.network.per_example_gradients import Block, Use, blocks, capture, gradient, has_rank_one, project, vectors
-from fsdtool.statistics.anchors import even_rows
+from fsdtool.network.per_example_gradients import (
+    Block,
+    LayerIO,
+    blocks,
+    capture,
+    gradient,
+    has_rank_one,
+    project,
+    vectors,
+)
+from fsdtool.statistics.sample import Sample, even_rows
 from fsdtool.summary.catalogue import InfluenceCalibration
-from fsdtool.tasks.task import Task
-from fsdtool.util.memory import BatchSize
 
-EXAMPLES = 64
-FEWEST = 12  # where the gradients of more would not fit
-NUMBERS = 2**27  # held by the gradients of all
-CANDIDATES = 4  # times as many, of which the largest losses are taken
+EXAMPLES = 64  # n
+FEWEST = 12  # n where the gradients of more would not fit
+NUMBERS = 2**27  # held by the gradients of all n
+CANDIDATES = 4  # times n, among which the largest losses are taken
 
 
 @dataclass(frozen=True)
 class _Sides:
     """Examples as one weight sees them.
 
-    whole (n, rs, ra) in every direction of the curvature, recorded (n, ks, ka) as the record has it.  parts: where the
-    curvature has other directions yet, the vectors b (n, rows), a (n, columns) or the gradient (n, rows * columns).
+    whole (n, ls, la): the gradients in every direction that the curvature knows.  recorded (n, ks, ka): as the record
+    has them.  parts: where the curvature does not know every direction, the vectors b (n, d_out) and a (n, d_in), or
+    the gradients (n, d_out * d_in).
     """
 
     whole: Tensor
@@ -53,34 +60,25 @@ class _Sides:
 
 
 def calibrate_influence(
-    graph: Graph,
-    parameters: Parameters,
-    task: Task,
-    signal: Tensor,
-    targets: Tensor,
-    kept: Sequence[BlockCurvature],
-    exact: Sequence[BlockCurvature],
-    batch_size: BatchSize,
+    sample: Sample, kept: Sequence[BlockCurvature], exact: Sequence[BlockCurvature]
 ) -> InfluenceCalibration | None:
-    """Records in the directions of `kept` against whole gradients with the curvature `exact`.
+    """Records in the directions of `kept` against whole gradients with the curvature `exact`, by weight.
 
-    signal (m, n): what the graph takes as input, of the examples to choose from; targets (m,) or (m, O).  `kept` has
-    the leading directions of `exact`.  None where there are too few examples, or their gradients are zero.
+    `kept` has the leading directions of `exact`.  sample: the examples to choose from.  None where there are too few,
+    or their gradients are zero.
     """
+    graph, parameters, task = sample.graph, sample.parameters, sample.task
     found = blocks(graph, parameters)
     each = sum(c.eigenvalues.numel() for c in exact) + sum(b.size for b in found if not has_rank_one(b, graph))
-    most = min(max(NUMBERS // each, FEWEST), EXAMPLES)
-    inputs = signal.reshape(-1, *graph.input_shape)
-    chosen = _choose(graph, parameters, task, inputs, targets, most, batch_size)
+    chosen = _choose(sample, min(max(NUMBERS // each, FEWEST), EXAMPLES))
     if len(chosen) < 3:
         return None
 
-    def seen(rows: slice) -> list[_Sides]:
-        x, y = inputs[chosen[rows]], targets[chosen[rows]]
-        uses = capture(graph, parameters, x, task.loss_gradient(y))[1]
+    def seen(part: Sample) -> list[_Sides]:
+        uses = capture(graph, parameters, part.inputs, task.loss_gradient(part.targets))[1]
         return [_sides(block, k, e, uses) for block, k, e in zip(found, kept, exact, strict=True)]
 
-    batches = list(batch_size.parts(len(chosen), seen))
+    batches = list(chosen.each(seen))
     recorded = true = own = torch.zeros((), dtype=torch.float64)
     for pieces, c, whole in zip(zip(*batches, strict=True), kept, exact, strict=True):
         r, e, s = _values(_joined(pieces), c, whole)
@@ -92,31 +90,17 @@ def calibrate_influence(
     return result if result.sound else None
 
 
-def _choose(
-    graph: Graph,
-    parameters: Parameters,
-    task: Task,
-    inputs: Tensor,
-    targets: Tensor,
-    most: int,
-    batch_size: BatchSize,
-) -> Tensor:
-    """Rows of at most so many examples: half evenly spaced, half those with the largest losses among more such."""
-    candidates = even_rows(len(inputs), CANDIDATES * most).to(inputs.device)
-
-    def losses(rows: slice) -> Tensor:
-        part = candidates[rows]
-        with torch.no_grad():
-            return task.loss(graph.run(parameters, inputs[part]), targets[part])
-
-    found = torch.cat(list(batch_size.parts(len(candidates), losses)))
-    even = candidates[even_rows(len(candidates), most - most // 2).to(candidates.device)]
-    largest = candidates[found.argsort(descending=True, stable=True)]
+def _choose(sample: Sample, most: int) -> Sample:
+    """At most so many examples: half evenly spaced, half those with the largest losses among more such."""
+    candidates = sample.evenly(CANDIDATES * most)
+    losses = candidates.losses()
+    even = even_rows(len(candidates), most - most // 2).to(sample.device)
+    largest = losses.argsort(descending=True, stable=True)
     largest = largest[~torch.isin(largest, even)]
-    return torch.cat([even, largest[: most // 2]])
+    return candidates[torch.cat([even, largest[: most // 2]])]
 
 
-def _sides(block: Block, kept: BlockCurvature, exact: BlockCurvature, uses: dict[int, Use]) -> _Sides:
+def _sides(block: Block, kept: BlockCurvature, exact: BlockCurvature, uses: dict[int, LayerIO]) -> _Sides:
     recorded = factors(block, kept, uses)
     output, inputs = recorded.part(slice(None))
     parts: tuple[Tensor, ...] = ()

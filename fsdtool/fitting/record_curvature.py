@@ -1,45 +1,71 @@
-"""The curvature in whose directions gradients are recorded, fixed on the first sample, and what records lose by it."""
+"""The directions in which gradients are recorded, fixed on the first sample."""
 
 from __future__ import annotations
 
-from fsdtool.curvature.ekfac import MEASURED, SIMULATED, BlockCurvature, EigenvalueSums, simulated_sums
-from fsdtool.fitting.influence_calibration import calibrate_influence
-from fsdtool.fitting.passes import Pass, Sample
-from fsdtool.influence.gradient_records import numbers_within
-from fsdtool.network.per_example_gradients import blocks
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fsdtool.curvature.ekfac import BlockCurvature, EigenvalueSums
+from fsdtool.curvature.measured import DrawnGradients, measured_sums
+from fsdtool.curvature.simulated import simulated_sums
+from fsdtool.curvature.sources import MEASURED, SIMULATED
+from fsdtool.fitting.finite import check_outputs
 from fsdtool.statistics.collector import StatisticsSums
-from fsdtool.summary.catalogue import InfluenceCalibration
+from fsdtool.statistics.component_laws import Statistics
+from fsdtool.statistics.merging import BatchView
+from fsdtool.statistics.sample import Sample
 
 
-def fix_curvature(
-    run: Pass,
-    sample: Sample,
-    sums_of_sample: StatisticsSums,
-    curvature: str,
-    records: bool,
-    record_bytes: int,
-) -> tuple[list[BlockCurvature], list[EigenvalueSums] | None, InfluenceCalibration | None]:
-    """The curvature of the records, the sums of a measured one (else None), and how far the records are off.
+@dataclass(frozen=True)
+class RecordCurvature:
+    """Curvature of every weight: `kept` in the directions of the records, `exact` in every direction known.
 
-    sums_of_sample: empty, for the statistics of the first sample.  curvature: 'simulated' or 'measured'.  records:
-    whether there will be any; without them a simulated curvature is not needed, and nothing is calibrated.
+    measured: the sums whose directions the pass measures the eigenvalues in; none of a simulated curvature.
     """
-    if not records and curvature != MEASURED:
-        return [], None, None
-    numbers = numbers_within(record_bytes, len(blocks(run.graph, run.parameters)))
-    if curvature == MEASURED:
-        sums = run.measured_bases(sample, numbers)
-        found = exact = [block_sums.finalize(MEASURED) for block_sums in sums]  # for the form of the records alone
-        for block_sums in sums:
-            block_sums.restart()
-    else:
-        early = run.sample_statistics(sample, sums_of_sample)
-        sums = simulated_sums(run.graph, run.parameters, early, seed=run.seed, numbers=numbers, device=run.device)
-        found = [block_sums.finalize(SIMULATED) for block_sums in sums]
-        exact = [block_sums.complete(SIMULATED) for block_sums in sums]
-    calibrated = None
-    if records:
-        calibrated = calibrate_influence(
-            run.graph, run.parameters, run.data.task, sample.signal, sample.targets, found, exact, run.batch_size
-        )
-    return found, sums if curvature == MEASURED else None, calibrated
+
+    kept: Sequence[BlockCurvature]
+    exact: Sequence[BlockCurvature]
+    measured: Sequence[EigenvalueSums]
+
+
+def measured_directions(sample: Sample, draw: DrawnGradients, numbers: int, seed: int) -> RecordCurvature:
+    """The `numbers` best directions of gradients that are drawn at the sample's own outputs."""
+    sums = measured_sums(sample, draw, numbers, seed)
+    found = [block_sums.finalize(MEASURED) for block_sums in sums]  # for the form of the records alone
+    return RecordCurvature(found, found, sums)
+
+
+def simulated_directions(
+    sample: Sample, empty: StatisticsSums, ids: np.ndarray, numbers: int, seed: int
+) -> RecordCurvature:
+    """The `numbers` best directions of pseudo-samples of the sample's statistics.
+
+    empty: sums for these statistics.  ids (N,): of all data, for outputs that are not finite.
+    """
+    early = sample_statistics(sample, empty, ids)
+    sums = simulated_sums(sample.graph, sample.parameters, early, seed=seed, numbers=numbers, device=sample.device)
+    kept, exact = (
+        [take(block_sums, SIMULATED) for block_sums in sums]
+        for take in (EigenvalueSums.finalize, EigenvalueSums.complete)
+    )
+    return RecordCurvature(kept, exact, ())
+
+
+def sample_statistics(sample: Sample, empty: StatisticsSums, ids: np.ndarray) -> Statistics:
+    """Statistics of the sample alone, by sums that are empty."""
+    graph, parameters = sample.graph, sample.parameters
+
+    def see(part: Sample) -> None:
+        with empty.whole_or_nothing(), torch.no_grad():
+            empty.start(part.targets)
+            logits = graph.run(parameters, part.inputs, observe=lambda step, inputs, output: empty.see(step, inputs))
+            check_outputs(logits, ids[part.rows.numpy()], graph, parameters, part.inputs)
+            no_rows = slice(0)
+            empty.update(BatchView(no_rows, part.inputs, part.inputs, part.targets, logits, empty.assign()))
+
+    for _ in sample.each(see):
+        pass
+    return empty.finalize()

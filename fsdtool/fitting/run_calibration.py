@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from fsdtool.fitting.passes import Pass, Sample, Seen
+from fsdtool.fitting.passes import Seen
+from fsdtool.fitting.plan import Plan
 from fsdtool.laftr.distance_calibration import (
     DistanceCalibration,
     calibrate_anchors,
@@ -19,12 +21,14 @@ from fsdtool.mislabel.label_evidence import LabelEvidence
 from fsdtool.mislabel.noise.layer_weights import combination, weighted
 from fsdtool.mislabel.regression.target_residuals import TargetEvidence
 from fsdtool.network.graph import Parameters
-from fsdtool.statistics.mixture import Assignment
+from fsdtool.statistics.anchors import AnchorPlan, AnchorRows, Anchors, stored
+from fsdtool.statistics.merging import BatchView
+from fsdtool.statistics.sample import Sample
 
 SIMULATED, SIMULATED_EACH = 2048, 64  # pseudo-samples, in all and at least of each component
 
 
-def likely_labels(judged: LabelEvidence | TargetEvidence) -> Tensor | None:
+def likely_labels(judged: LabelEvidence | TargetEvidence | None) -> Tensor | None:
     """(N,) int64: the label for which the layers together speak most; None for a regression."""
     if not isinstance(judged, LabelEvidence) or judged.candidates.shape[1] < 2:
         return None
@@ -33,26 +37,44 @@ def likely_labels(judged: LabelEvidence | TargetEvidence) -> Tensor | None:
     return judged.candidates.gather(1, best)[:, 0].long()
 
 
-def calibrate_distance(
-    run: Pass, sample: Sample, seen: Seen, assignment: Assignment, likely: Tensor | None
-) -> DistanceCalibration:
+def calibrate_distance(plan: Plan, sample: Sample, seen: Seen, likely: Tensor | None) -> DistanceCalibration:
     """Of distances on anchors, on a few examples of the first sample; without anchors of simulated ones, on all of it.
 
     The exact mean over heavy-tailed data needs many examples, and pseudo-samples stand for all data, not for those few.
     likely: (N,) labels that may be right where the given ones are wrong.
     """
-    graph, reference, statistics = run.graph, run.parameters, seen.statistics
-    few = sample if seen.anchors is None else run.few_of(sample, calibration_examples(len(run.data)))
-    labels = None if likely is None else likely[few.rows].to(run.device)
-    of = (graph, reference, few.signal, few.targets, labels, run.data.task, run.seed, run.batch_size)
+    statistics, seed = seen.statistics, plan.seed
+    few = sample if seen.anchors is None else sample.evenly(calibration_examples(len(seen.losses)))
+    labels = None if likely is None else likely[few.rows].to(few.device)
     if seen.anchors is not None:
-        return calibrate_anchors(*of, statistics=statistics, sample=run.anchors_of(few, assignment, seen))
-    samples = min(default_samples(graph), max(SIMULATED, SIMULATED_EACH * len(statistics.names)))
+        anchors = anchors_of(few, plan, seen, seen.anchors.basis)
+        return calibrate_anchors(few, labels, statistics=statistics, anchors=anchors, seed=seed)
+    samples = min(default_samples(few.graph), max(SIMULATED, SIMULATED_EACH * len(statistics.names)))
 
     def estimate(others: Sequence[Parameters], metrics: Sequence[str]) -> dict[str, list[float]]:
         found = on_pseudo_samples(
-            graph, reference, others, statistics, metrics, samples=samples, seed=run.seed, device=run.device
+            few.graph, few.parameters, others, statistics, metrics, samples=samples, seed=seed, device=few.device
         )
         return {metric: [one.distance for one in each] for metric, each in found.items()}
 
-    return calibrate_simulation(*of, estimate=estimate)
+    return calibrate_simulation(few, labels, estimate=estimate, seed=seed)
+
+
+def anchors_of(few: Sample, plan: Plan, seen: Seen, basis: Tensor | None) -> Anchors:
+    """What the file would keep of these examples as anchors in the `basis` (n, r), to its rounding."""
+    found = AnchorRows(AnchorPlan.of(len(few), len(few), basis, few.vectors), few.graph.outputs)
+
+    def view(rows: slice) -> BatchView:
+        part = few[rows]
+        with torch.no_grad():
+            logits = few.graph.run(few.parameters, part.inputs)
+        component = plan.assignment.of(few.graph, few.parameters, part.inputs, part.targets)
+        return BatchView(rows, part.inputs, part.inputs, part.targets, logits, component)
+
+    for batch in few.batch_size.parts(len(few), view):
+        found.update(batch)
+    anchors = found.finalize(seen.present, seen.statistics.gaussian)
+    if basis is None:
+        return anchors
+    inputs, scale = stored(anchors.inputs)
+    return replace(anchors, inputs=inputs.float() * scale)

@@ -6,4 +6,4 @@ from __future__ import annotations
 
 from fsdtool.util.lazy import public
 
-__getattr__, __all__ = public(__name__, Distance="drift", Distances="drift", distances="drift")
+__getattr__, __all__ = public(__name__, Distance="result", Distances="result", distances="drift")

@@ -55,8 +55,8 @@ def check_unmoved(summary: Summary, model: nn.Module, path: str) -> None:
     moved = changed(summary, tensors_of(model)) if summary.identity.digests else []
     if moved:
         raise FsdtoolError(
-            f"the weights of '{path}' are not those that were summarized ({some(moved)} differ); give the same --ema, "
-            "--checkpoint-key and --model-arg as then"
+            f"the weights of '{path}' are not those that were summarized ({some(moved)} differ); give the same `ema`, "
+            "`checkpoint_key` and `model_arg` as then"
         )
 
 
@@ -67,7 +67,7 @@ def check_seen(summary: Summary, checkpoint: Checkpoint, moved: list[str], *, wh
         raise FsdtoolError(
             f"'{checkpoint.path}' differs from the summarized checkpoint before the last layer '{head}' "
             f"({some(moved)}), which '{summary.path}', in last layer mode, "
-            "does not see; give --model and --data for the exact distance of the whole network"
+            "does not see; give `model` and `data` for the exact distance of the whole network"
         )
 
 
@@ -130,7 +130,7 @@ class WholeNetwork:
             raise self._unknown(f"'{data.spec}' is not the data that was summarized")
         if recorded is not None:
             log.info(
-                "the outputs of the summarized checkpoint are those recorded (float16); --reference gives it itself"
+                "the outputs of the summarized checkpoint are those recorded (float16); `reference` gives it itself"
             )
         return [total / len(data) for total in totals]
 
@@ -154,7 +154,7 @@ class WholeNetwork:
         name = self.summary.identity.checkpoint_name
         return FsdtoolError(
             f"the outputs of the summarized checkpoint on this data are not known ({why}); "
-            f"give it as --reference ({name})"
+            f"give it as `reference` ({name})"
         )
 
 

@@ -60,7 +60,7 @@ class Response:
             moved = self._moved(step)
             return self._distance(moved, step) - self._losses(moved, signal, y)[0] / self.examples
 
-        zero = [signal.new_zeros(1, b.rows, b.columns, dtype=torch.float64) for b in self.matrix.blocks]
+        zero = [signal.new_zeros(1, b.d_out, b.d_in, dtype=torch.float64) for b in self.matrix.blocks]
         zero = [v.requires_grad_() for v in zero]
         with torch.enable_grad():
             pull = torch.autograd.grad(objective(zero), zero)
@@ -120,7 +120,7 @@ class Response:
 
     def _distance(self, moved: Weights, step: Vectors) -> Tensor:
         """FSD and damping of the parameters theta0 + step."""
-        squares = (c.offset * v.square().sum() for c, v in zip(self.curvature, step, strict=True))
+        squares = (c.damping_value * v.square().sum() for c, v in zip(self.curvature, step, strict=True))
         total = sum(squares, torch.zeros(())) / 2
         for draw in self.matrix.pool:
             change = self.matrix.graph.run(moved, draw.x, gate=draw.tape.replay) - draw.outputs

@@ -15,7 +15,7 @@ from fsdtool.data.layout import fit_layout
 from fsdtool.data.repeatability import check_data
 from fsdtool.data.source import Batch, DataSource
 from fsdtool.errors import FsdtoolError
-from fsdtool.network.per_example_gradients import Block, Use, blocks, capture, has_rank_one
+from fsdtool.network.per_example_gradients import Block, LayerIO, blocks, capture, has_rank_one
 from fsdtool.network.trace import FULL, LAST_LAYER, Network
 from fsdtool.statistics.fit import FitSums, described, doubt_new
 from fsdtool.summary.reader import Summary
@@ -33,7 +33,7 @@ class Seen:
 
     batch: Batch
     outputs: Tensor
-    uses: dict[int, Use]
+    uses: dict[int, LayerIO]
 
 
 class NewFit:
@@ -144,11 +144,11 @@ def network_of(summary: Summary, model: nn.Module | None = None) -> Network:
     """
     identity = summary.identity
     if summary.parameters is None:
-        raise FsdtoolError(f"'{summary.path}' was written with --no-weights; write it again with weights")
+        raise FsdtoolError(f"'{summary.path}' was written with `keep_weights=False`; write it again with weights")
     if identity.mode == LAST_LAYER and model is None:
         raise FsdtoolError(
             f"'{summary.path}' holds only the last layer '{identity.head}' of {identity.model_spec}; "
-            "give --model and --checkpoint to compute the features of the queries"
+            "give `model` and `checkpoint` to compute the features of the queries"
         )
     used = model if identity.mode != FULL else None
     return Network(identity.graph, summary.parameters, identity.mode, identity.reasons, used, identity.head)

@@ -1,6 +1,6 @@
 """What the summary keeps of each training example's gradient: its leading projected factors, in float16.
 
-For a weight used at one position G = b [a; 1]^T, and the record holds S^T b and A^T [a; 1], projected on the
+For a weight used at one position G = b [a; 1]^T, and the record holds U_S^T b and U_A^T [a; 1], projected on the
 kept directions.  Where G is a sum over positions the record holds the best rank-one approximation of the
 projected gradient after preconditioning by (eigenvalue + damping)^(-1/2), averaged over rows and over columns
 so that it separates.  Factors are kept with unit length and a float32 scale: float16 alone ends at 6e-8, far
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fsdtool.curvature.ekfac import BlockCurvature
-from fsdtool.network.per_example_gradients import Block, Use, project, vectors
+from fsdtool.network.per_example_gradients import Block, LayerIO, project, vectors
 
 SCALE_BYTES = 4
 FACTOR_BYTES = 2
@@ -74,12 +74,12 @@ def numbers_within(record_bytes: int, weights: int) -> int:
     return max((record_bytes - SCALE_BYTES * weights) // FACTOR_BYTES, 0)
 
 
-def bytes_per_example(curvatures: list[BlockCurvature]) -> int:
+def bytes_per_example(curvatures: Sequence[BlockCurvature]) -> int:
     """Size of one example's gradient records in the directions that `curvatures` keep."""
     return sum(FACTOR_BYTES * sum(c.eigenvalues.shape) + SCALE_BYTES for c in curvatures)
 
 
-def factors(block: Block, curvature: BlockCurvature, uses: dict[int, Use]) -> Factors:
+def factors(block: Block, curvature: BlockCurvature, uses: dict[int, LayerIO]) -> Factors:
     """The records of a batch for one weight."""
     pair = vectors(block, uses)
     if pair is not None:

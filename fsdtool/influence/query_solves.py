@@ -13,13 +13,13 @@ from fsdtool.curvature.ekfac import BlockCurvature
 from fsdtool.curvature.gauss_newton import ConjugateGradients
 from fsdtool.influence.data_gradients import Examples
 from fsdtool.influence.training_examples import chunks
-from fsdtool.network.per_example_gradients import Block, Use, gradient, project, vectors
+from fsdtool.network.per_example_gradients import Block, LayerIO, gradient, project, vectors
 
 QUERY_NUMBERS = 2**26  # held by the solved gradients of a block of queries
 FACTOR_COPIES = 16  # of a query's factors that screening holds, and a share of its scores
 CG_VECTORS = 6  # per query that conjugate gradients hold
 
-Form = Callable[[Block, dict[int, Use], BlockCurvature], Tensor]
+Form = Callable[[Block, dict[int, LayerIO], BlockCurvature], Tensor]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def factors_of(used: list[BlockCurvature]) -> Solve:
     The inverse is left to the screening.
     """
 
-    def form(block: Block, uses: dict[int, Use], c: BlockCurvature) -> Tensor:
+    def form(block: Block, uses: dict[int, LayerIO], c: BlockCurvature) -> Tensor:
         pair = vectors(block, uses)
         assert pair is not None
         b, a = pair
@@ -73,11 +73,11 @@ def factors_of(used: list[BlockCurvature]) -> Solve:
     return Solve(form, list, FACTOR_COPIES * sum(sum(c.eigenvalues.shape) for c in used))
 
 
-def _whole_gradient(block: Block, uses: dict[int, Use], c: BlockCurvature) -> Tensor:
+def _whole_gradient(block: Block, uses: dict[int, LayerIO], c: BlockCurvature) -> Tensor:
     return gradient(block, uses)
 
 
-def _projected_gradient(block: Block, uses: dict[int, Use], c: BlockCurvature) -> Tensor:
+def _projected_gradient(block: Block, uses: dict[int, LayerIO], c: BlockCurvature) -> Tensor:
     return project(block, uses, c.output_basis, c.input_basis)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +20,32 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fsdtool.curvature.ekfac import MEASURED, BlockCurvature, curvature
+from fsdtool.curvature.ekfac import DAMPING_FACTOR, BlockCurvature
 from fsdtool.curvature.gauss_newton import ConjugateGradients, GaussNewton
+from fsdtool.curvature.simulated import simulated_curvature
+from fsdtool.curvature.sources import MEASURED
 from fsdtool.data.source import DataSource
 from fsdtool.errors import FsdtoolError
 from fsdtool.influence.bregman_response import Response, respond
-from fsdtool.influence.data_gradients import Examples, NewFit
-from fsdtool.influence.matrix_file import matrix_file
-from fsdtool.influence.query_solves import factors_of, preparation, solved_blocks
+from fsdtool.influence.data_gradients import Examples
+from fsdtool.influence.gradient_records import self_influence as self_influence_of
+from fsdtool.influence.matrix_file import Put, matrix_file
+from fsdtool.influence.matrix_formats.matrix_format import format_of
+from fsdtool.influence.queries import Asked, ask
+from fsdtool.influence.query_solves import Solve, factors_of, preparation, solved_blocks
 from fsdtool.influence.self_scores import SelfInfluence, gradient_records, recorded_self_influence, say_calibration
-from fsdtool.influence.top_k import Best, largest
-from fsdtool.influence.training_examples import Recorded, Streamed
+from fsdtool.influence.solvers import CG, KRONECKER, PBO, SOLVERS
+from fsdtool.influence.top_k import TopK, largest
+from fsdtool.influence.training_examples import Recorded, Scores, Streamed
 from fsdtool.network.per_example_gradients import parameters_without_block
 from fsdtool.summary.reader import Summary
 from fsdtool.util.progress import Track, silent
 
 log = logging.getLogger("fsdtool")
 
-SCREENED_FROM = 50_000  # records; below, a few products more cost less than choosing
+Ranked = tuple[Tensor, Tensor]  # rows (Q, K) of the examples, int64, and their values (Q, K)
 
-KRONECKER, CG, PBO = "kronecker", "cg", "pbo"
+SCREENED_FROM = 50_000  # records; below, a few products more cost less than choosing
 
 
 @dataclass(frozen=True)
@@ -78,16 +84,6 @@ class Scored:
                         }
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """The queries to explain: rows of their data, and what the rows of the answer say of each."""
-
-    rows: np.ndarray
-    ids: list[Any]
-    labels: list[Any]
-    predictions: list[Any]
-
-
 def influence(
     summary: Summary,
     queries: DataSource,
@@ -99,6 +95,7 @@ def influence(
     data: DataSource | None = None,
     among: np.ndarray | None = None,
     solver: str = KRONECKER,
+    damping_factor: float = DAMPING_FACTOR,
     model: nn.Module | None = None,
     device: torch.device | None = None,
     batch_size: int = 256,
@@ -106,68 +103,114 @@ def influence(
 ) -> Scored:
     """The `top` proponents and opponents of each query, or with `mean` of the queries' mean loss.
 
-    misclassified: only queries whose prediction differs from their label.  matrix: where to write the whole
-    float32 (queries, N) matrix in the order of the examples, as .npy or .h5.  data: score these examples, with exact
-    gradients, instead of the records; they are read once per block of queries.  solver: 'kronecker'; 'cg' for the
-    whole matrix with the layers' cross terms; 'pbo' measures the `top` of each kind again by the proximal Bregman
-    response (fsdtool.influence.bregman_response), which needs `data` and solves one problem per example listed.  among
-    (N,) bool: only these training examples are ranked.  model: the reference model, for summaries in last layer mode.
+    misclassified: only queries whose prediction differs from their label.  matrix: a file, .npy or .h5, for all values,
+    float32 (queries, N) in the order of the examples.  data: score these examples, with exact gradients, instead of
+    the records; they are read once per block of queries.  solver: one of fsdtool.influence.solvers; 'pbo' needs `data`.
+    among (N,) bool: only these training examples are ranked.  damping_factor: lambda of each weight, in mean
+    eigenvalues of its curvature; the scale of values from records was calibrated with the default.  model: the
+    reference model, for summaries in last layer mode.
 
-    Raises FsdtoolError for a summary without weights, or without records where no data is given, and for queries or
-    data that do not fit it.
+    Raises FsdtoolError for a summary without weights, or without records where no data is given, and for queries, data
+    or arguments that do not fit it.
     """
     device = device or torch.device("cpu")
-    if misclassified and not summary.task.has_classes:
-        raise FsdtoolError(
-            f"'{summary.path}' is of a {summary.task}, which has no misclassified queries; leave --misclassified out"
-        )
-    if solver == PBO and data is None:
-        raise FsdtoolError("--solver pbo needs the training data; give it by --data")
-    if solver == PBO and matrix is not None:
-        raise FsdtoolError("--solver pbo has no values for a whole matrix; leave --matrix out")
-    candidates, used = _candidates(summary, data, model, device, batch_size)
+    _check_arguments(summary, misclassified, solver, data, matrix)
+    candidates, used = _candidates(summary, data, model, device, batch_size, damping_factor)
     explained = Examples(summary, queries, model=model, device=device, noun="query")
-    asked = _ask(summary, explained, misclassified, batch_size)
-    gradients = ConjugateGradients(_gauss_newton(summary, explained), used) if solver == CG else None
+    asked = ask(summary, explained, misclassified, batch_size)
+    asked = asked.of_mean() if mean else asked
+    whole = ConjugateGradients(_gauss_newton(summary, explained), used) if solver == CG else None
     plain = data is None and among is None and solver == KRONECKER and matrix is None and not mean
     screened = plain and len(candidates) >= SCREENED_FROM and explained.rank_one
-    solve = factors_of(used) if screened else preparation(explained, used, in_basis=data is None, whole=gradients)
+    solve = factors_of(used) if screened else preparation(explained, used, in_basis=data is None, whole=whole)
     _say_coverage(explained, used)
-    ids = ["mean"] if mean else asked.ids
-    parts = []
-    with (
-        matrix_file(matrix, ids, candidates.ids, summary.task.units) as put,
-        track("influence", len(candidates) * (1 if mean else -(-len(asked.rows) // solve.most))) as advance,
-    ):
-        for block, solved in solved_blocks(explained, asked.rows, used, solve, mean, batch_size):
-            best = Best(block.stop - block.start, min(top, len(candidates)))
-            if screened and isinstance(candidates, Recorded):
-                scored = candidates.screened(solved, best)
-            else:
-                scored = candidates.scores(solved)
-            for rows, scores in scored:
-                _check_finite(scores, rows, candidates)
-                # A score of zero is neither a proponent's nor an opponent's.
-                best.update(scores if among is None else scores * torch.from_numpy(among[rows]), rows.start)
-                put(block, rows, scores.numpy())
-                advance(rows.stop - rows.start)
-            parts.append(best.finalize())
-    if gradients is not None:
-        gradients.say()
-    proponents, opponents = (_joined([part[kind] for part in parts]) for kind in (0, 1))
+    search = _Search(explained, asked, candidates, used, solve, top, mean, among, screened, batch_size)
+    with matrix_file(matrix, asked.ids, candidates.ids, summary.task.units) as put:
+        proponents, opponents = search.strongest(put, track)
+    if whole is not None:
+        whole.say()
     if solver == PBO:
-        assert isinstance(candidates, Streamed)  # as `data` is given
-        response = Response(_gauss_newton(summary, explained), used, summary.task, summary.identity.examples)
-        shortlist = torch.cat([proponents[0], opponents[0]], 1)
-        rows_asked, training = torch.from_numpy(asked.rows), candidates.examples
-        values = respond(
-            response, explained, rows_asked, training, shortlist, mean=mean, batch_size=batch_size, track=track
+        proponents, opponents = search.measured_again(summary, proponents, opponents, track)
+    about = (candidates.ids, candidates.targets(), asked.labels, asked.predictions)
+    return Scored(summary, asked.ids, proponents, opponents, *about)
+
+
+def _check_arguments(
+    summary: Summary, misclassified: bool, solver: str, data: DataSource | None, matrix: Path | None
+) -> None:
+    if misclassified and not summary.task.has_classes:
+        raise FsdtoolError(
+            f"'{summary.path}' is of a {summary.task}, which has no misclassified queries; leave `misclassified` out"
         )
-        proponents, opponents = _ranked_again(shortlist, values, proponents[0].shape[1])
+    if solver not in SOLVERS:
+        raise FsdtoolError(f"there is no solver '{solver}'; give one of {', '.join(SOLVERS)}")
+    if solver == PBO and data is None:
+        raise FsdtoolError('`solver="pbo"` needs the training data; give it by `data`')
+    if solver == PBO and matrix is not None:
+        raise FsdtoolError('`solver="pbo"` has no values for a whole matrix; leave `matrix` out')
+    if matrix is not None:
+        format_of(matrix)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The strongest `top` of the candidates for each query, in blocks of as many queries as memory holds."""
+
+    explained: Examples
+    asked: Asked
+    candidates: Recorded | Streamed
+    used: list[BlockCurvature]
+    solve: Solve
+    top: int
+    mean: bool
+    among: np.ndarray | None
+    screened: bool
+    batch_size: int
+
+    def strongest(self, put: Put, track: Track) -> tuple[Ranked, Ranked]:
+        """Proponents and opponents; `put` is given all scores."""
+        blocks = 1 if self.mean else -(-len(self.asked.rows) // self.solve.most)
+        parts = []
+        with track("influence", len(self.candidates) * blocks) as advance:
+            for block, solved in solved_blocks(
+                self.explained, self.asked.rows, self.used, self.solve, self.mean, self.batch_size
+            ):
+                best = TopK(block.stop - block.start, min(self.top, len(self.candidates)))
+                for rows, scores in self._scores(solved, best):
+                    _check_finite(scores, rows, self.candidates)
+                    # A score of zero is neither a proponent's nor an opponent's.
+                    ranked = scores if self.among is None else scores * torch.from_numpy(self.among[rows])
+                    best.update(ranked, rows.start)
+                    put(block, rows, scores.numpy())
+                    advance(rows.stop - rows.start)
+                parts.append(best.finalize())
+        proponents, opponents = (_joined([part[kind] for part in parts]) for kind in (0, 1))
+        return proponents, opponents
+
+    def _scores(self, solved: list[Tensor], best: TopK) -> Scores:
+        if self.screened and isinstance(self.candidates, Recorded):
+            return self.candidates.screened(solved, best)
+        return self.candidates.scores(solved)
+
+    def measured_again(
+        self, summary: Summary, proponents: Ranked, opponents: Ranked, track: Track
+    ) -> tuple[Ranked, Ranked]:
+        """The same examples ranked by the proximal Bregman response (fsdtool.influence.bregman_response)."""
+        assert isinstance(self.candidates, Streamed)  # as `data` is given
+        response = Response(_gauss_newton(summary, self.explained), self.used, summary.task, summary.identity.examples)
+        shortlist = torch.cat([proponents[0], opponents[0]], 1)
+        values = respond(
+            response,
+            self.explained,
+            torch.from_numpy(self.asked.rows),
+            self.candidates.examples,
+            shortlist,
+            mean=self.mean,
+            batch_size=self.batch_size,
+            track=track,
+        )
         response.say()
-    none = [None]
-    labels, predictions = (none, none) if mean else (asked.labels, asked.predictions)
-    return Scored(summary, ids, proponents, opponents, candidates.ids, candidates.targets(), labels, predictions)
+        return _ranked_again(shortlist, values, proponents[0].shape[1])
 
 
 def self_influence(
@@ -175,6 +218,7 @@ def self_influence(
     *,
     data: DataSource | None = None,
     among: np.ndarray | None = None,
+    damping_factor: float = DAMPING_FACTOR,
     model: nn.Module | None = None,
     device: torch.device | None = None,
     batch_size: int = 256,
@@ -182,18 +226,26 @@ def self_influence(
 ) -> SelfInfluence:
     """tau(i, i) of every training example, from its record, or of the examples of `data` with exact gradients.
 
+    among, damping_factor, model: as for `influence`.
+
     Raises FsdtoolError for a summary without records where no data is given, and as `influence` does.
     """
     if data is None:
-        return recorded_self_influence(summary, among=among)
-    streamed, _ = _streamed(summary, data, model, device or torch.device("cpu"), batch_size)
-    values = []
+        found = recorded_self_influence(summary, among=among)
+        if damping_factor == DAMPING_FACTOR:
+            return found
+        curvatures = _damped(summary.curvature, damping_factor)
+        scale = 1.0 if summary.influence is None else summary.influence.self_scale
+        values = self_influence_of(gradient_records(summary).read, curvatures, len(found.values), scale)
+        return replace(found, values=values.numpy())
+    streamed, _ = _streamed(summary, data, model, device or torch.device("cpu"), batch_size, damping_factor)
+    parts = []
     with track("self-influence", len(streamed)) as advance:
-        for rows, found in streamed.selves():
-            _check_finite(found[None], rows, streamed)
-            values.append(found.numpy())
+        for rows, part in streamed.selves():
+            _check_finite(part[None], rows, streamed)
+            parts.append(part.numpy())
             advance(rows.stop - rows.start)
-    return SelfInfluence(summary, np.concatenate(values), streamed.ids, streamed.targets(), among)
+    return SelfInfluence(summary, np.concatenate(parts), streamed.ids, streamed.targets(), among)
 
 
 def _check_finite(scores: Tensor, rows: slice, candidates: Recorded | Streamed) -> None:
@@ -217,27 +269,44 @@ def whole_curvature(summary: Summary, device: torch.device | None = None) -> lis
     identity = summary.identity
     assert summary.parameters is not None
     parameters = {name: value.to(device) for name, value in summary.parameters.items()}
-    return curvature(identity.graph, parameters, summary.statistics, seed=identity.seed, device=device)
+    return simulated_curvature(identity.graph, parameters, summary.statistics, seed=identity.seed, device=device)
 
 
 def _candidates(
-    summary: Summary, data: DataSource | None, model: nn.Module | None, device: torch.device, batch_size: int
+    summary: Summary,
+    data: DataSource | None,
+    model: nn.Module | None,
+    device: torch.device,
+    batch_size: int,
+    damping_factor: float,
 ) -> tuple[Recorded | Streamed, list[BlockCurvature]]:
     """What is scored, records or data, and the curvature that goes with it."""
     if data is not None:
-        return _streamed(summary, data, model, device, batch_size)
-    used = [c.to(device) for c in summary.curvature]
+        return _streamed(summary, data, model, device, batch_size, damping_factor)
+    used = _damped([c.to(device) for c in summary.curvature], damping_factor)
     records = gradient_records(summary)
     say_calibration(summary, "values")
     return Recorded(records, used, device, 1.0 if summary.influence is None else summary.influence.scale), used
 
 
 def _streamed(
-    summary: Summary, data: DataSource, model: nn.Module | None, device: torch.device, batch_size: int
+    summary: Summary,
+    data: DataSource,
+    model: nn.Module | None,
+    device: torch.device,
+    batch_size: int,
+    damping_factor: float,
 ) -> tuple[Streamed, list[BlockCurvature]]:
     examples = Examples(summary, data, model=model, device=device, noun="training")
-    used = whole_curvature(summary, device)
+    used = _damped(whole_curvature(summary, device), damping_factor)
     return Streamed(summary, examples, used, batch_size), used
+
+
+def _damped(curvatures: list[BlockCurvature], factor: float) -> list[BlockCurvature]:
+    """The same curvatures with another damping.  Raises FsdtoolError for a factor that is not positive."""
+    if not 0 < factor < float("inf"):
+        raise FsdtoolError(f"`damping_factor` {factor:g} is no damping; give a positive number")
+    return [replace(c, damping_factor=factor) for c in curvatures]
 
 
 def _say_coverage(examples: Examples, used: list[BlockCurvature]) -> None:
@@ -246,25 +315,6 @@ def _say_coverage(examples: Examples, used: list[BlockCurvature]) -> None:
     still = [name for name in examples.graph.parameter_names() if name in examples.graph.frozen]
     without += f", without {len(still)} frozen ones such as '{still[0]}'" if still else ""
     log.info(f"curvature: {used[0].source}, {len(used)} weights{without}")
-
-
-def _ask(summary: Summary, examples: Examples, misclassified: bool, batch_size: int) -> _Asked:
-    """The queries, chosen in a pass that computes their outputs alone."""
-    asked = _Asked(np.empty(0, dtype=np.int64), [], [], [])
-    rows, fit = [], NewFit(summary, "query")
-    for batch, outputs in examples.outputs(batch_size):
-        fit.update(batch, outputs)
-        found = summary.task.prediction(outputs)
-        keep = (found != batch.y).nonzero()[:, 0] if misclassified else torch.arange(len(batch.y))
-        rows.append(batch.index[keep].numpy())
-        asked.ids.extend(examples.ids[i].item() for i in rows[-1].tolist())
-        asked.labels.extend(summary.target_name(y) for y in batch.y[keep].numpy())
-        asked.predictions.extend(summary.target_name(y) for y in found[keep].numpy())
-    fit.say()
-    if not asked.ids:
-        which = "misclassified queries" if misclassified else "queries"
-        raise FsdtoolError(f"there are no {which} in '{examples.source.spec}', so nothing to explain; give others")
-    return _Asked(np.concatenate(rows), asked.ids, asked.labels, asked.predictions)
 
 
 def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The strongest of very many records, with most of the products left out and none of the answer.
+"""Exact top-k of very many records, by a low-rank upper bound on their scores.
 
 For a query and a record of rank one, g_q = b_q a_q^T and g_i = b_i a_i^T, a weight contributes
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fsdtool.curvature.ekfac import BlockCurvature
-from fsdtool.influence.top_k import Best
+from fsdtool.influence.top_k import TopK
 
 RANK = 4
 PAIRS = 2**16  # scored in full at once
@@ -33,7 +33,7 @@ class Screen:
     def __init__(self, curvature: list[BlockCurvature], queries: Pairs):
         self._weights = [_Weight(c, b, a) for c, (b, a) in zip(curvature, queries, strict=True)]
 
-    def scores(self, records: Pairs, best: Best, scale: float) -> Tensor:
+    def scores(self, records: Pairs, best: TopK, scale: float) -> Tensor:
         """Scores (Q, n) of records b (n, ks), a (n, ka) per weight, times `scale`.
 
         In full for every record that can be among the k strongest of a query, so far in `best`; for the
@@ -53,7 +53,7 @@ class Screen:
             about[q[part], i[part]] = full * scale
         return about
 
-    def _least(self, lower: Tensor, best: Best, sign: int) -> Tensor:
+    def _least(self, lower: Tensor, best: TopK, sign: int) -> Tensor:
         """What a record must reach (Q, 1): the k-th so far, or the k-th of what those of this chunk have at least."""
         known = best.least(sign)
         if known is None:

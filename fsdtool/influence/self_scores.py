@@ -66,7 +66,7 @@ def gradient_records(catalogue: Catalogue) -> Records:
     """The records of a summary that has gradients among them.  Raises FsdtoolError for one that has none."""
     if catalogue.records is None or "gradients" not in catalogue.records:
         raise FsdtoolError(
-            f"'{catalogue.path}' was written with --no-records; give the training data by --data, "
+            f"'{catalogue.path}' was written with `records=False`; give the training data by `data`, "
             "or write it again with records"
         )
     return catalogue.records
@@ -77,7 +77,7 @@ def say_calibration(catalogue: Catalogue, what: str) -> None:
     found = catalogue.influence
     if found is None:
         log.info(
-            f"{what} from records, whose scale was not compared with exact gradients, which only --data gives: "
+            f"{what} from records, whose scale was not compared with exact gradients, which only `data` gives: "
             "values may be too small"
         )
         return
@@ -87,4 +87,4 @@ def say_calibration(catalogue: Catalogue, what: str) -> None:
     if correlation >= ENOUGH:
         log.info(said)
     else:
-        log.warning(f"{said}; trust the ranking less, take --data, or summarize with a larger --record-bytes")
+        log.warning(f"{said}; trust the ranking less, take `data`, or summarize with a larger `record_bytes`")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Best:
+class TopK:
     """The k largest and k smallest scores of each query over chunks of examples, ties in the order of the examples."""
 
     def __init__(self, queries: int, k: int):

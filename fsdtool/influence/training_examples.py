@@ -3,7 +3,7 @@
 A query is, per weight, a matrix Q = (G + lambda)^-1 G_q, and an example with gradient G_i scores <Q, G_i> / N.
 Records hold G_i = b a^T in the kept directions, so Q is given in these (Q, ks, ka), and the scores are brought to the
 scale of exact gradients (fsdtool.fitting.influence_calibration); of streamed examples G_i is exact
-and Q is a whole matrix (Q, rows, columns).  Where G_i = b a^T the score is b^T Q a, else an inner product.
+and Q is a whole matrix (Q, d_out, d_in).  Where G_i = b a^T the score is b^T Q a, else an inner product.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from fsdtool.data.source import Fingerprint
 from fsdtool.influence.data_gradients import Examples
 from fsdtool.influence.gradient_records import read_factors
 from fsdtool.influence.screening import Screen
-from fsdtool.influence.top_k import Best
-from fsdtool.network.per_example_gradients import Use, gradient, vectors
+from fsdtool.influence.top_k import TopK
+from fsdtool.network.per_example_gradients import LayerIO, gradient, vectors
 from fsdtool.summary.catalogue import Records
 from fsdtool.summary.reader import Summary
 from fsdtool.util.memory import BatchSize
@@ -64,7 +64,7 @@ class Recorded:
 
         return BatchSize(min(CHUNK, max(SCORES // len(queries[0]), 256))).parts(len(self), of)
 
-    def screened(self, queries: list[Tensor], best: Best) -> Scores:
+    def screened(self, queries: list[Tensor], best: TopK) -> Scores:
         """As `scores`, for queries as joined factors (Q, ks + ka); in full only what may be among the best."""
         shapes = [c.eigenvalues.shape for c in self._curvature]
         screen = Screen(self._curvature, [(q[:, :ks], q[:, ks:]) for q, (ks, _) in zip(queries, shapes, strict=True)])
@@ -95,14 +95,14 @@ class Streamed:
         return self._targets
 
     def scores(self, queries: list[Tensor]) -> Scores:
-        """Rows of the examples, and their scores (Q, n) on the CPU, for queries (Q, rows, columns) per weight."""
+        """Rows of the examples, and their scores (Q, n) on the CPU, for queries (Q, d_out, d_in) per weight."""
         forms = [Bilinear(q) for q in queries]
 
-        def score(uses: dict[int, Use]) -> Tensor:
+        def score(uses: dict[int, LayerIO]) -> Tensor:
             total = torch.zeros(())
             for block, form in zip(self.examples.blocks.values(), forms, strict=True):
                 pair = vectors(block, uses)
-                total = total + (form.whole(gradient(block, uses)) if pair is None else form(*pair))
+                total = total + (form.inner(gradient(block, uses)) if pair is None else form(*pair))
             return total.T
 
         return self._stream(score)
@@ -112,7 +112,7 @@ class Streamed:
         pairs = list(zip(self._curvature, self.examples.blocks.values(), strict=True))
         return self._stream(lambda uses: sum((c.quadratic(block, uses) for c, block in pairs), torch.zeros(())))
 
-    def _stream(self, value_of: Callable[[dict[int, Use]], Tensor]) -> Scores:
+    def _stream(self, value_of: Callable[[dict[int, LayerIO]], Tensor]) -> Scores:
         """`value_of` each batch, examples last, over N."""
         fingerprint, targets, stop = Fingerprint(self.examples.ids), [], 0
         for seen in self.examples.batches(self._batch_size):
@@ -156,7 +156,7 @@ class Bilinear:
             parts.append((product @ narrow[part, :, None])[:, :, 0])
         return torch.cat(parts)
 
-    def whole(self, g: Tensor) -> Tensor:
+    def inner(self, g: Tensor) -> Tensor:
         """Values (n, Q) of whole gradients g (n, r, c)."""
         return g.flatten(1) @ self.queries.flatten(1).T
 

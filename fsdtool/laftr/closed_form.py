@@ -87,7 +87,7 @@ def closed_form(
 
 def _enter(map0: _Affine, map1: _Affine, statistics: Statistics, k: int) -> Tensor:
     """M (2h + 1, 2h + 1) after the first affine map, from the input moments without forming them densely."""
-    inputs = statistics.input
+    inputs = statistics.gaussian
     mean = inputs.mean[k]
     identity = torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
     w0 = identity if map0.weight is None else map0.weight
@@ -158,8 +158,8 @@ def kronecker_factors(
     forward, joint = [], None
     for position, affine in enumerate(maps):
         if joint is None:
-            mean = statistics.input.mean[k]
-            forward.append(_bordered(statistics.input.covariance(k) + torch.outer(mean, mean), mean))
+            mean = statistics.gaussian.mean[k]
+            forward.append(_bordered(statistics.gaussian.covariance(k) + torch.outer(mean, mean), mean))
             joint = _enter(affine, affine, statistics, k)
         else:
             n = (joint.shape[0] - 1) // 2

@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fsdtool.laftr.form_choice import EXAMPLES, SAMPLED
 from fsdtool.laftr.metrics import measure
-from fsdtool.network.graph import Graph, Parameters
+from fsdtool.network.graph import Parameters
 from fsdtool.statistics.anchors import AnchoredOutputs, Anchors
 from fsdtool.statistics.component_laws import Statistics
 from fsdtool.statistics.distance_error import UNKNOWN, DistanceCalibration
-from fsdtool.tasks.task import Task
-from fsdtool.util.memory import BatchSize
+from fsdtool.statistics.sample import Sample
 
-EXAMPLES, SHARE = 1024, 0.05  # measured on: at most so many, and at most this share of the data
+MOST_EXAMPLES, SHARE = 1024, 0.05  # measured on: at most so many, and at most this share of the data
 FEWEST_EXAMPLES = 128
 FEWEST_CHANGES = 3  # that could be compared
 LEAST_CORRECTION = 0.1  # mean log ratio from which on distances are corrected
@@ -40,31 +40,22 @@ STEP, STEPS = 0.015, 4  # of gradient descent: the share of each weight's norm t
 
 def calibration_examples(examples: int) -> int:
     """How many examples of so many are measured on."""
-    return min(EXAMPLES, max(int(SHARE * examples), FEWEST_EXAMPLES))
+    return min(MOST_EXAMPLES, max(int(SHARE * examples), FEWEST_EXAMPLES))
 
 
 def calibrate_anchors(
-    graph: Graph,
-    reference: Parameters,
-    signal: Tensor,
-    targets: Tensor,
-    likely: Tensor | None,
-    task: Task,
-    seed: int,
-    batch_size: BatchSize,
-    *,
-    statistics: Statistics,
-    sample: Anchors,
+    examples: Sample, likely: Tensor | None, *, statistics: Statistics, anchors: Anchors, seed: int
 ) -> DistanceCalibration:
-    """The error of distances on anchors: `sample` holds those of the examples `signal` (m, n) with `targets`.
+    """The error of distances on anchors, of which `anchors` are those of the `examples`.
 
     likely: (m,) int64 labels that may be right where the given ones are wrong (None: unknown).
     """
+    task = examples.task
     names = tuple(task.metrics)
-    if sample.basis is None:
-        return DistanceCalibration("examples", 0, 0, dict.fromkeys(names, 1.0), dict.fromkeys(names, 0.0))
-    x = signal.reshape(-1, *graph.input_shape)
-    outputs = AnchoredOutputs(graph, reference, statistics, sample, task=task, device=signal.device)
+    if anchors.basis is None:
+        return DistanceCalibration(EXAMPLES, 0, 0, dict.fromkeys(names, 1.0), dict.fromkeys(names, 0.0))
+    graph, reference = examples.graph, examples.parameters
+    outputs = AnchoredOutputs(graph, reference, statistics, anchors, task=task, device=examples.device)
     batches = list(outputs.batches())
 
     def estimate(others: Sequence[Parameters]) -> dict[str, list[float]]:
@@ -76,59 +67,47 @@ def calibrate_anchors(
                 found[name].append(float(measure(name, outputs.anchors.outputs, moved).mean()))
         return found
 
-    return _calibrate("examples", graph, reference, x, targets, likely, task, seed, batch_size, estimate)
+    return _calibrate(EXAMPLES, examples, likely, seed, estimate)
 
 
 def calibrate_simulation(
-    graph: Graph,
-    reference: Parameters,
-    signal: Tensor,
-    targets: Tensor,
+    examples: Sample,
     likely: Tensor | None,
-    task: Task,
-    seed: int,
-    batch_size: BatchSize,
     *,
     estimate: Callable[[Sequence[Parameters], Sequence[str]], dict[str, list[float]]],
+    seed: int,
 ) -> DistanceCalibration:
-    """The error of distances on pseudo-samples; estimate(others, metrics) gives the summary's own, by metric."""
-    x = signal.reshape(-1, *graph.input_shape)
+    """The error of distances on pseudo-samples; estimate(others, metrics) gives the summary's own, by metric.
+
+    likely: as in `calibrate_anchors`.
+    """
 
     def by_metric(others: Sequence[Parameters]) -> dict[str, list[float]]:
-        return estimate(others, tuple(task.metrics))
+        return estimate(others, tuple(examples.task.metrics))
 
-    return _calibrate("sampled", graph, reference, x, targets, likely, task, seed, batch_size, by_metric)
+    return _calibrate(SAMPLED, examples, likely, seed, by_metric)
 
 
 def _calibrate(
     form: str,
-    graph: Graph,
-    reference: Parameters,
-    x: Tensor,
-    targets: Tensor,
+    examples: Sample,
     likely: Tensor | None,
-    task: Task,
     seed: int,
-    batch_size: BatchSize,
     estimate: Callable[[Sequence[Parameters]], dict[str, list[float]]],
 ) -> DistanceCalibration:
     """estimate(others) gives by metric what the summary says of each."""
-    others = list(changes(graph, reference, x, targets, likely, task, seed, batch_size))
-    exact: dict[str, list[float]] = {name: [] for name in task.metrics}
+    others = list(changes(examples, likely, seed))
+    exact: dict[str, list[float]] = {name: [] for name in examples.task.metrics}
     with torch.no_grad():
-        before = _run(graph, reference, x, batch_size)
+        before = examples.outputs(examples.parameters)
         for other in others:
-            after = _run(graph, other, x, batch_size)
+            after = examples.outputs(other)
             for name, values in exact.items():
                 values.append(float(measure(name, before, after).mean()))
     found = estimate(others)
     fitted = {name: _fit(np.asarray(values), np.asarray(found[name])) for name, values in exact.items()}
     correction, error = ({name: pair[i] for name, pair in fitted.items()} for i in (0, 1))
-    return DistanceCalibration(form, len(others), len(x), correction, error)
-
-
-def _run(graph: Graph, parameters: Parameters, x: Tensor, batch_size: BatchSize) -> Tensor:
-    return torch.cat(list(batch_size.parts(len(x), lambda rows: graph.run(parameters, x[rows]))))
+    return DistanceCalibration(form, len(others), len(examples), correction, error)
 
 
 def _fit(exact: np.ndarray, estimate: np.ndarray) -> tuple[float, float]:
@@ -147,19 +126,11 @@ def _fit(exact: np.ndarray, estimate: np.ndarray) -> tuple[float, float]:
 # The changes
 
 
-def changes(
-    graph: Graph,
-    reference: Parameters,
-    x: Tensor,
-    targets: Tensor,
-    likely: Tensor | None,
-    task: Task,
-    seed: int,
-    batch_size: BatchSize,
-) -> Iterator[dict[str, Tensor]]:
+def changes(examples: Sample, likely: Tensor | None, seed: int) -> Iterator[dict[str, Tensor]]:
     """Weights of networks that might come after the reference: damaged, or trained on."""
     generator = torch.Generator().manual_seed(seed)
-    weights = list(replace(graph, frozen=frozenset()).weight_uses())  # other checkpoints may differ in all
+    reference = examples.parameters
+    weights = list(replace(examples.graph, frozen=frozenset()).weight_uses())  # other checkpoints may differ in all
 
     def changed(change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         return {**reference, **{name: change(reference[name]) for name in weights}}
@@ -170,40 +141,30 @@ def changes(
         yield changed(partial(_rounded, bits=bits))
     for share in (0.3, 0.6):
         yield changed(partial(_pruned, share=share))
-    part = (len(x) + 1) // 2
-    descent = partial(_descent, graph, reference, weights, task=task, batch_size=batch_size, steps=(1, STEPS))
-    yield from descent(x[:part], targets[:part])
-    order = torch.randperm(part, generator=generator).to(targets.device)
-    yield from descent(x[:part], targets[:part][order])
+    part = examples[: (len(examples) + 1) // 2]
+    yield from _descent(part, weights)
+    order = torch.randperm(len(part), generator=generator).to(part.device)
+    yield from _descent(replace(part, targets=part.targets[order]), weights)
     if likely is not None:
-        yield from descent(x, likely)
+        yield from _descent(replace(examples, targets=likely), weights)
 
 
-def _descent(
-    graph: Graph,
-    reference: Parameters,
-    weights: Sequence[str],
-    x: Tensor,
-    targets: Tensor,
-    task: Task,
-    batch_size: BatchSize,
-    steps: Sequence[int],
-) -> Iterator[dict[str, Tensor]]:
-    """Weights after so many steps of gradient descent, each of which moves a weight by a share of its norm."""
-    current = {name: value.detach().clone() for name, value in reference.items()}
-    for step in range(1, max(steps) + 1):
+def _descent(examples: Sample, weights: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Weights after one and after STEPS steps of gradient descent, each moving a weight by a share of its norm."""
+    current = {name: value.detach().clone() for name, value in examples.parameters.items()}
+    for step in range(1, STEPS + 1):
         for name in weights:
             current[name].requires_grad_(True)
 
-        def slopes_of(rows: slice, current: dict[str, Tensor] = current) -> tuple[Tensor, ...]:
-            total = task.loss(graph.run(current, x[rows]), targets[rows]).sum()
+        def slopes_of(part: Sample, current: dict[str, Tensor] = current) -> tuple[Tensor, ...]:
+            total = part.task.loss(part.graph.run(current, part.inputs), part.targets).sum()
             return torch.autograd.grad(total, [current[name] for name in weights])
 
-        slopes = [sum(parts) for parts in zip(*batch_size.parts(len(x), slopes_of), strict=True)]
+        slopes = [sum(parts) for parts in zip(*examples.each(slopes_of), strict=True)]
         for name, slope in zip(weights, slopes, strict=True):
             w = current[name].detach()
             current[name] = w - STEP * w.norm() * slope / slope.norm().clamp(min=1e-30)
-        if step in steps:
+        if step in (1, STEPS):
             yield dict(current)
 
 

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fsdtool.errors import FsdtoolError
 from fsdtool.laftr.closed_form import closed_form
+from fsdtool.laftr.gates.policy import DEFAULT
 from fsdtool.laftr.metrics import SQUARED_ERROR, measure
 from fsdtool.laftr.output_matching import OutputCoupling
-from fsdtool.laftr.sampling import INDEPENDENT, MOVING, Simulation
+from fsdtool.laftr.sampling import Simulation
 from fsdtool.network.graph import Graph, Parameters
 from fsdtool.statistics.anchors import FEWEST, FEWEST_PROJECTED, AnchoredOutputs, Anchors
 from fsdtool.statistics.component_laws import Statistics
 from fsdtool.tasks.task import Task
 from fsdtool.util.progress import Track, silent
-
-EXAMPLES, SAMPLED, CLOSED = "examples", "sampled", "closed"
 
 SIMULATED_UNITS = 2**28  # scalars of all steps simulated, by default, in all samples together
 FEWEST_SAMPLES, MOST_SAMPLES = 4096, 65536
@@ -45,45 +42,10 @@ class Estimate:
     components: Tensor
 
 
-def choose_form(
-    form: str,
-    metric: str,
-    graph: Graph,
-    statistics: Statistics,
-    anchors: Anchors | None,
-    gates: str | None,
-    *,
-    source: str | Path,
-) -> str:
-    """'examples', 'closed' or 'sampled'.  Raises FsdtoolError where the form asked for does not exist.
-
-    'auto' takes the anchors, which were closest to the true distances on every data set measured.  For independent
-    gates it takes the closed form where that exists: there it is exact.  source: the summary, as an error names it.
-    """
-    obstacles = []
-    if not graph.is_chain():
-        obstacles.append("the network is not a plain chain of fully connected layers")
-    if metric not in ("kl2", "squared_error"):
-        obstacles.append(f"the metric is {metric}, and it knows kl2 and squared_error")
-    if metric == "kl2" and statistics.output_hessian is None:
-        obstacles.append("the summary has no output Hessian (too many outputs)")
-    if form == CLOSED and obstacles:
-        raise FsdtoolError(f"there is no closed form: {'; '.join(obstacles)}; use --form sampled")
-    if form == EXAMPLES and anchors is None:
-        raise FsdtoolError(f"'{source}' keeps no examples (it was written with --no-records); use --form sampled")
-    if form == EXAMPLES and gates is not None:
-        raise FsdtoolError("kept examples have gates of their own; leave out --gates, or use --form sampled")
-    if form != "auto":
-        return form
-    if gates is None and anchors is not None:
-        return EXAMPLES
-    return CLOSED if gates == INDEPENDENT and not obstacles else SAMPLED
-
-
 def default_samples(graph: Graph) -> int:
-    """Examples or pseudo-samples by default: as many as 2^28 scalars of all steps allow, from 4096 to 65536.
+    """Examples or pseudo-samples by default: 2^28 / (scalars of all steps), clipped to [4096, 65536].
 
-    Divergences have heavy tails: on a small network thousands of samples cost little and are still felt.
+    KL is heavy-tailed: the variance of its mean still falls at 65,536 samples.
     """
     affordable = SIMULATED_UNITS // sum(step.units for step in graph.steps)
     return min(max(affordable, FEWEST_SAMPLES), MOST_SAMPLES)
@@ -153,7 +115,7 @@ def on_pseudo_samples(
     statistics: Statistics,
     metrics: Sequence[str],
     *,
-    gates: str = MOVING,
+    gates: str = DEFAULT,
     samples: int,
     seed: int,
     device: torch.device,
@@ -172,7 +134,7 @@ def on_pseudo_samples(
 
     def measured(k: int, n: int) -> tuple[int, Tensor]:
         """Distances (metrics, others, n) of pseudo-samples of component k."""
-        x, f0, tape = simulation.draw(k, n)
+        x, f0, tape = simulation.forward(k, n)
         law = _recorded_law(simulation, k, f0) if set(metrics) - {SQUARED_ERROR} else None
         rho = torch.empty(len(metrics), len(others), len(x), dtype=torch.float64)
         for i, other in enumerate(others):
@@ -185,7 +147,7 @@ def on_pseudo_samples(
 
     with track("pseudo-samples", samples) as advance, torch.no_grad():
         for group in range(groups):
-            for k, rho in simulation.each(max(samples // groups, 1), measured):
+            for k, rho in simulation.batches(max(samples // groups, 1), measured):
                 total[group, ..., k] += rho.sum(-1)
                 count[group, ..., k] += rho.shape[-1]
                 advance(rho.shape[-1])
@@ -227,5 +189,5 @@ def output_hessian(statistics: Statistics, metric: str, outputs: int) -> Tensor:
     if metric == "kl2":
         assert statistics.output_hessian is not None
         return statistics.output_hessian
-    mean = statistics.input.mean
+    mean = statistics.gaussian.mean
     return torch.eye(outputs, dtype=mean.dtype, device=mean.device).expand(len(mean), -1, -1)

@@ -1,11 +1,17 @@
-"""How far two outputs lie apart: the metrics rho of function space distance, which tasks define."""
+"""How far two outputs lie apart: the metrics rho of function space distance, which tasks define.
+
+Nothing here imports torch: the command line asks for the names.
+"""
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from fsdtool.errors import FsdtoolError
 from fsdtool.tasks.task import Measure, Task, tasks
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SQUARED_ERROR = "squared_error"  # all tasks have it
 

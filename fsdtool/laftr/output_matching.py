@@ -1,7 +1,7 @@
 """Simulated outputs moved to the recorded law of the reference's outputs, for divergences.
 
-A network that is sure of its training data is surer of it than of Gaussian inputs, and divergences live on the few
-outputs that it is not sure of.
+Networks are overconfident on training data, and KL is dominated by small margins: on Gaussian inputs the margins are
+too small.  So simulated outputs are matched to recorded quantiles.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ ROUNDING = 1e-6  # relative, of float32 outputs: less than this is no spread
 class OutputCoupling:
     """Simulated outputs f0 (n, O) of a component, moved to the recorded law of the reference's outputs.
 
-    A network that is sure of its training data is surer of it than of Gaussian inputs, and divergences live on the
-    few outputs that it is not sure of.  So the sample whose margin has rank r of n takes a recorded output f0'
+    The sample whose margin has rank r of n takes a recorded output f0'
     (R, O) from the r-th of n equal parts of the record, in the order of their margins.  Another checkpoint's change
     df = f1 - f0 follows by its regression on f0 over the samples: df' = df + (f0' - f0) A, shrunk by RIDGE times the
     mean variance of f0, and at least by SHIFT times the mean square of f0' - f0: samples that hardly differ, as those

@@ -7,7 +7,7 @@ the cost of little more than a forward and a backward pass per call.  Divergence
 outputs, not at recorded ones as the command does: their scale goes into the strength of the penalty.  Closed form:
 the exact expectation at each call.
 
-Gates are 'moving' by default (see `simulate`): at the reference they are those of LAFTR, and they switch when training
+Gates are 'moving' by default: at the reference they are those of LAFTR, and they switch when training
 carries a unit over its break.  'coupled' and 'independent' ones stay where they are; they do not see that training
 moves the gates on the old data, and far from the reference a penalty loses much by that.  With 'own' gates both
 networks run on the pseudo-inputs as they are.
@@ -23,12 +23,15 @@ from torch import Tensor, nn
 
 from fsdtool.errors import FsdtoolError
 from fsdtool.laftr.closed_form import closed_form
-from fsdtool.laftr.distance_forms import CLOSED, choose_form, output_hessian
+from fsdtool.laftr.distance_forms import output_hessian
+from fsdtool.laftr.form_choice import CLOSED, choose_form
+from fsdtool.laftr.gates.policy import DEFAULT, policies
 from fsdtool.laftr.metrics import check_metric, default_metric, measure
-from fsdtool.laftr.sampling import COUPLED, INDEPENDENT, MOVING, Simulation, Tape
+from fsdtool.laftr.sampling import Simulation
 from fsdtool.model.computed_weights import plain_values
 from fsdtool.model.state_dict_names import match_state
 from fsdtool.network.graph import Graph, Parameters
+from fsdtool.network.tape import Tape
 from fsdtool.statistics.anchors import Anchors
 from fsdtool.statistics.component_laws import Statistics
 from fsdtool.tasks.task import Task
@@ -36,7 +39,6 @@ from fsdtool.tasks.task import Task
 POOL_BYTES = 2**28  # held by the gates of a pool
 LARGEST_POOL = 4096
 OWN = "own"
-GATES = (MOVING, COUPLED, INDEPENDENT, OWN)
 PASSES = 4  # over a pool before the next one is drawn
 
 
@@ -69,17 +71,19 @@ class Penalty:
         self.metric = metric or default_metric(task)
         check_metric(self.metric, task, source)
         self.form = choose_form(form, self.metric, graph, statistics, anchors, gates, source=source)
-        if gates not in GATES:
-            raise FsdtoolError(f"there are no gates '{gates}'; give one of {', '.join(GATES)}")
+        known = (*policies(), OWN)
+        if gates not in known:
+            raise FsdtoolError(f"there are no gates '{gates}'; give one of {', '.join(known)}")
         self._own = gates == OWN
         if parameters is None:
-            raise FsdtoolError(f"'{source}' was written with --no-weights; write it again with weights")
+            raise FsdtoolError(f"'{source}' was written with `keep_weights=False`; write it again with weights")
         self._shapes, self._graph = shapes, graph
         self._reference = {name: value.to(device) for name, value in parameters.items()}
         self._statistics: Statistics = statistics.to(device, torch.float32)
         closed = self.form == CLOSED
         self._hessian = output_hessian(self._statistics, self.metric, graph.outputs) if closed else None
-        self._simulation = Simulation(graph, self._reference, statistics, gates=gates, seed=seed, device=device)
+        policy = DEFAULT if self._own else gates  # of their own gates nothing is drawn
+        self._simulation = Simulation(graph, self._reference, statistics, gates=policy, seed=seed, device=device)
         self._pool: tuple[Tensor, Tensor, Tape | None] | None = None
         self._order = torch.empty(0, dtype=torch.int64)
 
@@ -118,7 +122,7 @@ class Penalty:
         """A new pool: pseudo-samples of all components, and the random order to take them in."""
         held = sum(self._graph.steps[i].units for i in self._graph.indices("activation", "maximum"))
         count = max(min(POOL_BYTES // (4 * max(held, 1)), LARGEST_POOL), batch)
-        drawn = self._simulation.each(count, self._draw_component)
+        drawn = self._simulation.batches(count, self._draw_component)
         x, f0, tapes = zip(*drawn, strict=True)
         pool = torch.cat(x), torch.cat(f0), None if self._own else type(tapes[0]).concatenate(tapes)
         generator = self._simulation.generator
@@ -131,7 +135,7 @@ class Penalty:
     def _draw_component(self, k: int, count: int) -> tuple[Tensor, Tensor, Tape | None]:
         """`count` pseudo-samples of component k: inputs, outputs of the reference, the tape of its gates."""
         if not self._own:
-            return self._simulation.draw(k, count)
-        x, _, _ = self._simulation.begin(k, count)
+            return self._simulation.forward(k, count)
+        x, _, _ = self._simulation.inputs_and_gates(k, count)
         with torch.no_grad():
             return x, self._graph.run(self._reference, x), None

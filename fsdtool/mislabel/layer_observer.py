@@ -35,7 +35,7 @@ class LayerObserver:
     def __init__(self, summary: Summary, examples: Examples, models: ClassModels):
         self.summary, self.examples, self.models = summary, examples, models
         self.network = _hooked(examples.network, models.layers, summary)
-        basis = summary.statistics.input.basis
+        basis = summary.statistics.gaussian.basis
         self.basis = None if basis is None else basis.to(examples.device)
         layers = self.network.evidence_layers()
         self.watched = {name: last for name, last in layers.items() if name in models.layers}

@@ -1,10 +1,10 @@
 """Per-example gradients of the weights, as sums of outer products, formed only where that is cheapest.
 
 An affine layer y = W a + b used at positions p (pixels, tokens, or one) has the gradient G = sum_p b_p
-[a_p; 1]^T, with a_p its input patch and b_p the gradient of the loss at its output: a matrix (rows =
-outputs, columns = inputs per output, plus one for the bias).  A weight used at several places of the
-network sums over its uses.  Projected on bases S (rows, ks) and A (columns, ka): S^T G A = sum_p (S^T b_p)
-(A^T [a_p; 1])^T.
+[a_p; 1]^T, with a_p its input patch and b_p the gradient of the loss at its output: a matrix (d_out, d_in),
+d_out outputs and d_in inputs per output, plus one for the bias.  A weight used at several places of the network sums
+over its uses.  Projected on bases U_S (d_out, ks) and U_A (d_in, ka): U_S^T G U_A = sum_p (U_S^T b_p) (U_A^T [a_p;
+1])^T.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fsdtool.network.graph import GateRule, Graph, Observer, Parameters, Step
-from fsdtool.network.operations.weighted import Block, Use, Weighted, weighted
+from fsdtool.network.operations.weighted import Block, LayerIO, Weighted, weighted
 
 GRADIENT_NUMBERS = 2**24  # of gradients formed whole at once
 PAIRING = 1.0  # cost of a multiplication between pairs of positions, in those that form a gradient
@@ -29,8 +29,8 @@ def blocks(graph: Graph, parameters: Parameters) -> list[Block]:
     found = []
     for weight, (steps, bias) in graph.weight_uses().items():
         shape = parameters[weight].shape
-        columns = math.prod(shape[1:]) + (bias is not None)
-        found.append(Block(weight, bias, tuple(steps), shape[0], columns, tuple(shape[2:])))
+        d_in = math.prod(shape[1:]) + (bias is not None)
+        found.append(Block(weight, bias, tuple(steps), shape[0], d_in, tuple(shape[2:])))
     return found
 
 
@@ -50,7 +50,7 @@ def capture(
     *,
     gate: GateRule | None = None,
     observe: Observer | None = None,
-) -> tuple[Tensor, dict[int, Use]]:
+) -> tuple[Tensor, dict[int, LayerIO]]:
     """Run the graph on x and back: logits (batch, O), and what each step that uses a weight saw.
 
     `output_gradient(logits)` gives the gradient at the outputs (batch, O).  `observe(step, inputs, output)`
@@ -75,36 +75,36 @@ def capture(
         # of a scalar: for a vector torch first imports its symbolic shapes, which takes half a second
         inner = (logits * output_gradient(logits.detach())).sum()
         gradients = torch.autograd.grad(inner, outputs)
-    uses = {i: Use(step, a, gradient) for (i, (step, a, _)), gradient in zip(seen.items(), gradients, strict=True)}
+    uses = {i: LayerIO(step, a, gradient) for (i, (step, a, _)), gradient in zip(seen.items(), gradients, strict=True)}
     return logits.detach(), uses
 
 
-def project(block: Block, uses: dict[int, Use], rows: Tensor, columns: Tensor) -> Tensor:
-    """S^T G A (batch, ks, ka) of every example for `rows` S (block.rows, ks), `columns` A (.columns, ka)."""
-    return functools.reduce(torch.add, (_project(block, uses[i], rows, columns) for i in block.steps))
+def project(block: Block, uses: dict[int, LayerIO], u_s: Tensor, u_a: Tensor) -> Tensor:
+    """U_S^T G U_A (batch, ks, ka) of every example for bases `u_s` (d_out, ks) and `u_a` (d_in, ka)."""
+    return functools.reduce(torch.add, (_project(block, uses[i], u_s, u_a) for i in block.steps))
 
 
-def gradient(block: Block, uses: dict[int, Use]) -> Tensor:
-    """G (batch, rows, columns) of every example."""
+def gradient(block: Block, uses: dict[int, LayerIO]) -> Tensor:
+    """G (batch, d_out, d_in) of every example."""
     return functools.reduce(torch.add, (weighted(uses[i].step).gradient(block, uses[i]) for i in block.steps))
 
 
-def squared_norms(block: Block, uses: dict[int, Use]) -> Tensor:
+def squared_norms(block: Block, uses: dict[int, LayerIO]) -> Tensor:
     """||G||_F^2 (batch,) of every example, G formed only where its positions' inner products would cost more."""
     pair = vectors(block, uses)
     if pair is not None:
         return pair[0].square().sum(1) * pair[1].square().sum(1)
     use = uses[block.steps[0]]
-    positions, operation = use.gradient[0].numel() // block.rows, weighted(use.step)
+    positions, operation = use.gradient[0].numel() // block.d_out, weighted(use.step)
     grouped = operation.is_grouped(use.step)
-    if len(block.steps) > 1 or grouped or PAIRING * positions * (block.rows + block.columns) > block.size:
+    if len(block.steps) > 1 or grouped or PAIRING * positions * (block.d_out + block.d_in) > block.size:
         return torch.cat([part.square().sum((1, 2)) for part in _gradients(block, uses)])
     a, b = operation.positions(block, use)
     return ((a @ a.mT) * (b @ b.mT)).sum((1, 2))  # sum over p, q of (a_p . a_q) (b_p . b_q)
 
 
-def vectors(block: Block, uses: dict[int, Use]) -> tuple[Tensor, Tensor] | None:
-    """b (batch, rows) and [a; 1] (batch, columns) of G = b [a; 1]^T; None where G is a sum of them."""
+def vectors(block: Block, uses: dict[int, LayerIO]) -> tuple[Tensor, Tensor] | None:
+    """b (batch, d_out) and [a; 1] (batch, d_in) of G = b [a; 1]^T; None where G is a sum of them."""
     use = uses[block.steps[0]]
     if len(block.steps) > 1 or not weighted(use.step).has_rank_one(use.step):
         return None
@@ -118,27 +118,31 @@ def has_rank_one(block: Block, graph: Graph) -> bool:
     return len(block.steps) == 1 and weighted(step).has_rank_one(step)
 
 
-def rows_of_factors(block: Block, uses: dict[int, Use], most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Up to `most` positions per example and use: gradients (n, rows) and inputs [a; 1] (n, columns), paired.
+def sampled_layer_io(
+    block: Block, uses: dict[int, LayerIO], most: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Up to `most` positions per example and use: gradients (n, d_out) and inputs [a; 1] (n, d_in), paired.
 
-    For a grouped convolution an input row belongs to one group, so its gradients are zero outside the
-    group's rows.
+    For a grouped convolution an input belongs to one group, so its gradients are zero outside the
+    group's outputs.
     """
     pairs = [weighted(uses[i].step).choose(block, uses[i], most, generator) for i in block.steps]
     return torch.cat([b for _, b in pairs]), torch.cat([a for a, _ in pairs])
 
 
-def _gradients(block: Block, uses: dict[int, Use]) -> Iterator[Tensor]:
+def _gradients(block: Block, uses: dict[int, LayerIO]) -> Iterator[Tensor]:
     """G of the examples in parts that hold few numbers."""
     count = len(uses[block.steps[0]].input)
     most = max(GRADIENT_NUMBERS // block.size, 1)
     for start in range(0, count, most):
         part = slice(start, start + most)
-        yield gradient(block, {i: Use(uses[i].step, uses[i].input[part], uses[i].gradient[part]) for i in block.steps})
+        yield gradient(
+            block, {i: LayerIO(uses[i].step, uses[i].input[part], uses[i].gradient[part]) for i in block.steps}
+        )
 
 
-def _project(block: Block, use: Use, rows: Tensor, columns: Tensor) -> Tensor:
+def _project(block: Block, use: LayerIO, u_s: Tensor, u_a: Tensor) -> Tensor:
     operation = weighted(use.step)
-    if operation.costs_more(block, use, rows.shape[1], columns.shape[1], UNFOLDING):
-        return rows.T @ (operation.gradient(block, use) @ columns)
-    return operation.project(block, use, rows, columns)
+    if operation.costs_more(block, use, u_s.shape[1], u_a.shape[1], UNFOLDING):
+        return u_s.T @ (operation.gradient(block, use) @ u_a)
+    return operation.project(block, use, u_s, u_a)

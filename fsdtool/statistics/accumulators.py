@@ -1,30 +1,38 @@
-"""Sums over the training examples that merge: input moments, gate statistics, output Hessians.
+"""What is added up of each component: moments of the inputs, gates of each step, output Hessians, some outputs.
 
-Every accumulator has `update` (a batch), `merge` (the same over other examples) and `finalize`.  All sums
-are float64; means and covariances are kept centred and merged by the pairwise update of Chan, Golub,
-LeVeque (1983), so that two halves added equal the whole to rounding.  K components, n input dimensions, U
-units of a step, O outputs.  What the sums become is in fsdtool.statistics.component_laws.
+They are accumulators (fsdtool.statistics.merging).  All sums are float64; means and covariances are kept centred and
+merged by the pairwise update of Chan, Golub, LeVeque (1983), so that parts added equal the whole to rounding.  K
+components, n input dimensions, U units of a step, O outputs.  What the sums become is in
+fsdtool.statistics.component_laws.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fsdtool.errors import FsdtoolError
 from fsdtool.network.activations import Activation
 from fsdtool.network.graph import Step
-from fsdtool.statistics.component_laws import GateStatistics, InputStatistics, OutputSample
+from fsdtool.statistics.component_laws import GateStatistics, OutputSample
+from fsdtool.statistics.gaussian_inputs import GaussianInputs
+from fsdtool.statistics.merging import State, Sums
 from fsdtool.tasks.task import Task
 
 MOMENTS = ("m", "m^2", "c", "m c", "c^2")
 
 
-class CentredMoments:
-    """Count, mean and centred second moments of vectors, per component, in an optional orthonormal basis."""
+class CentredMoments(Sums):
+    """Count, mean and centred second moments of vectors, per component, in an optional orthonormal basis.
+
+    basis (n, r): the second moments (K, r, r) are those of the coordinates in it; beside them the squares (K, n) of
+    every coordinate are summed.
+    """
 
     def __init__(
         self,
@@ -54,6 +62,10 @@ class CentredMoments:
             projected = self._project(d)
             self._add(k, float(part.shape[0]), mean, projected.T @ projected, (d * d).sum(0))
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Count (K,), mean (K, n), centred sums core (K, r, r) and squares (K, n)."""
+        return {"count": self.count, "mean": self.mean, "core": self.core, "squares": self.squares}
+
     def merge(self, other: CentredMoments) -> None:
         """Add the sums of other examples.  Raises FsdtoolError when the two use different bases."""
         same = self.basis is other.basis or (
@@ -77,7 +89,7 @@ class CentredMoments:
         self.mean[k] += delta * (count / total)
         self.count[k] = total
 
-    def finalize(self) -> InputStatistics:
+    def finalize(self) -> GaussianInputs:
         """The Gaussian of each component that has examples, in order (covariances divided by the count)."""
         present = self.count > 0
         count = self.count[present]
@@ -86,11 +98,15 @@ class CentredMoments:
         if self.basis is not None:
             inside = torch.stack([((self.basis @ c) * self.basis).sum(1) for c in core])  # (K, n)
             diagonal = (self.squares[present] / count[:, None] - inside).clamp(min=0)
-        return InputStatistics(self.mean[present], self.basis, core, diagonal)
+        return GaussianInputs(self.mean[present], self.basis, core, diagonal)
 
 
-class GateMoments:
-    """Sums of one activation step's gates per component and unit."""
+class GateMoments(Sums):
+    """Sums of one activation step's gates per component and unit.
+
+    Of a piecewise linear activation of J pieces sums (K, J - 1, U) count the examples in pieces 1 .. J - 1; of a smooth
+    one sums (K, 5, U) are those of m, m^2, c, m c, c^2, where phi(s) = m s + c.
+    """
 
     def __init__(self, step: Step, components: int, device: torch.device | None = None):
         self.activation: Activation = step.activation()
@@ -115,10 +131,9 @@ class GateMoments:
         for row, value in enumerate((m, m * m, c, m * c, c * c)):
             self.sums[:, row].index_add_(0, component, value)
 
-    def merge(self, other: GateMoments) -> None:
-        """Add the sums of other examples."""
-        self.count += other.count
-        self.sums += other.sums
+    def tensors(self) -> dict[str, Tensor]:
+        """Count (K,) and sums (K, J - 1 or 5, U)."""
+        return {"count": self.count, "sums": self.sums}
 
     def finalize(self) -> GateStatistics:
         """Means over each component that has examples, in component order."""
@@ -129,7 +144,10 @@ class GateMoments:
 
 
 class OutputReservoir:
-    """An even sample of the outputs of each component: every 2^t-th of them, t such that they stay few."""
+    """An even sample of the outputs of each component: every 2^t-th of them, t such that they stay few.
+
+    Merged parts are as even a sample, but not the one of a single pass: which outputs are kept depends on the order.
+    """
 
     NUMBERS = 2**17  # kept in all, where nothing else is said
 
@@ -157,13 +175,24 @@ class OutputReservoir:
             self.stride[k], self.seen[k] = stride, self.seen[k] + other.seen[k]
             self._thin(k)
 
-    def state(self) -> tuple[list[Tensor], list[int], list[int]]:
-        """What `restore` takes to undo the updates since."""
-        return list(self.kept), list(self.stride), list(self.seen)
+    def copy(self) -> OutputReservoir:
+        """The same sample, to come back to after updates; no output is copied."""
+        other = copy(self)
+        other.kept, other.stride, other.seen = list(self.kept), list(self.stride), list(self.seen)
+        return other
 
-    def restore(self, state: tuple[list[Tensor], list[int], list[int]]) -> None:
-        """Be again as when `state` was called."""
-        self.kept, self.stride, self.seen = state
+    def state(self) -> State:
+        """Stride and number seen (K,) of each component, the outputs kept (R, O) and the component (R,) of each."""
+        held = _numbered(self.kept)
+        found = {"stride": self.stride, "seen": self.seen, "values": held.values, "component": held.component}
+        return {name: np.asarray(value, np.float64) for name, value in found.items()}
+
+    def from_state(self, state: Mapping[str, np.ndarray]) -> OutputReservoir:
+        """This empty sample as it was when `state` was asked for; the same object."""
+        values, component = torch.from_numpy(state["values"]).float(), torch.from_numpy(state["component"])
+        self.kept = [values[component == k] for k in range(len(self.kept))]
+        self.stride, self.seen = (state[name].astype(int).tolist() for name in ("stride", "seen"))
+        return self
 
     def _thin(self, k: int) -> None:
         while len(self.kept[k]) > self.most:
@@ -172,13 +201,17 @@ class OutputReservoir:
 
     def finalize(self) -> OutputSample:
         """The sample, its components numbered among those that have examples."""
-        present = [kept for kept in self.kept if len(kept)]
-        number = torch.arange(len(present)).repeat_interleave(torch.tensor([len(kept) for kept in present]))
-        return OutputSample(torch.cat(present), number)
+        return _numbered([kept for kept in self.kept if len(kept)])
 
 
-class OutputMoments:
-    """Sums of the Hessian of a task's loss at the outputs."""
+def _numbered(kept: Sequence[Tensor]) -> OutputSample:
+    """The outputs kept (R_k, O) of each component, as one sample."""
+    number = torch.arange(len(kept)).repeat_interleave(torch.tensor([len(part) for part in kept]))
+    return OutputSample(torch.cat(list(kept)), number)
+
+
+class OutputMoments(Sums):
+    """Sums (K, O, O) of the Hessian of a task's loss at the outputs."""
 
     LARGEST = 256  # outputs; beyond, K O^2 numbers would outgrow everything else in the file
 
@@ -201,10 +234,9 @@ class OutputMoments:
         for k in component.unique().tolist():
             self.sums[k] += self.task.hessian_sum(logits[component == k].double())
 
-    def merge(self, other: OutputMoments) -> None:
-        """Add the sums of other examples."""
-        self.count += other.count
-        self.sums += other.sums
+    def tensors(self) -> dict[str, Tensor]:
+        """Count (K,) and sums (K, O, O), or (K, 0, 0) of too many outputs."""
+        return {"count": self.count, "sums": self.sums}
 
     def finalize(self) -> Tensor | None:
         """Mean Hessian (K, O, O) of each component that has examples, or None when O is above `LARGEST`."""

@@ -1,52 +1,58 @@
 """Anchors: a sample of training examples, each kept by its projection and its outputs, to measure distances on.
 
-With B a basis (n, r) of leading directions of the inputs, m_k the mean input of its component, c = B^T (x - m_k) the
-projection of an example x and f' its outputs under the reference theta0, what is left of the example is
+B (n, r) holds leading directions of the inputs, m_k is the mean input of the example's component, c = B^T (x - m_k) the
+projection of an example x, and f' are its outputs under the reference theta0.  The example is kept as c and f', and
+rebuilt as
     x~ = m_k + B c
-and a distance is the mean over anchors of rho(f', f' + f(x~; theta1) - f(x~; theta0)).  Both networks run as they are.
+A distance is the mean over anchors of rho(f', f' + f(x~; theta1) - f(x~; theta0)).  Both networks run as they are.
 Inputs of few dimensions have no basis: they are kept whole, and then only the choice of the sample is an estimate.
 
-Of more examples than can be kept, most anchors are evenly spaced, and an eighth are those that lie farthest out, by
-the sum of squares of their standardized coefficients: in heavy-tailed data a few examples make up most of a distance.
-Those stand for themselves alone, the others for all the rest.
+Where there are more examples than can be kept, most anchors are evenly spaced.  An eighth are the examples farthest
+out, by the sum of squares of their standardized coefficients: in heavy-tailed data a few examples make up most of a
+distance.  These stand for themselves alone, the evenly spaced ones for all the rest.
 
-A classifier that has memorised examples knows them by what the projection leaves out.  So its x~ are moved, before
-anything is measured, within the variance D of what was left out, until the margins of the recorded outputs are met:
+A classifier recognises examples that it has memorised by what the projection drops.  So before anything is measured
+each x~ is moved, along the variance D that the projection dropped, until its largest outputs are as recorded, by
 Gauss-Newton steps
     x~ + D J^T (J D J^T + eps)^-1 (g' - g(x~))   with g the largest outputs, each less the mean of all, and J = dg/dx.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fsdtool.network.graph import Graph, Parameters
-from fsdtool.statistics.component_laws import InputStatistics, Statistics
+from fsdtool.statistics.component_laws import Statistics
+from fsdtool.statistics.gaussian_inputs import GaussianInputs
+from fsdtool.statistics.merging import BatchView, RowTensors, State, joined, part_of
+from fsdtool.statistics.sample import even_rows
 from fsdtool.tasks.task import Task
 from fsdtool.util.memory import BatchSize
 
-FEWEST_KEPT, MOST_KEPT = 512, 8192
+FEWEST_KEPT, MOST_KEPT = 512, 8192  # anchors, as far as the budget allows
 FEWEST_STORED = 64  # whatever the budget
 ALONE = 8  # one in so many anchors is there because it lies far out
 ANCHORS_SHARE = 4  # one part in so many of the budget of statistics is the most that anchors take
 KEPT_UNITS = 2**30  # scalars of all steps for all anchors together, which bounds the time of a distance
 BATCH_UNITS = 2**25  # scalars of all steps held per batch
 MET_OUTPUTS, STEPS, RIDGE = 2, 2, 1e-3  # of the Gauss-Newton steps
-FEWEST = 5  # anchors of a component to speak for it, unless they are all of its examples
+FEWEST = 5  # anchors that a component needs for a distance of its own, unless they are all of its examples
 # Of projected ones: of 64 clusters of 1,500 images of CIFAR-10N those of fewer were off by up to 2.9 times (KL).
 FEWEST_PROJECTED = 24
 
 
 @dataclass(frozen=True)
 class Anchors:
-    """inputs (R, r) projections c, or (R, n) whole; outputs (R, O) of the reference; component (R,) int64.
+    """R examples as they are kept.
 
-    alone: (R,) bool, which stand for themselves alone.  basis: (n, r), or None where inputs are whole.
+    inputs: projections c (R, r), or whole (R, n).  outputs (R, O) of the reference.  component (R,) int64.  alone (R,)
+    bool: which stand for themselves alone.  basis (n, r), or None where inputs are whole.
     """
 
     inputs: Tensor
@@ -73,78 +79,121 @@ class Anchors:
         return Anchors(self.inputs[rows], self.outputs[rows], self.component[rows], self.alone[rows], self.basis)
 
 
-def even_rows(total: int, count: int) -> Tensor:
-    """At most `count` of range(total), evenly spaced: int64, increasing."""
-    return torch.linspace(0, total - 1, min(count, total), dtype=torch.float64).round().long().unique()
-
-
 def anchor_count(graph: Graph, examples: int, numbers_each: int, budget: int) -> int:
     """How many anchors of `numbers_each` float32 fit a quarter of `budget` bytes and the time of a distance."""
     affordable = max(KEPT_UNITS // sum(step.units for step in graph.steps), FEWEST_KEPT)
     return min(examples, MOST_KEPT, affordable, max(budget // ANCHORS_SHARE // (4 * numbers_each), FEWEST_STORED))
 
 
-class AnchorRows:
-    """Fills anchors as the examples of a pass come by."""
+@dataclass(frozen=True)
+class AnchorPlan:
+    """Which examples become anchors, fixed before the pass.
 
-    def __init__(self, examples: int, count: int, basis: Tensor | None, sample: Tensor, outputs: int):
+    rows (R,) int64: those evenly spaced.  most_alone: how many of the others that lie farthest out.  basis (n, r), or
+    None to keep inputs whole.  centre (n,) and precision (r,), one over the spread of each coefficient, say how far out
+    an example lies.
+    """
+
+    rows: Tensor
+    most_alone: int
+    basis: Tensor | None
+    centre: Tensor
+    precision: Tensor
+
+    @classmethod
+    def of(cls, examples: int, count: int, basis: Tensor | None, sample: Tensor) -> AnchorPlan:
         """`count` of so many examples; sample (m, n): some inputs, which say how far out others lie."""
-        self.most_alone = count // ALONE if count < examples else 0
-        self.rows = even_rows(examples, count - self.most_alone)
-        self.basis = basis
-        self.centre = sample.mean(0)
-        coefficients = self._project(sample)
-        spread = coefficients.std(0, unbiased=False)
+        most_alone = count // ALONE if count < examples else 0
+        centre = sample.mean(0)
+        plan = cls(even_rows(examples, count - most_alone), most_alone, basis, centre, centre)
+        spread = plan.coefficients(sample).std(0, unbiased=False)
         # Below this, what varies is rounding.
-        least = 1e-6 * (self.centre.abs() if basis is None else spread.max())
-        self.precision = torch.where(spread > least, 1 / spread.clamp(min=1e-30), 0)
-        self.inputs = torch.zeros(len(self.rows), coefficients.shape[1])
-        self.outputs = torch.zeros(len(self.rows), outputs)
-        self.component = torch.zeros(len(self.rows), dtype=torch.int64)
-        # Those farthest out so far: distance, row, inputs, outputs, component.
-        self._far = [torch.empty(0), torch.empty(0).long(), self.inputs[:0], self.outputs[:0], self.component[:0]]
+        least = 1e-6 * (centre.abs() if basis is None else spread.max())
+        return replace(plan, precision=torch.where(spread > least, 1 / spread.clamp(min=1e-30), 0))
 
-    def update(self, rows: slice, x: Tensor, logits: Tensor, component: Tensor) -> None:
-        """Take the anchors among the examples `rows`: inputs x (batch, n), logits (batch, O), component (batch,)."""
-        coefficients = self._project(x)
-        first, last = np.searchsorted(self.rows.numpy(), (rows.start, rows.stop))
-        chosen = (self.rows[first:last] - rows.start).to(x.device)
-        self.inputs[first:last] = coefficients[chosen].cpu()
-        self.outputs[first:last] = logits[chosen].detach().float().cpu()
-        self.component[first:last] = component[chosen].cpu()
-        if self.most_alone:
-            self._keep_far(rows, coefficients, logits.detach().float(), component)
-
-    def _keep_far(self, rows: slice, coefficients: Tensor, logits: Tensor, component: Tensor) -> None:
-        deviation = coefficients if self.basis is not None else coefficients - self.centre.to(coefficients)
-        distance = (deviation * self.precision.to(coefficients)).square().sum(1)
-        far = distance.topk(min(self.most_alone, len(distance))).indices
-        row = torch.arange(rows.start, rows.stop, device=far.device)
-        batch = [part[far].cpu() for part in (distance, row, coefficients, logits, component)]
-        again = ~torch.isin(self._far[1], batch[1])  # a batch may come twice, when memory ran out
-        joined = [torch.cat([held[again], new]) for held, new in zip(self._far, batch, strict=True)]
-        best = joined[0].argsort(descending=True, stable=True)[: self.most_alone]
-        self._far = [part[best] for part in joined]
-
-    def _project(self, x: Tensor) -> Tensor:
-        """Coefficients (batch, r) of x (batch, n) less the centre; x itself without a basis."""
+    def coefficients(self, x: Tensor) -> Tensor:
+        """Coefficients (batch, r) float32 of x (batch, n) less the centre; x itself without a basis."""
         return x.float() if self.basis is None else ((x - self.centre.to(x)) @ self.basis.to(x)).float()
 
-    def finalize(self, present: Tensor, statistics: InputStatistics) -> Anchors:
+    def distance(self, coefficients: Tensor) -> Tensor:
+        """How far out (batch,) examples with these coefficients (batch, r) lie: the sum of squared deviations."""
+        deviation = coefficients if self.basis is not None else coefficients - self.centre.to(coefficients)
+        return (deviation * self.precision.to(coefficients)).square().sum(1)
+
+
+class AnchorRows:
+    """The anchors among the examples of a pass: rows that are evenly spaced, and the farthest out so far.
+
+    outputs: number of outputs O of the network.
+    """
+
+    def __init__(self, plan: AnchorPlan, outputs: int):
+        self.plan = plan
+        like = {
+            "inputs": torch.empty(0, len(plan.precision)),
+            "outputs": torch.empty(0, outputs),
+            "component": torch.empty(0, dtype=torch.int64),
+        }
+        self._even = RowTensors(len(plan.rows), like)
+        self._far = {"distance": torch.empty(0), "row": torch.empty(0, dtype=torch.int64)} | like
+
+    def whole_or_nothing(self) -> AbstractContextManager[None]:
+        """Nothing to undo: a batch that comes again is known by its rows."""
+        return nullcontext()
+
+    def update(self, batch: BatchView) -> None:
+        """Take the anchors among the examples of a batch."""
+        rows, coefficients = batch.rows, self.plan.coefficients(batch.inputs)
+        found = {"inputs": coefficients, "outputs": batch.logits.detach().float(), "component": batch.component}
+        first, last = np.searchsorted(self.plan.rows.numpy(), (rows.start, rows.stop)).tolist()
+        chosen = (self.plan.rows[first:last] - rows.start).to(coefficients.device)
+        self._even.put(slice(first, last), **{name: value[chosen] for name, value in found.items()})
+        if self.plan.most_alone:
+            distance = self.plan.distance(coefficients)
+            far = distance.topk(min(self.plan.most_alone, len(distance))).indices
+            row = torch.arange(rows.start, rows.stop, device=far.device)
+            self._keep_far({"distance": distance, "row": row} | found, far)
+
+    def _keep_far(self, batch: Mapping[str, Tensor], far: Tensor) -> None:
+        new = {name: value[far].cpu() for name, value in batch.items()}
+        again = ~torch.isin(self._far["row"], new["row"])  # a batch may come twice, when memory ran out
+        joint = {name: torch.cat([held[again], new[name]]) for name, held in self._far.items()}
+        best = joint["distance"].argsort(descending=True, stable=True)[: self.plan.most_alone]
+        self._far = {name: value[best] for name, value in joint.items()}
+
+    def merge(self, other: AnchorRows) -> None:
+        """Take in the anchors among other examples, the farthest out of both."""
+        self._even.merge(other._even)
+        joint = {name: torch.cat([held, other._far[name]]) for name, held in self._far.items()}
+        in_order = joint["row"].argsort()
+        best = in_order[joint["distance"][in_order].argsort(descending=True, stable=True)[: self.plan.most_alone]]
+        self._far = {name: value[best] for name, value in joint.items()}
+
+    def state(self) -> State:
+        """The evenly spaced anchors that were seen, by their position among `rows`, and those farthest out."""
+        far = {name: value.double().numpy() for name, value in self._far.items()}
+        return joined({"even": self._even.state(), "far": far})
+
+    def from_state(self, state: Mapping[str, np.ndarray]) -> AnchorRows:
+        """These anchors, empty so far, as they were when `state` was asked for; the same object."""
+        self._even.from_state(part_of(state, "even"))
+        far = part_of(state, "far")
+        self._far = {name: torch.from_numpy(far[name]).to(value.dtype) for name, value in self._far.items()}
+        return self
+
+    def finalize(self, present: Tensor, statistics: GaussianInputs) -> Anchors:
         """The anchors, their components numbered among those `present` (K,) bool, which `statistics` describe."""
+        plan, far, even = self.plan, self._far, self._even.values
         number = present.cpu().long().cumsum(0) - 1
-        _, far, *parts = self._far
-        shared = ~torch.isin(self.rows, far)
-        inputs, outputs, component = (
-            torch.cat([even[shared], alone])
-            for even, alone in zip((self.inputs, self.outputs, self.component), parts, strict=True)
-        )
-        alone = torch.cat([torch.zeros(int(shared.sum()), dtype=torch.bool), torch.ones(len(far), dtype=torch.bool)])
+        shared = ~torch.isin(plan.rows, far["row"])
+        inputs, outputs, component = (torch.cat([value[shared], far[name]]) for name, value in even.items())
+        alone = torch.arange(len(component)) >= len(component) - len(far["row"])
         component = number[component]
-        if self.basis is not None:
-            away = (self.centre.double().cpu() - statistics.mean.double().cpu()) @ self.basis.double().cpu()  # (K, r)
-            inputs = (inputs.double() + away[component]).float()
-        return Anchors(inputs, outputs, component, alone, None if self.basis is None else self.basis.cpu())
+        if plan.basis is None:
+            return Anchors(inputs, outputs, component, alone, None)
+        away = (plan.centre.double().cpu() - statistics.mean.double().cpu()) @ plan.basis.double().cpu()  # (K, r)
+        inputs = (inputs.double() + away[component]).float()
+        return Anchors(inputs, outputs, component, alone, plan.basis.cpu())
 
 
 def stored(inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,7 +217,7 @@ class AnchoredOutputs:
     ):
         self.graph, self.reference = graph, reference
         self.anchors = anchors.to(device)
-        self.inputs = statistics.to(device, torch.float32).input
+        self.inputs = statistics.to(device, torch.float32).gaussian
         self.meet = task.has_classes and anchors.basis is not None and graph.outputs > 1
 
     def batches(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:

@@ -1,13 +1,15 @@
 """The statistics of a pass: inputs, gates and outputs of every component, accumulated together.
 
-Per batch: `start` with the labels, `see` at each activation step as the graph runs, `finish` with the input and logits.
+Per batch: `start` with the labels, `see` at each activation step as the graph runs, `assign` for the component of each
+example, `update` with inputs and logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from fsdtool.errors import FsdtoolError
 from fsdtool.network.graph import Graph, Step
 from fsdtool.statistics.accumulators import CentredMoments, GateMoments, OutputMoments, OutputReservoir, names_present
 from fsdtool.statistics.component_laws import Statistics
+from fsdtool.statistics.merging import Accumulator, BatchView, State, joined, part_of
 from fsdtool.statistics.mixture import Assignment
 from fsdtool.tasks.task import Task
 
@@ -43,6 +46,7 @@ class StatisticsSums:
         }
         self.outputs = OutputMoments(count, graph.outputs, task, device)
         self.sample = None if task.quadratic else OutputReservoir(count, graph.outputs, sampled)
+        self._labels = torch.empty(0)  # of the batch, as are the next three
         self._component: Tensor | None = None
         self._patterns: list[Tensor] = []
         self._pending: list[tuple[str, Tensor]] = []
@@ -53,10 +57,10 @@ class StatisticsSums:
     def whole_or_nothing(self) -> Iterator[None]:
         """Around a batch: when it fails on the way, the sums are as they were before it.
 
-        Copied is what the batch changes: the components of its examples, as soon as these are known.  The copies are
-        kept from batch to batch, so putting them back needs no memory.
+        Only what the batch will change is copied: the components of its examples, as soon as they are known.  The
+        copies' memory is used again from batch to batch, so putting them back needs none.
         """
-        sample = None if self.sample is None else self.sample.state()
+        sample = None if self.sample is None else self.sample.copy()
         self._copied = torch.empty(0, dtype=torch.int64)
         try:
             yield
@@ -64,8 +68,7 @@ class StatisticsSums:
             if len(self._copied):
                 for copy, value in zip(self._copies, self._tensors(), strict=True):
                     value[self._copied] = copy[: len(self._copied)]
-            if self.sample is not None and sample is not None:
-                self.sample.restore(sample)
+            self.sample = sample
             raise
         finally:
             self._copied = None
@@ -83,7 +86,8 @@ class StatisticsSums:
         self._copied = rows
 
     def start(self, labels: Tensor) -> None:
-        """Begin a batch of examples with these labels (batch,) or targets (batch, O)."""
+        """Begin a batch of examples with these labels (batch,) int64 or targets (batch, O)."""
+        self._labels = labels
         self._component = None if self.assignment.kind == "cluster" else self.assignment.assign(labels)
         self._patterns, self._pending = [], []
         if self._component is not None:
@@ -104,34 +108,38 @@ class StatisticsSums:
         else:
             self._update(step.name, s, self._component)
 
-    def finish(self, x: Tensor, logits: Tensor) -> None:
-        """End the batch: its inputs (batch, n) and logits (batch, O)."""
+    def assign(self) -> Tensor:
+        """Component (batch,) int64 of each example of the batch, all activation steps of which were seen."""
         if self._component is None:
-            self._component = self.assignment.assign(logits, torch.cat(self._patterns, 1))
+            self._component = self.assignment.assign(self._labels, torch.cat(self._patterns, 1))
             self._copy(self._component)
             for name, s in self._pending:
                 self._update(name, s, self._component)
-        self.inputs.update(x, self._component)
-        self.outputs.update(logits, self._component)
-        if self.sample is not None:
-            self.sample.update(logits, self._component)
         self._patterns, self._pending = [], []
-
-    @property
-    def component(self) -> Tensor:
-        """Component (batch,) of each example of the batch last finished."""
-        assert self._component is not None
         return self._component
+
+    def update(self, batch: BatchView) -> None:
+        """End the batch."""
+        self.inputs.update(batch.inputs, batch.component)
+        self.outputs.update(batch.logits, batch.component)
+        if self.sample is not None:
+            self.sample.update(batch.logits, batch.component)
 
     def merge(self, other: StatisticsSums) -> None:
         """Add the sums over other examples, under the same assignment and basis."""
-        self.inputs.merge(other.inputs)
-        self.outputs.merge(other.outputs)
-        if self.sample is not None:
-            assert other.sample is not None  # it is of the same task
-            self.sample.merge(other.sample)
-        for name, gates in self.gates.items():
-            gates.merge(other.gates[name])
+        theirs = other._parts()
+        for name, part in self._parts().items():
+            part.merge(theirs[name])
+
+    def state(self) -> State:
+        """The state of every part: 'inputs/mean', 'gates/LAYER/sums' and so on."""
+        return joined({name: part.state() for name, part in self._parts().items()})
+
+    def from_state(self, state: Mapping[str, np.ndarray]) -> StatisticsSums:
+        """These sums, empty so far, as they were when `state` was asked for; the same object."""
+        for name, part in self._parts().items():
+            part.from_state(part_of(state, name))
+        return self
 
     def finalize(self) -> Statistics:
         """The statistics of the components that have examples, on the CPU.
@@ -155,11 +163,20 @@ class StatisticsSums:
             self.outputs.task,
         ).to(torch.device("cpu"))
 
+    def _sums(self) -> dict[str, CentredMoments | OutputMoments | GateMoments]:
+        return {
+            "inputs": self.inputs,
+            "outputs": self.outputs,
+            **{f"gates/{name}": gates for name, gates in self.gates.items()},
+        }
+
+    def _parts(self) -> dict[str, Accumulator]:
+        found: dict[str, Accumulator] = {**self._sums()}
+        return found if self.sample is None else found | {"sample": self.sample}
+
     def _tensors(self) -> list[Tensor]:
-        """Every sum, all changed in place."""
-        inputs, outputs = self.inputs, self.outputs
-        gates = [value for gates in self.gates.values() for value in (gates.count, gates.sums)]
-        return [inputs.count, inputs.mean, inputs.core, inputs.squares, outputs.count, outputs.sums, *gates]
+        """Every sum, all changed in place; components are the first axis of each."""
+        return [value for part in self._sums().values() for value in part.tensors().values()]
 
     def _update(self, name: str, s: Tensor, component: Tensor) -> None:
         with torch.no_grad():

@@ -1,11 +1,6 @@
-"""What a summary knows of each component: the Gaussian of its inputs, the law of its gates, some of its outputs.
+"""What a summary knows of each component: a model of its inputs, the law of its gates, some of its outputs.
 
-K components, n input dimensions, U units of a step, O outputs.
-
-Inputs of component k are modelled as Gaussian with mean m_k and covariance B C_k B^T + diag(d_k): B (n, r)
-is an orthonormal basis shared by the components, C_k the exact covariance inside it, d_k what B C_k B^T lacks
-of the exact variance of each coordinate (zero where it lacks nothing: a basis of other directions than C_k's
-own can give a coordinate too much).  With B the identity (small inputs) C_k is the whole covariance.
+K components, n input dimensions, U units of a step, O outputs.  Input models are fsdtool.statistics.input_model.
 """
 
 from __future__ import annotations
@@ -16,44 +11,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from fsdtool.errors import FsdtoolError
 from fsdtool.network.activations import Pieces
-from fsdtool.statistics.eigen import symmetric_eigen
+from fsdtool.statistics.gaussian_inputs import GaussianInputs
+from fsdtool.statistics.input_model import InputModel
 from fsdtool.tasks.task import Task, task_of
-
-
-@dataclass(frozen=True)
-class InputStatistics:
-    """The Gaussian of each component's inputs.
-
-    mean (K, n), basis (n, r) or None for the identity, core (K, r, r), diagonal (K, n); float32 or float64.
-    """
-
-    mean: Tensor
-    basis: Tensor | None
-    core: Tensor
-    diagonal: Tensor
-    _roots: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
-
-    def covariance(self, k: int) -> Tensor:
-        """The dense covariance (n, n) of component k: for small inputs and tests."""
-        inside = self.core[k] if self.basis is None else self.basis @ self.core[k] @ self.basis.T
-        return inside + torch.diag(self.diagonal[k])
-
-    def sample(self, k: int, count: int, generator: torch.Generator) -> Tensor:
-        """`count` inputs (count, n) drawn from component k's Gaussian."""
-        mean, root = self.mean[k], self._root(k)
-        draw = torch.randn(count, len(root), generator=generator, dtype=mean.dtype, device=mean.device) @ root.T
-        if self.basis is None:
-            return mean + draw
-        noise = torch.randn(count, mean.shape[0], generator=generator, dtype=mean.dtype, device=mean.device)
-        return mean + draw @ self.basis.T + noise * self.diagonal[k].sqrt()
-
-    def _root(self, k: int) -> Tensor:
-        """R (r, r) with R R^T = core; float64, as LAPACK's float32 may not converge on a singular matrix."""
-        if k not in self._roots:
-            values, vectors = symmetric_eigen(self.core[k])
-            self._roots[k] = vectors * values.sqrt().to(self.core.dtype)
-        return self._roots[k]
 
 
 @dataclass(frozen=True)
@@ -106,7 +68,7 @@ class Statistics:
     kind: str
     names: tuple[str, ...]
     count: Tensor
-    input: InputStatistics
+    input: InputModel
     gates: dict[int, GateStatistics]
     output_hessian: Tensor | None
     outputs: OutputSample | None = None
@@ -117,6 +79,16 @@ class Statistics:
         """Mixture weights pi (K,), float64."""
         return self.count.double() / self.count.sum()
 
+    @property
+    def gaussian(self) -> GaussianInputs:
+        """The input model where it is Gaussian, for what rests on means and covariances.
+
+        Raises FsdtoolError for another.
+        """
+        if not isinstance(self.input, GaussianInputs):
+            raise FsdtoolError(f"the inputs are drawn by the model '{self.input.name}', and this needs Gaussian ones")
+        return self.input
+
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Statistics:
         """The same statistics with every tensor on `device` and of `dtype`."""
 
@@ -126,8 +98,7 @@ class Statistics:
         def move_any(value: Tensor | None) -> Tensor | None:
             return None if value is None else move(value)
 
-        given = self.input
-        inputs = InputStatistics(move(given.mean), move_any(given.basis), move(given.core), move(given.diagonal))
+        inputs = self.input.to(device, dtype)
         gates = {
             i: GateStatistics(law.pieces, move_any(law.probabilities), move_any(law.moments))
             for i, law in self.gates.items()

@@ -1,8 +1,8 @@
 """Leading eigenvectors of second moments E[x x^T], for vectors of any width.
 
-Up to 1024 dimensions the matrix is accumulated and decomposed whole.  Wider vectors are thinned evenly to at most
-4096 of them, of which a randomized decomposition (Halko, Martinsson, Tropp 2011) gives the leading directions: a fully
-connected layer on 25,088 features would need a matrix of 2.5 GB.
+Up to 1024 dimensions the matrix is accumulated and decomposed whole.  Of wider vectors an even sample of at most 4096
+is kept, and a randomized decomposition (Halko, Martinsson, Tropp 2011) of it gives the leading directions: for a fully
+connected layer on 25,088 features the whole matrix would take 2.5 GB.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def symmetric_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     if not torch.isfinite(matrix).all():
         raise FsdtoolError(
             "activations or gradients are too large for the linear algebra in float32 (the matrix of their second "
-            "moments is not finite); check the weights and the scale of the inputs (--mean, --std)"
+            "moments is not finite); check the weights and the scale of the inputs (`mean`, `std`)"
         )
     live = matrix.diagonal() != 0
     values = torch.zeros(len(matrix), dtype=torch.float64, device=matrix.device)

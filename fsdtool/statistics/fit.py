@@ -108,15 +108,17 @@ class Fit:
 
 
 class FitSums:
-    """The fit of data that comes in batches, beside the constant answer of the training data.
+    """The fit of data that comes in batches, beside the constant answer of the training data: an accumulator.
 
-    constant: (O,) class frequencies, or target means.
+    constant: (O,) class frequencies, or target means.  What is added up are counts and means of
+    (loss, the constant's, right, the constant's right, and both differences) with squared deviations from these means,
+    and the squares of errors of the network, errors of the constant and outputs (3, O).
     """
 
     def __init__(self, task: Task, constant: np.ndarray):
         self.task, self.constant = task, np.asarray(constant, np.float64)
-        self._differences: list[np.ndarray] = []  # (n, 4): loss, the constant's, right, the constant's right
-        self._squares = np.zeros((3, len(self.constant)))  # errors of the network, of the constant, outputs
+        self._count, self._means, self._deviations = np.zeros(()), np.zeros(6), np.zeros(6)
+        self._squares = np.zeros((3, len(self.constant)))
 
     def update(self, losses: np.ndarray, outputs: np.ndarray, targets: np.ndarray) -> None:
         """Examples: losses (n,), outputs (n, O), targets (n,) class numbers or (n, O) numbers."""
@@ -126,14 +128,43 @@ class FitSums:
             self._squares[1] += ((targets - self.constant) ** 2).sum(0)
         self._squares[2] += (task.centred(outputs, self.constant) ** 2).sum(0)
         right, usual = task.right(outputs, targets), task.right(self.constant[None], targets)
-        constant = task.constant_losses(self.constant, targets)
-        self._differences.append(np.stack([np.asarray(losses, np.float64), constant, right, usual], 1))
+        losses, constant = np.asarray(losses, np.float64), task.constant_losses(self.constant, targets)
+        each = np.stack([losses, constant, right, usual, losses - constant, right.astype(np.float64) - usual])
+        means = each.mean(1)
+        self._add(float(len(losses)), means, np.square(each - means[:, None]).sum(1))
+
+    def merge(self, other: FitSums) -> None:
+        """Add what was seen of other examples, beside the same constant."""
+        self._squares += other._squares
+        if other._count:
+            self._add(float(other._count), other._means, other._deviations)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that was added, as named float64 arrays."""
+        return {name: value.copy() for name, value in self._arrays().items()}
+
+    def from_state(self, state: Mapping[str, np.ndarray]) -> FitSums:
+        """These sums, empty so far, as they were when `state` was asked for; the same object."""
+        for name, value in self._arrays().items():
+            value[...] = state[name]
+        return self
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        held = {"count": self._count, "means": self._means}
+        return held | {"deviations": self._deviations, "squares": self._squares}
+
+    def _add(self, count: float, means: np.ndarray, deviations: np.ndarray) -> None:
+        """Chan, Golub, LeVeque (1983), as in fsdtool.statistics.accumulators."""
+        total = float(self._count) + count
+        delta = means - self._means
+        self._deviations += deviations + float(self._count) * count / total * delta**2
+        self._means += delta * (count / total)
+        self._count[...] = total
 
     def finalize(self, outputs: np.ndarray | None = None, targets: np.ndarray | None = None) -> Fit:
         """The fit of what was seen; outputs (N, O) and targets of all of it, where factor and order are wanted."""
-        seen = np.concatenate(self._differences)
-        n, means = len(seen), seen.mean(0)
-        root = math.sqrt(max(n - 1, 1))
+        n, means = int(self._count), self._means
+        spreads = np.sqrt(self._deviations / n) / math.sqrt(max(n - 1, 1))  # standard errors of the means
         errors, of_constant, spread = self._squares
         r_squared = 1 - errors / np.where(of_constant > 0, of_constant, np.inf)
         reordered, refitted, factor = float(means[2]), float(means[0]), 1.0
@@ -148,10 +179,10 @@ class FitSums:
             examples=n,
             mean_loss=float(means[0]),
             baseline_loss=float(means[1]),
-            loss_error=float((seen[:, 0] - seen[:, 1]).std()) / root,
+            loss_error=float(spreads[4]),
             accuracy=float(means[2]),
             baseline_accuracy=float(means[3]),
-            accuracy_error=float((seen[:, 2] - seen[:, 3]).std()) / root,
+            accuracy_error=float(spreads[5]),
             output_spread=math.sqrt(float(spread.mean()) / n),
             refitted_loss=refitted,
             output_factor=factor,
@@ -233,7 +264,7 @@ def doubt_new(fit: Fit, training: Fit, noun: str) -> str | None:
 def _causes(task: Task) -> str:
     targets = "the order of the labels" if task.has_classes else "the units of the targets"
     return (
-        f"check the preprocessing (--mean, --std, --transform; pixels 0..255 or 0..1), {targets}, --layout, "
+        f"check the preprocessing (`mean`, `std`, `transform`; pixels 0..255 or 0..1), {targets}, `layout`, "
         "the checkpoint, and that the network returns the outputs that were trained"
     )
 
@@ -241,12 +272,12 @@ def _causes(task: Task) -> str:
 def _causes_of_loss(factor: float) -> str:
     if factor < 1 / ABOUT_ONE:
         return (
-            "the network is far too sure: check the scale of the inputs (--std 255 where pixels 0..255 go into a "
-            "network trained on 0..1; --mean, --std), and whether the labels are those of training"
+            "the network is far too sure: check the scale of the inputs (`std=255` where pixels 0..255 go into a "
+            "network trained on 0..1; `mean`, `std`), and whether the labels are those of training"
         )
     if factor > ABOUT_ONE:
         return (
-            "the network is far too unsure: check the scale of the inputs (--std 0.00392157 where bytes, which are "
+            "the network is far too unsure: check the scale of the inputs (`std=0.00392157` where bytes, which are "
             "divided by 255, go into a network trained on 0..255), and that it returns logits, not probabilities"
         )
     return "check the preprocessing, and whether the classes had other weights or frequencies in training"

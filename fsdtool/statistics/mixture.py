@@ -1,8 +1,7 @@
 """The mixture: which component an example belongs to (all data, its class, or a cluster of gate patterns).
 
-Clusters are found by k-means on a first sample of the data; afterwards every example is assigned to the
-nearest centre as it passes.  A gate pattern is the slopes of a seeded choice of units in every activation
-step.
+Clusters are found by k-means on the first sample of the data; in the pass every example goes to the nearest centre.  A
+gate pattern is the slopes of some units of every activation step, which are drawn once, by the seed.
 """
 
 from __future__ import annotations
@@ -17,13 +16,16 @@ from fsdtool.network.graph import Graph, Parameters, Step
 
 log = logging.getLogger("fsdtool")
 
-UNITS_PER_STEP = 512
-ITERATIONS = 25
+UNITS_PER_STEP = 512  # of a gate pattern
+ITERATIONS = 25  # of k-means at most
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """How examples map to K components.  `kind` is 'class', 'cluster' or 'all'."""
+    """How examples map to K components.  `kind` is 'class', 'cluster' or 'all'; `names` (K,).
+
+    Of clusters alone: `pattern`, and the `centres` (K, F) of gate patterns.
+    """
 
     kind: str
     names: tuple[str, ...]
@@ -32,10 +34,6 @@ class Assignment:
 
     def __len__(self) -> int:
         return len(self.names)
-
-    @property
-    def needs_pattern(self) -> bool:
-        return self.kind == "cluster"
 
     def assign(self, labels: Tensor, patterns: Tensor | None = None) -> Tensor:
         """Component (batch,) int64 by `labels` (batch,) or, for clusters, gate `patterns` (batch, F)."""
@@ -46,6 +44,10 @@ class Assignment:
             assert self.centres is not None
             return _nearest(patterns, self.centres)
         return torch.zeros(len(labels), dtype=torch.int64, device=labels.device)
+
+    def of(self, graph: Graph, parameters: Parameters, x: Tensor, labels: Tensor) -> Tensor:
+        """Component (batch,) int64 of inputs x (batch, ...) of the graph with these labels."""
+        return self.assign(labels, None if self.pattern is None else self.pattern.of(graph, parameters, x))
 
 
 class GatePattern:

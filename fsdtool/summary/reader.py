@@ -21,14 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fsdtool.curvature.ekfac import MEASURED, SIMULATED, BlockCurvature
+from fsdtool.curvature.ekfac import BlockCurvature
+from fsdtool.curvature.sources import SOURCES
 from fsdtool.data.preprocessing import Preprocessing
 from fsdtool.laftr.penalty import Penalty
 from fsdtool.network.graph import Graph
 from fsdtool.network.trace import FULL, LAST_LAYER
 from fsdtool.statistics.anchors import Anchors
-from fsdtool.statistics.component_laws import GateStatistics, InputStatistics, OutputSample, Statistics
+from fsdtool.statistics.component_laws import GateStatistics, OutputSample, Statistics
 from fsdtool.statistics.distance_error import DistanceCalibration
+from fsdtool.statistics.gaussian_inputs import GaussianInputs
+from fsdtool.statistics.input_model import InputModel, input_models
 from fsdtool.summary import hdf5
 from fsdtool.summary.catalogue import (
     FLOATS,
@@ -146,20 +149,34 @@ def _read_statistics(file: h5py.File, identity: Identity) -> Statistics:
     if count.min() < 1 or count.sum() != identity.examples:
         raise hdf5.unusable(group, f"the components do not add up to {identity.examples} examples")
     names = tuple(hdf5.strings(hdf5.dataset(group, "names", (components,), hdf5.TEXT)).tolist())
-    basis = tensor(group, "input/basis", (n, None)) if hdf5.has(hdf5.group(group, "input"), "basis") else None
-    rank = n if basis is None else basis.shape[1]
-    gaussian = InputStatistics(
-        tensor(group, "input/mean", (components, n)),
-        basis,
-        tensor(group, "input/core", (components, rank, rank)),
-        tensor(group, "input/diagonal", (components, n)),
-    )
+    inputs = _read_input_model(hdf5.group(group, "input"), components, n)
     gates = {i: _read_gates(group, graph, i, components) for i in graph.indices("activation")}
     square = (components, graph.outputs, graph.outputs)
     hessian = tensor(group, "output_hessian", square) if hdf5.has(group, "output_hessian") else None
     outputs = _read_outputs(group, components, graph.outputs) if hdf5.has(group, "outputs") else None
     kind = hdf5.Attributes(group).text("kind")
-    return Statistics(kind, names, count, gaussian, gates, hessian, outputs, identity.task)
+    return Statistics(kind, names, count, inputs, gates, hessian, outputs, identity.task)
+
+
+def _read_input_model(group: h5py.Group, components: int, n: int) -> InputModel:
+    attributes = hdf5.Attributes(group)
+    name = attributes.text("model") if "model" in attributes else GaussianInputs.name  # as older files have it
+    if name not in input_models():
+        raise hdf5.unusable(group, f"the input model '{name}' is not known")
+    return input_models()[name].read(_Arrays(group), components, n)
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """The arrays of an input model."""
+
+    group: h5py.Group
+
+    def has(self, name: str) -> bool:
+        return hdf5.has(self.group, name)
+
+    def tensor(self, name: str, shape: tuple[int | None, ...]) -> Tensor:
+        return tensor(self.group, name, shape)
 
 
 def _read_outputs(group: h5py.Group, components: int, outputs: int) -> OutputSample:
@@ -171,10 +188,10 @@ def _read_outputs(group: h5py.Group, components: int, outputs: int) -> OutputSam
 
 
 def _read_anchors(file: h5py.File, statistics: Statistics, outputs: int) -> Anchors:
-    group, components, n = hdf5.group(file, "anchors"), *statistics.input.mean.shape
+    group, components, n = hdf5.group(file, "anchors"), *statistics.gaussian.mean.shape
     basis = None  # without a scale inputs are whole
     if hdf5.has(group, "scale"):
-        basis = tensor(group, "basis", (n, None)) if hdf5.has(group, "basis") else statistics.input.basis
+        basis = tensor(group, "basis", (n, None)) if hdf5.has(group, "basis") else statistics.gaussian.basis
     inputs = tensor(group, "inputs", (None, n if basis is None else basis.shape[1]))
     if basis is not None:
         inputs = inputs * tensor(group, "scale", (basis.shape[1],))
@@ -222,7 +239,7 @@ def _read_block(group: h5py.Group, shapes: dict[str, tuple[int, ...]]) -> BlockC
     mean, source = attributes.number("mean_eigenvalue"), attributes.text("source")
     if mean < 0 or not eigenvalues.numel() or eigenvalues.min() < 0:
         raise hdf5.unusable(group, f"the curvature of '{weight}' has no or negative eigenvalues")
-    if source not in (SIMULATED, MEASURED):
+    if source not in SOURCES:
         raise hdf5.unusable(group, f"the curvature of '{weight}' is '{source}', which is not known")
     return BlockCurvature(weight, bias, inputs, outputs, eigenvalues, mean, source)
 

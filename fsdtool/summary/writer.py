@@ -171,13 +171,9 @@ class Writer:
             self.put("statistics/outputs/component", sample.component.int(), "component of each (R,)")
 
     def _write_input(self, statistics: Statistics) -> None:
-        inputs, squared = statistics.input, "input units squared"
-        self.put("statistics/input/mean", inputs.mean.float(), "mean input (K, n)", "input units")
-        if inputs.basis is not None:
-            basis = inputs.basis.half()
-            self.put("statistics/input/basis", basis, "orthonormal basis B (n, r) shared by the components")
-        self.put("statistics/input/core", inputs.core.float(), "covariance within B (K, r, r)", squared)
-        self.put("statistics/input/diagonal", inputs.diagonal.float(), "variance outside B (K, n)", squared)
+        for name, part in statistics.input.stored().items():
+            self.put(f"statistics/input/{name}", part.values, part.description, part.units)
+        self.file["statistics/input"].attrs["model"] = _bytes(statistics.input.name)
 
     def write_anchors(self, anchors: Anchors, statistics: Statistics) -> None:
         """`/anchors`: float16 of scaled projections, or float32 of whole inputs where there is no basis."""
@@ -187,7 +183,7 @@ class Writer:
             self.put("anchors/scale", scale, "what each coefficient is divided by (r,)", "input units")
         kept = "projections B^T (x - mean of its component) of a sample of examples (R, r), or x without a basis"
         self.put("anchors/inputs", inputs, kept, "input units")
-        shared = statistics.input.basis
+        shared = statistics.gaussian.basis
         if anchors.basis is not None and (shared is None or shared.shape != anchors.basis.shape):
             self.put("anchors/basis", anchors.basis.half(), "directions of the projections (n, r)")
         self.put("anchors/outputs", anchors.outputs, "outputs of the reference on them (R, O)")
@@ -209,9 +205,9 @@ class Writer:
         """`/curvature`: the eigenbasis and spectrum of each weight in the kept directions."""
         for c in curvatures:
             name = f"curvature/{c.weight}"
-            self.put(f"{name}/input_basis", c.input_basis, "directions A of the input [a; 1] (columns, ka)")
-            self.put(f"{name}/output_basis", c.output_basis, "directions S of the output gradient (rows, ks)")
-            self.put(f"{name}/eigenvalues", c.eigenvalues, "E[(S^T G A)^2] (ks, ka)", "loss^2 per weight^2")
+            self.put(f"{name}/input_basis", c.input_basis, "directions U_A of the input [a; 1] (d_in, ka)")
+            self.put(f"{name}/output_basis", c.output_basis, "directions U_S of the output gradient (d_out, ks)")
+            self.put(f"{name}/eigenvalues", c.eigenvalues, "E[(U_S^T G U_A)^2] (ks, ka)", "loss^2 per weight^2")
             names = {"weight": c.weight, "bias": c.bias or "", "source": c.source}
             self.file[name].attrs["mean_eigenvalue"] = c.mean_eigenvalue
             for key, text in names.items():

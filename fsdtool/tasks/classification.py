@@ -16,14 +16,16 @@ from collections.abc import Callable
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fsdtool.errors import DataError
 from fsdtool.tasks.task import FitNumbers, Task, squared_error, stored_numbers
+from fsdtool.util.lazy import Later
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor
+else:
+    np = Later("numpy")  # the command line asks for the metrics' names alone
 
 MANY = 0.1  # if a larger share of the labels is no class number, they are another numbering rather than missing labels
 RAREST = 1e-6  # least frequency of a class in the constant answer: absent classes have no infinite loss

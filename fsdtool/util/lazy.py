@@ -1,4 +1,4 @@
-"""Public names of a room, imported when they are first asked for: a short command does not wait for torch."""
+"""Names that are imported when they are first asked for: a short command does not wait for torch or numpy."""
 
 from __future__ import annotations
 
@@ -15,3 +15,21 @@ def public(room: str, **names: str) -> tuple[Callable[[str], object], list[str]]
         return getattr(import_module(f"{room}.{names[name]}"), name)
 
     return find, sorted(names)
+
+
+class Later:
+    """A module that is imported when a name in it is first asked for.
+
+    Typed as the module itself:
+
+        if TYPE_CHECKING:
+            import numpy as np
+        else:
+            np = Later("numpy")
+    """
+
+    def __init__(self, module: str):
+        self._module = module
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(import_module(self._module), name)

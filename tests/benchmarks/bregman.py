@@ -31,8 +31,8 @@ class DataGaussNewton:
         network = problem.network()
         self.blocks = blocks(network.graph, network.parameters)
         count = len(problem.inputs)
-        a = [torch.zeros(count, b.columns) for b in self.blocks]
-        b = [torch.zeros(count, network.graph.outputs, block.rows) for block in self.blocks]
+        a = [torch.zeros(count, b.d_in) for b in self.blocks]
+        b = [torch.zeros(count, network.graph.outputs, block.d_out) for block in self.blocks]
         for output, rows, uses in gauss_newton_gradients(problem, network):
             for i, block in enumerate(self.blocks):
                 b[i][rows, output], a[i][rows] = vectors(block, uses)
@@ -47,7 +47,7 @@ class DataGaussNewton:
     def largest_eigenvalue(self, steps: int = 30) -> float:
         """By the power method."""
         generator = torch.Generator().manual_seed(0)
-        v = [torch.randn(1, block.rows, block.columns, generator=generator) for block in self.blocks]
+        v = [torch.randn(1, block.d_out, block.d_in, generator=generator) for block in self.blocks]
         for _ in range(steps):
             v = self.product(v)
             largest = length(v)
@@ -90,7 +90,7 @@ class ExactResponse:
     def changes(self, i: int) -> np.ndarray:
         """What removing example i does to the loss of each query (Q,)."""
         n = len(self.x)
-        v = [torch.zeros(1, b.rows, b.columns, dtype=torch.float64, requires_grad=True) for b in self.blocks]
+        v = [torch.zeros(1, b.d_out, b.d_in, dtype=torch.float64, requires_grad=True) for b in self.blocks]
         optimizer = torch.optim.LBFGS(
             v,
             max_iter=1000,

@@ -16,13 +16,13 @@ from unittest.mock import patch
 from common import options_of, parse, print_table
 from fsd_accuracy import Case, cifar, mnist, summaries
 
-from fsdtool.fitting import record_curvature, run
+from fsdtool.fitting import plan, preparation, run
 
 # What summarize does only to know its own error, each by the module that calls it and its name there.
 PARTS = {
-    "repeatability": ((run, "check_data"), (run, "check_outputs")),
+    "repeatability": ((preparation, "check_data"), (preparation, "check_outputs")),
     "fit": ((run, "training_fit"),),
-    "influence": ((record_curvature, "calibrate_influence"),),
+    "influence": ((plan, "calibrate_influence"),),
     "distance": ((run, "calibrate_distance"),),
 }
 

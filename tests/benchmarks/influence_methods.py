@@ -25,7 +25,7 @@ from fsdtool.data.formats.load import DataSource, load_dataset
 from fsdtool.fitting.run import summarize
 from fsdtool.influence.scores import influence
 from fsdtool.model.checkpoint import Checkpoint
-from fsdtool.network.per_example_gradients import Block, Use, blocks, capture, gradient, project, vectors
+from fsdtool.network.per_example_gradients import Block, LayerIO, blocks, capture, gradient, project, vectors
 from fsdtool.network.trace import Network, trace
 from fsdtool.summary.reader import Summary, load
 from fsdtool.tasks.task import Task, task_of
@@ -94,7 +94,7 @@ def loss_of(problem: Problem, targets: Tensor) -> Callable[[slice], Callable[[Te
 
 def gradients(
     network: Network, x: Tensor, output_gradient: Callable[[slice], Callable[[Tensor], Tensor]]
-) -> Iterator[tuple[slice, dict[int, Use]]]:
+) -> Iterator[tuple[slice, dict[int, LayerIO]]]:
     """Batches of x: their rows, and what each weight sees for the gradient at the outputs given for the rows."""
     for start in range(0, len(x), BATCH):
         rows = slice(start, start + BATCH)
@@ -108,7 +108,7 @@ def flat(problem: Problem) -> list[BlockCurvature]:
     """No curvature: all eigenvalues alike, so that tau is the dot product of gradients."""
     network = problem.network()
     return [
-        BlockCurvature(b.weight, b.bias, torch.eye(b.columns), torch.eye(b.rows), torch.zeros(b.rows, b.columns), 0.0)
+        BlockCurvature(b.weight, b.bias, torch.eye(b.d_in), torch.eye(b.d_out), torch.zeros(b.d_out, b.d_in), 0.0)
         for b in blocks(network.graph, network.parameters)
     ]
 
@@ -117,7 +117,7 @@ def measured_ekfac(problem: Problem) -> list[BlockCurvature]:
     """EKFAC on the training data: every output, every position."""
     network = problem.network()
     found = blocks(network.graph, network.parameters)
-    moments = [(torch.zeros(b.columns, b.columns), torch.zeros(b.rows, b.rows)) for b in found]
+    moments = [(torch.zeros(b.d_in, b.d_in), torch.zeros(b.d_out, b.d_out)) for b in found]
     for _, _, uses in gauss_newton_gradients(problem, network):
         for block, (inputs, outputs) in zip(found, moments, strict=True):
             pair = vectors(block, uses)
@@ -129,7 +129,7 @@ def measured_ekfac(problem: Problem) -> list[BlockCurvature]:
                 inputs += a.T @ a
                 outputs += b.T @ b
     bases = [[torch.linalg.eigh(moment.double())[1].float() for moment in pair] for pair in moments]
-    squares = [torch.zeros(b.rows, b.columns) for b in found]
+    squares = [torch.zeros(b.d_out, b.d_in) for b in found]
     for _, _, uses in gauss_newton_gradients(problem, network):
         for block, (u_a, u_s), total in zip(found, bases, squares, strict=True):
             pair = vectors(block, uses)
@@ -145,7 +145,7 @@ def measured_ekfac(problem: Problem) -> list[BlockCurvature]:
     ]
 
 
-def gauss_newton_gradients(problem: Problem, network: Network) -> Iterator[tuple[int, slice, dict[int, Use]]]:
+def gauss_newton_gradients(problem: Problem, network: Network) -> Iterator[tuple[int, slice, dict[int, LayerIO]]]:
     """Batches of gradients whose second moments, summed, are N times the Gauss-Newton matrix: for every output one.
 
     For cross-entropy sqrt(p_c) (p - e_c), c each class, for squared error e_o, o each output.
@@ -163,7 +163,7 @@ def gauss_newton_gradients(problem: Problem, network: Network) -> Iterator[tuple
             yield output, rows, uses
 
 
-def _positions(block: Block, uses: dict[int, Use]) -> tuple[Tensor, Tensor]:
+def _positions(block: Block, uses: dict[int, LayerIO]) -> tuple[Tensor, Tensor]:
     """Input patches [a; 1] (n, columns) and gradients (n, rows) at all positions of a two-dimensional convolution."""
     (use,) = (uses[i] for i in block.steps)
     options = {key: value for key, value in use.step.options.items() if key != "groups"}

@@ -119,7 +119,7 @@ class Comparison:
     def damped(self, curvatures: list[BlockCurvature]) -> list[BlockCurvature]:
         """The same with the damping of this comparison."""
         pairs = zip(curvatures, self.damping, strict=True)
-        return [replace(c, mean_eigenvalue=strength, damping=1.0) for c, strength in pairs]
+        return [replace(c, mean_eigenvalue=strength, damping_factor=1.0) for c, strength in pairs]
 
     def _whole_gradients(self, x: Tensor, y: Tensor) -> Vectors:
         found = blocks(self.network.graph, self.network.parameters)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import jacrev
 
 from fsdtool.curvature import gauss_newton as module
-from fsdtool.curvature.ekfac import curvature
 from fsdtool.curvature.gauss_newton import ConjugateGradients, GaussNewton
+from fsdtool.curvature.simulated import simulated_curvature
 from fsdtool.data.formats.load import load_dataset
 from fsdtool.influence.scores import whole_curvature
 from fsdtool.network.per_example_gradients import blocks
@@ -63,7 +63,7 @@ def case(request, summarized):
 
 def drawn_vectors(matrix: GaussNewton, count: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(3)
-    return [torch.randn(count, block.rows, block.columns, generator=generator) for block in matrix.blocks]
+    return [torch.randn(count, block.d_out, block.d_in, generator=generator) for block in matrix.blocks]
 
 
 def test_products_equal_the_dense_matrix(case, monkeypatch):
@@ -105,7 +105,7 @@ def test_without_a_stored_hessian_the_samples_own_is_used(case):
 def test_conjugate_gradients_solve_the_damped_matrix(case):
     _, summary, _ = case
     matrix, kronecker = gauss_newton(summary), whole_curvature(summary)
-    offsets = torch.cat([torch.full((b.size,), c.offset) for b, c in zip(matrix.blocks, kronecker, strict=True)])
+    offsets = torch.cat([torch.full((b.size,), c.damping_value) for b, c in zip(matrix.blocks, kronecker, strict=True)])
     right = drawn_vectors(matrix, 4)
     right[0][1] = right[1][1] = right[-1][1] = 0  # nothing to solve for the second
     solver = ConjugateGradients(matrix, kronecker, tolerance=1e-5)
@@ -136,7 +136,7 @@ def test_influence_by_conjugate_gradients_is_the_dense_answer(case, arrays, tmp_
     assert "relative residual" in caplog.text
     kronecker = whole_curvature(summary)
     matrix = gauss_newton(summary, 200)
-    offsets = torch.cat([torch.full((b.size,), c.offset) for b, c in zip(matrix.blocks, kronecker, strict=True)])
+    offsets = torch.cat([torch.full((b.size,), c.damping_value) for b, c in zip(matrix.blocks, kronecker, strict=True)])
     of_queries, of_training = (
         flat(weight_gradients(network, summary, torch.from_numpy(a), torch.from_numpy(b)))
         for a, b in ((queries, labels), (x, y))
@@ -168,7 +168,7 @@ def test_the_mean_of_queries_is_solved_once(case, arrays, tmp_path):
 def test_a_cut_curvature_preconditions_as_well(case):
     _, summary, _ = case
     identity = summary.identity
-    cut = curvature(identity.graph, summary.parameters, summary.statistics, seed=0, numbers=12)
+    cut = simulated_curvature(identity.graph, summary.parameters, summary.statistics, seed=0, numbers=12)
     matrix = gauss_newton(summary)
     solver = ConjugateGradients(matrix, cut)
     solver.solve(drawn_vectors(matrix, 2))

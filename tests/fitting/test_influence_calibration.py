@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fsdtool.cli import main
-from fsdtool.curvature.ekfac import simulated_sums
+from fsdtool.curvature.simulated import simulated_sums
 from fsdtool.data.formats.load import load_dataset
 from fsdtool.errors import FsdtoolError
 from fsdtool.fitting.influence_calibration import calibrate_influence
@@ -18,6 +18,7 @@ from fsdtool.influence.gradient_records import factors
 from fsdtool.influence.scores import influence, self_influence
 from fsdtool.network.per_example_gradients import blocks, capture, gradient
 from fsdtool.statistics import eigen
+from fsdtool.statistics.sample import Sample
 from fsdtool.summary.inspection import inspect_rows
 from fsdtool.summary.reader import load
 from fsdtool.tasks.task import task_of
@@ -91,7 +92,8 @@ def test_the_calibration_is_that_of_dense_matrices_over_all_pairs(summarized, bu
     kept, exact = [s.finalize("simulated") for s in sums], [s.complete("simulated") for s in sums]
     x, y = torch.from_numpy(x), torch.from_numpy(y)
     task = task_of("classification")
-    found = calibrate_influence(graph, parameters, task, x.flatten(1), y, kept, exact, BatchSize(7))
+    sample = Sample(graph, parameters, task, torch.arange(60), x, y, BatchSize(7))
+    found = calibrate_influence(sample, kept, exact)
     assert (found.examples, found.pairs) == (60, 60 * 59)
     _, uses = capture(graph, parameters, x, task.loss_gradient(y))
     records, true, own = 0, 0, 0
@@ -180,4 +182,4 @@ def test_values_that_have_little_in_common_are_warned_of(convnet_summary, sample
     summary = load(edited(convnet_summary.path, spoil))
     influence(summary, load_dataset(str(sample_data / "test.npz")), top=1)
     warned = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert any("correlation 0.300" in message and "--data" in message for message in warned)
+    assert any("correlation 0.300" in message and "`data`" in message for message in warned)

@@ -13,7 +13,7 @@ from torch import nn
 
 from fsdtool.data.formats.load import load_dataset
 from fsdtool.errors import FsdtoolError
-from fsdtool.fitting import run as summarize_module
+from fsdtool.fitting import outcome
 from fsdtool.fitting.run import summarize
 from fsdtool.fsd.drift import distances
 from fsdtool.influence.scores import influence
@@ -152,14 +152,14 @@ def test_without_weights_none_are_in_the_file(summarized):
 
 @pytest.mark.parametrize(("options", "said"), [({}, True), ({"keep_weights": False}, False)])
 def test_what_the_weights_of_a_big_file_cost_is_said(summarized, caplog, monkeypatch, options, said):
-    monkeypatch.setattr(summarize_module, "BIG_FILE", 10**5)
+    monkeypatch.setattr(outcome, "BIG_FILE", 10**5)
     with caplog.at_level(logging.INFO, "fsdtool"):
         summarized(perceptron(4, 3000, 100, 3), *gaussian_classes(30, 4, 3), record_bytes=100, **options)
-    assert ("--no-weights leaves them out" in caplog.text) == said
+    assert ("`keep_weights=False` leaves them out" in caplog.text) == said
     caplog.clear()
     with caplog.at_level(logging.INFO, "fsdtool"):
         summarized(perceptron(4, 20, 3), *gaussian_classes(3000, 4, 3), name="s.h5", **options)
-    assert "--no-weights" not in caplog.text
+    assert "keep_weights" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def test_a_summary_without_weights_needs_the_checkpoint_that_was_summarized(summ
     kept = summarized(network, *data)
     without = summarized(network, *data, name="without.h5", keep_weights=False)
     other = checkpoint_of(moved(network, 0.1))
-    with pytest.raises(FsdtoolError, match="give the summarized checkpoint by --reference"):
+    with pytest.raises(FsdtoolError, match="give the summarized checkpoint by `reference`"):
         distances(without, [other])
     reference = read_checkpoint(tmp_path / "without.h5.pt")
     assert distances(without, [other], reference=reference) == distances(kept, [other])
@@ -228,7 +228,7 @@ def test_a_summary_without_weights_needs_the_checkpoint_that_was_summarized(summ
 @pytest.mark.parametrize("metric", CLOSED)
 def test_the_closed_form_of_a_convolutional_network_is_refused(convnet_summary, sample_data, metric):
     checkpoint = read_checkpoint(sample_data / "convnet.safetensors")
-    with pytest.raises(FsdtoolError, match=r"the network is not a plain chain.*--form sampled"):
+    with pytest.raises(FsdtoolError, match=r'the network is not a plain chain.*`form="sampled"`'):
         distances(convnet_summary, [checkpoint], metric=metric, form="closed")
 
 

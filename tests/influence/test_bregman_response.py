@@ -64,7 +64,7 @@ def objective(response: Response, weights, x, y) -> torch.Tensor:
     total = -cross_entropy(matrix.graph.run(weights, x.double()), y) / response.examples
     for block, c in zip(matrix.blocks, response.curvature, strict=True):
         for name in (block.weight, block.bias):
-            total = total + c.offset / 2 * (weights[name] - reference[name]).square().sum()
+            total = total + c.damping_value / 2 * (weights[name] - reference[name]).square().sum()
     for draw in matrix.pool:
         for n in range(len(draw.x)):
             df = (matrix.graph.run(weights, draw.x, gate=draw.tape.replay) - draw.outputs)[n]
@@ -172,9 +172,9 @@ def test_a_problem_that_does_not_converge_is_warned_of(case, monkeypatch, caplog
 
 def test_it_needs_the_training_data_and_has_no_matrix(case, tmp_path):
     summary, data, asked, _ = case
-    with pytest.raises(FsdtoolError, match="pbo needs the training data; give it by --data"):
+    with pytest.raises(FsdtoolError, match='`solver="pbo"` needs the training data; give it by `data`'):
         influence(summary, asked, solver="pbo")
-    with pytest.raises(FsdtoolError, match="leave --matrix out"):
+    with pytest.raises(FsdtoolError, match="leave `matrix` out"):
         influence(summary, asked, solver="pbo", data=data, matrix=tmp_path / "m.npy")
 
 

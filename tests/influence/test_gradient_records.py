@@ -27,8 +27,8 @@ def some_curvature(block, ks: int, ka: int, seed: int = 0) -> BlockCurvature:
     return BlockCurvature(
         block.weight,
         block.bias,
-        orthonormal(block.columns, ka, generator),
-        orthonormal(block.rows, ks, generator),
+        orthonormal(block.d_in, ka, generator),
+        orthonormal(block.d_out, ks, generator),
         eigenvalues,
         float(eigenvalues.mean()) / 2,
     )

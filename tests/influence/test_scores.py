@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fsdtool.curvature.ekfac import DAMPING_FACTOR
 from fsdtool.data.formats.load import load_dataset
 from fsdtool.errors import FsdtoolError
 from fsdtool.influence import gradient_records, screening, training_examples
 from fsdtool.influence import scores as influence_module
 from fsdtool.influence.gradient_records import read_factors
 from fsdtool.influence.scores import influence, self_influence
-from fsdtool.influence.top_k import Best
+from fsdtool.influence.top_k import TopK
 from fsdtool.model.factory import load_model
 from fsdtool.summary.reader import Summary, load
 from tests.conftest import gaussian_classes, perceptron
@@ -228,7 +229,7 @@ def test_the_strongest_of_each_kind_are_those_of_a_full_sort(mlp_summary, test_d
 @pytest.mark.parametrize("k", [1, 5, 60])
 def test_ties_are_listed_in_record_order(chunk, k):
     scores = torch.randint(-3, 4, (8, 60), generator=torch.Generator().manual_seed(0)).float()
-    best = Best(8, k)
+    best = TopK(8, k)
     for start in range(0, 60, chunk):
         best.update(scores[:, start : start + chunk], start)
     for sign, (rows, values) in zip((-1, 1), best.finalize(), strict=True):
@@ -385,7 +386,7 @@ def test_in_last_layer_mode_a_model_is_needed_and_must_take_the_queries(summariz
     network = Product()
     summary = summarized(network, *gaussian_classes(60, 4, 3))
     queries = load_dataset(str(arrays(*gaussian_classes(5, 4, 3))))
-    with pytest.raises(FsdtoolError, match=r"holds only the last layer 'head'.*give --model and --checkpoint"):
+    with pytest.raises(FsdtoolError, match=r"holds only the last layer 'head'.*give `model` and `checkpoint`"):
         influence(summary, queries)
     wider = load_dataset(str(arrays(*gaussian_classes(5, 7, 3))))
     with pytest.raises(FsdtoolError, match="does not take the inputs"):
@@ -414,7 +415,7 @@ def test_targets_of_another_width_are_refused(summarized, arrays):
     summary = summarized(perceptron(3, 8, 1), x, x.sum(1), task="regression")
     with pytest.raises(FsdtoolError, match="2 target values per example, the model 1 outputs"):
         influence(summary, load_dataset(str(arrays(x, x[:, :2])), task="regression"))
-    with pytest.raises(FsdtoolError, match="no misclassified queries; leave --misclassified out"):
+    with pytest.raises(FsdtoolError, match="no misclassified queries; leave `misclassified` out"):
         influence(summary, load_dataset(str(arrays(x, x[:, 0])), task="regression"), misclassified=True)
 
 
@@ -423,10 +424,10 @@ def test_a_summary_without_records_or_weights_is_refused(summarized, arrays):
     queries = load_dataset(str(arrays(*data)))
     without = summarized(perceptron(4, 8, 3), *data, records=False)
     for call in (lambda: influence(without, queries), lambda: self_influence(without)):
-        with pytest.raises(FsdtoolError, match="written with --no-records; give the training data by --data"):
+        with pytest.raises(FsdtoolError, match="written with `records=False`; give the training data by `data`"):
             call()
     without = summarized(perceptron(4, 8, 3), *data, keep_weights=False)
-    with pytest.raises(FsdtoolError, match="written with --no-weights; write it again with weights"):
+    with pytest.raises(FsdtoolError, match="written with `keep_weights=False`; write it again with weights"):
         influence(without, queries)
     assert len(self_influence(without).values) == 60
 
@@ -472,3 +473,30 @@ def test_nothing_is_warned_of_on_sound_data(mlp_summary, test_digits, caplog):
 def test_the_training_data_is_not_needed(sample_paths, test_digits, tmp_path):
     summary = load(sample_paths["mlp"])
     assert len(influence(summary, test_digits, top=1).queries) == 360
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_strong_damping_divides_the_values(summarized, arrays, tmp_path, streamed):
+    """Far above the curvature (G + lambda)^-1 is 1 / lambda, of influence as of self-influence."""
+    summary = summarized(perceptron(4, 8, 3), *gaussian_classes(60, 4, 3))
+    queries = load_dataset(str(arrays(*gaussian_classes(60, 4, 3))))
+    data = queries if streamed else None
+    found = []
+    for factor in (1e7, 2e7):
+        influence(summary, queries, data=data, damping_factor=factor, matrix=tmp_path / "m.npy")
+        selves = self_influence(summary, data=data, damping_factor=factor).values
+        found.append((np.load(tmp_path / "m.npy"), selves))
+    for strong, stronger in zip(*found, strict=True):
+        np.testing.assert_allclose(strong, 2 * stronger, rtol=1e-4)
+
+
+def test_the_default_damping_is_that_of_the_records(summarized, arrays):
+    summary = summarized(perceptron(4, 8, 3), *gaussian_classes(60, 4, 3))
+    near = self_influence(summary, damping_factor=DAMPING_FACTOR * (1 + 1e-9)).values
+    np.testing.assert_allclose(near, self_influence(summary).values, rtol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
+def test_no_damping_is_refused(mlp_summary, test_digits, factor):
+    with pytest.raises(FsdtoolError, match=r"`damping_factor` .* is no damping; give a positive number"):
+        influence(mlp_summary, test_digits, damping_factor=factor)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fsdtool.curvature.ekfac import curvature
+from fsdtool.curvature.simulated import simulated_curvature
 from fsdtool.data.formats.load import load_dataset
 from fsdtool.errors import FsdtoolError
 from fsdtool.influence import query_solves
@@ -114,7 +114,7 @@ def test_directions_that_are_not_kept_count_as_flat(name, summarized, arrays, tm
     network, (x, y) = build(), draw(60, 0)
     summary = summarized(network, x, y, records=False)
     identity = summary.identity
-    cut = curvature(identity.graph, summary.parameters, summary.statistics, seed=0, numbers=14)
+    cut = simulated_curvature(identity.graph, summary.parameters, summary.statistics, seed=0, numbers=14)
     assert all(c.damped_rest is not None for c in cut)
     summary.curvature = cut
     gradients = weight_gradients(network, summary, torch.from_numpy(x), torch.from_numpy(y))

@@ -10,11 +10,12 @@ from torch import nn
 
 from fsdtool.laftr.closed_form import chain, closed_form, kronecker_factors
 from fsdtool.laftr.output_matching import OutputCoupling, margin
-from fsdtool.laftr.sampling import COUPLED, INDEPENDENT, MOVING, Simulation
+from fsdtool.laftr.sampling import Simulation
 from fsdtool.network.activations import activation
 from fsdtool.network.graph import Graph, Step
 from fsdtool.network.trace import trace
-from fsdtool.statistics.component_laws import GateStatistics, InputStatistics, Statistics
+from fsdtool.statistics.component_laws import GateStatistics, Statistics
+from fsdtool.statistics.gaussian_inputs import GaussianInputs
 
 DOUBLE = torch.float64
 COMPONENTS = 3
@@ -88,7 +89,7 @@ MOMENTS = (lambda m, c: m, lambda m, c: m * m, lambda m, c: c, lambda m, c: m * 
 
 def random_statistics(graph: Graph, seed: int = 20) -> tuple[Statistics, dict[int, list]]:
     n = graph.steps[0].units
-    inputs = InputStatistics(
+    inputs = GaussianInputs(
         normal(COMPONENTS, n, seed=seed), None, covariances(n, seed), torch.zeros(COMPONENTS, n, dtype=DOUBLE)
     )
     laws = {i: random_law(graph.steps[i], seed + i) for i in graph.indices("activation")}
@@ -225,13 +226,13 @@ def test_the_hessian_at_the_reference_is_the_kronecker_blocks(name):
             assert torch.allclose(found, expected, rtol=1e-8, atol=1e-8 * float(expected.abs().max()))
 
 
-def low_rank_inputs(n: int, rank: int) -> InputStatistics:
+def low_rank_inputs(n: int, rank: int) -> GaussianInputs:
     basis = torch.linalg.qr(normal(n, rank, seed=5)).Q
     diagonal = normal(COMPONENTS, n, seed=6).abs()
-    return InputStatistics(normal(COMPONENTS, n, seed=7), basis, covariances(rank, 8), diagonal)
+    return GaussianInputs(normal(COMPONENTS, n, seed=7), basis, covariances(rank, 8), diagonal)
 
 
-def with_inputs(statistics: Statistics, inputs: InputStatistics) -> Statistics:
+def with_inputs(statistics: Statistics, inputs: GaussianInputs) -> Statistics:
     return Statistics(
         statistics.kind,
         statistics.names,
@@ -248,7 +249,7 @@ def test_low_rank_inputs_give_what_their_dense_covariance_gives():
     other = moved(reference)
     statistics, _ = random_statistics(graph)
     low = low_rank_inputs(9, 3)
-    dense = InputStatistics(
+    dense = GaussianInputs(
         low.mean,
         None,
         torch.stack([low.covariance(k) for k in range(COMPONENTS)]),
@@ -294,21 +295,21 @@ def test_independent_samples_agree_with_the_closed_form(name, low_rank):
     if low_rank:
         statistics = with_inputs(statistics, low_rank_inputs(12, 4))
     expected = closed_form(graph, reference, other, statistics, statistics.output_hessian)
-    simulation = Simulation(graph, single(reference), statistics, gates=INDEPENDENT, seed=1)
+    simulation = Simulation(graph, single(reference), statistics, gates="independent", seed=1)
     hessian = statistics.output_hessian.float()
     for k in range(COMPONENTS):
-        x, f0, tape = simulation.draw(k, 20_000)
+        x, f0, tape = simulation.forward(k, 20_000)
         with torch.no_grad():
             df = graph.run(single(other), x, gate=tape.replay) - f0
         rho = 0.5 * ((df @ hessian[k]) * df).sum(1)
         assert abs(float(rho.mean() - expected[k])) < 3 * float(rho.std()) / 20_000**0.5
 
 
-@pytest.mark.parametrize("gates", [COUPLED, INDEPENDENT])
+@pytest.mark.parametrize("gates", ["coupled", "independent"])
 @pytest.mark.parametrize("name", ["ReLU", "ReLU6", "GELU"])
 def test_a_tape_replayed_under_the_reference_gives_the_same_outputs(name, gates):
     graph, reference, _, statistics = wide(name)
-    x, f0, tape = Simulation(graph, single(reference), statistics, gates=gates).draw(1, 50)
+    x, f0, tape = Simulation(graph, single(reference), statistics, gates=gates).forward(1, 50)
     assert x.shape == (50, 12)
     with torch.no_grad():
         assert torch.equal(graph.run(single(reference), x, gate=tape.replay), f0)
@@ -317,7 +318,7 @@ def test_a_tape_replayed_under_the_reference_gives_the_same_outputs(name, gates)
 @pytest.mark.parametrize("name", ["ReLU", "ReLU6", "GELU"])
 def test_moving_gates_replayed_under_the_reference_give_the_same_outputs(name):
     graph, reference, _, statistics = wide(name)
-    x, f0, tape = Simulation(graph, single(reference), statistics, gates=MOVING).draw(1, 50)
+    x, f0, tape = Simulation(graph, single(reference), statistics, gates="moving").forward(1, 50)
     with torch.no_grad():
         found = graph.run(single(reference), x, gate=tape.replay)
     assert torch.equal(found, f0) if name == "ReLU" else torch.allclose(found, f0, atol=1e-4, rtol=1e-5)
@@ -327,8 +328,8 @@ def test_moving_gates_replayed_under_the_reference_give_the_same_outputs(name):
 def test_to_first_order_moving_gates_are_fixed_ones(name):
     graph, reference, _, statistics = wide(name)
     slopes = []
-    for gates in (COUPLED, MOVING):
-        x, _, tape = Simulation(graph, single(reference), statistics, gates=gates, seed=3).draw(0, 40)
+    for gates in ("coupled", "moving"):
+        x, _, tape = Simulation(graph, single(reference), statistics, gates=gates, seed=3).forward(0, 40)
         point = {key: value.requires_grad_() for key, value in single(reference).items()}
         loss = (graph.run(point, x, gate=tape.replay) * normal(40, graph.outputs, seed=5).float()).sum()
         loss.backward()
@@ -346,8 +347,8 @@ def test_moving_gates_switch_halfway_between_the_samples_on_either_side(function
     p[:, 0], p[:, 1] = 0, 0
     p[0, 0], p[levels, 1] = 1, 1  # no sample above any break; no sample below one
     graph, statistics = one_layer(function, units, probabilities=p[None, 1:])
-    x, f0, tape = Simulation(graph, {}, statistics, gates=MOVING, seed=2).draw(0, count)
-    fixed = Simulation(graph, {}, statistics, gates=COUPLED, seed=2).draw(0, count)[2].held["act"]
+    x, f0, tape = Simulation(graph, {}, statistics, gates="moving", seed=2).forward(0, count)
+    fixed = Simulation(graph, {}, statistics, gates="coupled", seed=2).forward(0, count)[2].held["act"]
     slope = fixed[0]
     piece = (slope[..., None] - torch.tensor(pieces.slopes)).abs().argmin(-1)
     if function in ("relu6", "hardtanh"):
@@ -380,7 +381,7 @@ def test_maxima_keep_the_positions_of_the_reference():
     graph, reference = network_of(model, (2, 6, 6))
     statistics, _ = random_statistics(graph)
     simulation = Simulation(graph, single(reference), statistics)
-    x, f0, tape = simulation.draw(0, 20)
+    x, f0, tape = simulation.forward(0, 20)
     other = single(moved(reference))
     with torch.no_grad():
         assert torch.equal(graph.run(single(reference), x, gate=tape.replay), f0)
@@ -398,7 +399,7 @@ def test_a_seed_reproduces_the_samples():
     graph, reference, _, statistics = wide("ReLU")
 
     def draw(seed):
-        return Simulation(graph, single(reference), statistics, seed=seed).draw(0, 30)[1]
+        return Simulation(graph, single(reference), statistics, seed=seed).forward(0, 30)[1]
 
     state = torch.random.get_rng_state()
     assert torch.equal(draw(3), draw(3))
@@ -411,7 +412,7 @@ def test_batches_share_the_samples_by_weight():
     simulation = Simulation(graph, single(reference), statistics)
 
     def asked(samples: int) -> list[tuple[int, int]]:
-        return list(simulation.each(samples, lambda k, count: (k, count)))
+        return list(simulation.batches(samples, lambda k, count: (k, count)))
 
     assert asked(100) == [(0, 50), (1, 30), (2, 20)]
     assert asked(1) == [(0, 2), (1, 2), (2, 2)]
@@ -423,7 +424,7 @@ def one_layer(function: str, units: int, probabilities=None, moments=None) -> tu
         Step("x", "input", shape=(units,)),
         Step("act", "activation", (0,), {"function": function, "settings": {}}, {}, (units,)),
     )
-    inputs = InputStatistics(torch.zeros(1, units), None, torch.eye(units)[None], torch.zeros(1, units))
+    inputs = GaussianInputs(torch.zeros(1, units), None, torch.eye(units)[None], torch.zeros(1, units))
     gates = GateStatistics(activation(function).pieces, probabilities, moments)
     return Graph(steps), Statistics("all", ("all",), torch.tensor([9.0]), inputs, {1: gates}, None)
 
@@ -439,7 +440,7 @@ def test_coupled_gates_meet_their_fractions_in_the_order_of_the_signal(function)
     simulation = Simulation(graph, {}, statistics, seed=2)
     rounds, total = 400, torch.zeros(levels, units)
     for _ in range(rounds):
-        x, _, tape = simulation.draw(0, count)
+        x, _, tape = simulation.forward(0, count)
         m, c = tape.held["act"]
         piece = m.long() if function == "relu" else (c > 0) * 2 + m.long()
         for j in range(levels):
@@ -463,7 +464,7 @@ def test_coupled_gates_meet_their_fractions_among_equal_signals(function):
     simulation = Simulation(graph, {}, statistics, seed=2)
     s = torch.randn(count, units, generator=generator(3)).relu()  # half of the samples are at zero
     s[:, 0] = 1.5
-    _, gate, tape = simulation.begin(0, count)
+    _, gate, tape = simulation.inputs_and_gates(0, count)
     gate(graph.steps[1], s)
     m, c = tape.held["act"]
     piece = m.long() if function == "relu" else (c > 0) * 2 + m.long()
@@ -479,7 +480,7 @@ def test_independent_gates_have_their_probabilities_and_no_relation_to_the_signa
     units, count = 20, 20_000
     p = torch.softmax(torch.randn(3, units, generator=generator(1)), 0)
     graph, statistics = one_layer("relu6", units, probabilities=p[None, 1:])
-    x, _, tape = Simulation(graph, {}, statistics, gates=INDEPENDENT, seed=2).draw(0, count)
+    x, _, tape = Simulation(graph, {}, statistics, gates="independent", seed=2).forward(0, count)
     m, c = tape.held["act"]
     found = torch.stack([(m == 0) & (c == 0), m == 1, c == 6]).float()
     assert torch.equal(found.sum(0), torch.ones(count, units))
@@ -494,16 +495,16 @@ def smooth_moments(units: int) -> torch.Tensor:
     return torch.stack([m.mean(0), (m * m).mean(0), c.mean(0), (m * c).mean(0), (c * c).mean(0)])
 
 
-@pytest.mark.parametrize("gates", [COUPLED, INDEPENDENT])
+@pytest.mark.parametrize("gates", ["coupled", "independent"])
 def test_smooth_gates_have_their_recorded_first_and_second_moments(gates):
     units, count = 15, 20_000
     moments = smooth_moments(units)
     moments[:, 0] = torch.tensor([1.0, 1, 0, 0, 0])  # always the identity
     graph, statistics = one_layer("gelu", units, moments=moments[None])
-    _, _, tape = Simulation(graph, {}, statistics, gates=gates, seed=2).draw(0, count)
+    _, _, tape = Simulation(graph, {}, statistics, gates=gates, seed=2).forward(0, count)
     m, c = tape.held["act"]
     found = torch.stack([m.mean(0), (m * m).mean(0), c.mean(0), (m * c).mean(0), (c * c).mean(0)])
-    tolerance = 1e-3 if gates == COUPLED else 0.03
+    tolerance = 1e-3 if gates == "coupled" else 0.03
     assert (found - moments).abs().max() < tolerance
     assert (m[:, 0] == 1).all()
     assert (c[:, 0] == 0).all()
@@ -515,7 +516,7 @@ def test_coupled_batches_of_convolutions_keep_their_shapes():
     )
     graph, reference = network_of(model, (2, 6, 6))
     statistics, _ = random_statistics(graph)
-    x, logits, tape = Simulation(graph, single(reference), statistics).draw(0, 9)
+    x, logits, tape = Simulation(graph, single(reference), statistics).forward(0, 9)
     assert (x.shape, logits.shape) == ((9, 2, 6, 6), (9, 2))
     assert tape.held["1"][0].shape == tape.held["1"][1].shape == (9, 3, 4, 4)
     assert tape.held["3"][0].shape == (9, 2, 3, 3)

@@ -125,7 +125,7 @@ def test_gates_that_move_see_what_fixed_ones_cannot(case):
 
 def test_unknown_gates_are_one_line(case):
     summary, network = case
-    with pytest.raises(FsdtoolError, match="there are no gates 'free'; give one of moving, coupled, independent, own"):
+    with pytest.raises(FsdtoolError, match="there are no gates 'free'; give one of coupled, independent, moving, own"):
         summary.penalty(network, gates="free")
 
 

@@ -159,7 +159,7 @@ def test_inspect_shows_the_earlier_checkpoints(here, capsys):
 def test_a_checkpoint_that_cannot_be_used_is_refused_in_one_line_before_the_pass(
     here, capsys, monkeypatch, checkpoints, more, message
 ):
-    monkeypatch.setattr("fsdtool.fitting.passes.Pass.whole", lambda *a, **k: pytest.fail("the pass began"))
+    monkeypatch.setattr("fsdtool.fitting.passes.Pass.run", lambda *a, **k: pytest.fail("the pass began"))
     assert summarize(*checkpoints, more=more) == 2
     err = capsys.readouterr().err
     assert message in err

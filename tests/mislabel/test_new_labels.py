@@ -173,7 +173,7 @@ def test_a_summary_that_cannot_judge_is_refused(summarized, arrays, edited):
     data = load_dataset(str(arrays(x, y)))
     for options, message in (
         ({"records": False}, "written with `records=False`; write it again with records"),
-        ({"keep_weights": False}, "written with --no-weights; write it again with weights"),
+        ({"keep_weights": False}, "written with `keep_weights=False`; write it again with weights"),
     ):
         with pytest.raises(FsdtoolError, match=message):
             score_new_labels(summarized(perceptron(4, 8, 3), x, y, **options), data)
@@ -220,7 +220,7 @@ def test_in_last_layer_mode_the_model_that_was_summarized_is_needed(summarized, 
     torch.manual_seed(0)
     summary = summarized(Product(), *gaussian_classes(60, 4, 3))
     data = load_dataset(str(tmp_path / "summary.h5.npz"))
-    with pytest.raises(FsdtoolError, match=r"holds only the last layer 'head'.*give --model and --checkpoint"):
+    with pytest.raises(FsdtoolError, match=r"holds only the last layer 'head'.*give `model` and `checkpoint`"):
         score_new_labels(summary, data)
     other = Product()
     other.relu = nn.Identity()

@@ -14,7 +14,7 @@ from fsdtool.network.per_example_gradients import (
     gradient,
     parameters_without_block,
     project,
-    rows_of_factors,
+    sampled_layer_io,
     squared_norms,
     vectors,
 )
@@ -176,8 +176,8 @@ def assert_close(found, expected, tolerance=1e-5):
 
 def bases(block, ks=2, ka=3):
     generator = torch.Generator().manual_seed(1)
-    rows = torch.randn(block.rows, min(ks, block.rows), generator=generator)
-    return rows, torch.randn(block.columns, min(ka, block.columns), generator=generator)
+    rows = torch.randn(block.d_out, min(ks, block.d_out), generator=generator)
+    return rows, torch.randn(block.d_in, min(ka, block.d_in), generator=generator)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -219,21 +219,21 @@ def test_squared_norms_equal_those_of_the_loop(name, pairing, numbers, monkeypat
 def test_the_rows_of_the_factors_add_up_to_the_gradients(name):
     found, uses, expected, _ = seen(name)
     for block in found:
-        b, a = rows_of_factors(block, uses, 10**6, torch.Generator())
-        assert (b.shape[1], a.shape[1], len(a)) == (block.rows, block.columns, len(b))
+        b, a = sampled_layer_io(block, uses, 10**6, torch.Generator())
+        assert (b.shape[1], a.shape[1], len(a)) == (block.d_out, block.d_in, len(b))
         assert_close(b.T @ a, reference(block, expected).sum(0))
 
 
 def test_a_choice_of_positions_is_the_same_for_all_examples_and_seeded():
     found, uses, _, _ = seen("conv2d padding")
     block = found[0]
-    every_b, every_a = rows_of_factors(block, uses, 10**6, torch.Generator())
-    b, a = rows_of_factors(block, uses, 5, torch.Generator().manual_seed(2))
-    again = rows_of_factors(block, uses, 5, torch.Generator().manual_seed(2))
+    every_b, every_a = sampled_layer_io(block, uses, 10**6, torch.Generator())
+    b, a = sampled_layer_io(block, uses, 5, torch.Generator().manual_seed(2))
+    again = sampled_layer_io(block, uses, 5, torch.Generator().manual_seed(2))
     assert torch.equal(b, again[0])
     assert torch.equal(a, again[1])
     assert len(a) == 5 * EXAMPLES
-    every = torch.cat([every_b, every_a], 1).view(EXAMPLES, -1, block.rows + block.columns)
+    every = torch.cat([every_b, every_a], 1).view(EXAMPLES, -1, block.d_out + block.d_in)
     few = torch.cat([b, a], 1).view(EXAMPLES, 5, -1)
     places = [torch.cdist(few[i], every[i]).argmin(1).tolist() for i in range(EXAMPLES)]
     assert all(place == places[0] for place in places)

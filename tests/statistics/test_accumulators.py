@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -129,6 +131,42 @@ def test_two_parts_merged_equal_the_whole(make, add, data, cut):
     assert_same(empty, whole)
     whole.merge(make())
     assert_same(empty, whole)
+
+
+@pytest.mark.parametrize(("make", "add"), MAKERS)
+def test_uneven_parts_in_any_order_equal_the_whole(make, add, data):
+    x, component = data
+    whole = accumulate(make, add, x, component, 7)
+    parts = [
+        accumulate(make, add, x[start:stop], component[start:stop], 5) for start, stop in ((0, 1), (1, 30), (30, 47))
+    ]
+    for order in itertools.permutations(parts):
+        total = make()
+        for part in order:
+            total.merge(part)
+        assert_same(total, whole)
+
+
+@pytest.mark.parametrize(("make", "add"), MAKERS)
+def test_an_accumulator_comes_back_from_its_state(make, add, data):
+    x, component = data
+    first, rest = (accumulate(make, add, x[part], component[part], 7) for part in (slice(20), slice(20, None)))
+    state = first.state()
+    assert all(value.dtype == np.float64 for value in state.values())
+    again = make().from_state(state)
+    first.merge(rest)  # the state is a copy
+    again.merge(rest)
+    assert_same(again, first, rtol=0)
+
+
+def test_a_sample_of_outputs_comes_back_from_its_state():
+    first = OutputReservoir(4, 2, numbers=64)
+    first.update(torch.randn(50, 2), torch.arange(50) % 3)
+    again = OutputReservoir(4, 2, numbers=64).from_state(first.state())
+    for reservoir in (first, again):
+        reservoir.update(torch.arange(20.0).view(10, 2), torch.arange(10) % 4)
+    assert torch.equal(again.finalize().values, first.finalize().values)
+    assert torch.equal(again.finalize().component, first.finalize().component)
 
 
 def test_input_moments_equal_a_loop(data):

@@ -13,14 +13,15 @@ from torch import nn
 from fsdtool.data.formats.load import load_dataset
 from fsdtool.errors import FsdtoolError
 from fsdtool.fsd.drift import distances
-from fsdtool.laftr.distance_calibration import _fit
+from fsdtool.laftr.distance_calibration import DistanceCalibration, _fit
 from fsdtool.laftr.distance_forms import _stratified
 from fsdtool.laftr.metrics import measure, metrics
 from fsdtool.model.checkpoint import Checkpoint
 from fsdtool.network.graph import Graph
-from fsdtool.statistics.anchors import AnchorRows, anchor_count, even_rows, expand, met
-from fsdtool.statistics.component_laws import InputStatistics
-from fsdtool.statistics.distance_error import DistanceCalibration
+from fsdtool.statistics.anchors import AnchorPlan, AnchorRows, anchor_count, expand, met
+from fsdtool.statistics.gaussian_inputs import GaussianInputs
+from fsdtool.statistics.merging import BatchView
+from fsdtool.statistics.sample import even_rows
 from tests.conftest import gaussian_classes, perceptron
 
 
@@ -161,14 +162,20 @@ def test_kept_examples_do_not_depend_on_batches(summarized):
     assert found[0].component.tolist() == y.tolist()
 
 
+def view(rows: slice, x: torch.Tensor, logits: torch.Tensor, component: torch.Tensor) -> BatchView:
+    """The batch of some rows of x (N, n)."""
+    return BatchView(rows, x[rows], x[rows], component, logits, component)
+
+
 def test_anchors_are_taken_as_their_rows_come_by():
     x = torch.arange(40.0).reshape(20, 2)
     basis = torch.tensor([[1.0], [0.0]])
-    rows = AnchorRows(20, 7, basis, x, 3)
+    rows = AnchorRows(AnchorPlan.of(20, 7, basis, x), 3)
     for part in (slice(0, 9), slice(9, 10), slice(10, 20), slice(10, 20)):
-        rows.update(part, x[part], torch.zeros(part.stop - part.start, 3), torch.full((part.stop - part.start,), 2))
+        size = part.stop - part.start
+        rows.update(view(part, x, torch.zeros(size, 3), torch.full((size,), 2)))
     mean = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
-    statistics = InputStatistics(mean, basis, torch.zeros(2, 1, 1), torch.zeros(2, 2))
+    statistics = GaussianInputs(mean, basis, torch.zeros(2, 1, 1), torch.zeros(2, 2))
     found = rows.finalize(torch.tensor([False, True, True]), statistics)
     assert found.inputs[:, 0].tolist() == pytest.approx((x[even_rows(20, 7), 0] - 3).tolist())
     assert found.component.tolist() == [1] * 7
@@ -179,11 +186,11 @@ def test_the_examples_farthest_out_are_kept_and_stand_for_themselves():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(400, 3, generator=generator) * torch.tensor([1.0, 100.0, 0.0])
     x[[5, 123, 399], 0] = 50
-    rows = AnchorRows(400, 40, None, x[::7], 2)
+    rows = AnchorRows(AnchorPlan.of(400, 40, None, x[::7]), 2)
     for part in (slice(0, 100), slice(100, 250), slice(100, 250), slice(250, 400)):  # one comes twice
         size = part.stop - part.start
-        rows.update(part, x[part], x[part, :2], torch.zeros(size, dtype=torch.int64))
-    statistics = InputStatistics(torch.zeros(1, 3), None, torch.zeros(1, 3, 3), torch.zeros(1, 3))
+        rows.update(view(part, x, x[part, :2], torch.zeros(size, dtype=torch.int64)))
+    statistics = GaussianInputs(torch.zeros(1, 3), None, torch.zeros(1, 3, 3), torch.zeros(1, 3))
     found = rows.finalize(torch.tensor([True]), statistics)
     assert int(found.alone.sum()) == 5
     assert (found.inputs[found.alone, 0] == 50).sum() == 3

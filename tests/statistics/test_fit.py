@@ -89,6 +89,31 @@ def test_batches_do_not_change_the_fit():
         assert one == other or one == pytest.approx(other)
 
 
+def same(found, expected) -> bool:
+    pairs = zip(dataclasses.astuple(found), dataclasses.astuple(expected), strict=True)
+    return all(one == other or one == pytest.approx(other) for one, other in pairs)
+
+
+def test_parts_of_the_data_add_up_in_any_order_and_come_back_from_their_state():
+    generator = np.random.default_rng(2)
+    outputs, labels, losses = generator.normal(size=(31, 4)), generator.integers(0, 4, 31), 1e3 + generator.random(31)
+
+    def over(rows: np.ndarray) -> FitSums:
+        found = FitSums(task_of("classification"), np.full(4, 0.25))
+        if len(rows):
+            found.update(losses[rows], outputs[rows], labels[rows])
+        return found
+
+    whole = over(np.arange(31))
+    parts = [over(rows) for rows in np.split(np.arange(31), [3, 3, 20])]
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
+        total = over(np.arange(0))
+        for i in order:
+            total.merge(parts[i])
+        assert same(total.finalize(), whole.finalize())
+        assert same(over(np.arange(0)).from_state(total.state()).finalize(), whole.finalize())
+
+
 @pytest.mark.parametrize("knowledge", [0.4, 1.0, 3.0])
 def test_a_weak_and_honest_network_is_not_doubted(knowledge):
     labels = np.random.default_rng(3).integers(0, 4, 2000)

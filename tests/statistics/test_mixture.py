@@ -86,10 +86,9 @@ def test_examples_go_to_their_class_to_the_nearest_centre_or_together():
     labels = torch.tensor([2, 0, 1])
     by_class = Assignment("class", ("a", "b", "c"))
     assert by_class.assign(labels).tolist() == [2, 0, 1]
-    assert (len(by_class), by_class.needs_pattern) == (3, False)
+    assert len(by_class) == 3
     assert Assignment("all", ("all",)).assign(labels).tolist() == [0, 0, 0]
     points, owner = blobs(4, 10)
     centres = torch.stack([points[owner == k].mean(0) for k in range(4)])
     clusters = Assignment("cluster", ("0", "1", "2", "3"), None, centres)
-    assert clusters.needs_pattern
     assert torch.equal(clusters.assign(torch.zeros(40), points), owner)

@@ -19,6 +19,7 @@ from torch import nn
 import fsdtool
 from fsdtool.cli import main
 from fsdtool.errors import FsdtoolError
+from fsdtool.fitting import contents
 from fsdtool.fitting import run as summarize_module
 from fsdtool.influence.scores import self_influence
 from fsdtool.influence.self_scores import recorded_self_influence
@@ -238,17 +239,17 @@ def test_part_sizes_are_those_of_the_datasets(sample_paths):
 
 
 def test_the_same_inputs_give_the_same_bytes(summarized, monkeypatch):
-    class Noon(summarize_module.datetime):
+    class Noon(contents.datetime):
         @classmethod
         def now(cls, tz=None):
             return cls(2020, 1, 1, 12, tzinfo=tz)
 
-    monkeypatch.setattr(summarize_module, "datetime", Noon)
+    monkeypatch.setattr(contents, "datetime", Noon)
     data = gaussian_classes(300, 6, 3)
-    contents = [summarized(spread(6, 3), *data).path.read_bytes() for _ in range(2)]
-    assert contents[0] == contents[1]
+    first, second = (summarized(spread(6, 3), *data).path.read_bytes() for _ in range(2))
+    assert first == second
     other_seed = summarized(spread(6, 3), *data, seed=1)
-    assert other_seed.path.read_bytes() != contents[0]
+    assert other_seed.path.read_bytes() != first
 
 
 # What is refused
@@ -535,8 +536,8 @@ def test_the_catalogue_alone_refuses_the_damage_of_what_it_reads(sample_paths, e
     [
         (removed("records/self_influence"), r"'/records/self_influence' is missing; write the summary again"),
         (set_values("records/self_influence", 3, np.nan), "'/records/self_influence' holds values that are not finite"),
-        (removed("records/gradients"), "written with --no-records; give the training data by --data"),
-        (removed("records"), "written with --no-records; give the training data by --data"),
+        (removed("records/gradients"), "written with `records=False`; give the training data by `data`"),
+        (removed("records"), "written with `records=False`; give the training data by `data`"),
     ],
 )
 def test_self_influence_that_is_not_there_or_damaged_is_refused(sample_paths, edited, change, message):

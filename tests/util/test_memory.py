@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from fsdtool import cli
-from fsdtool.curvature import ekfac
+from fsdtool.curvature import ekfac, simulated
 from fsdtool.curvature.gauss_newton import GaussNewton
 from fsdtool.data.formats.load import DataSource, load_dataset
 from fsdtool.fitting import passes, recording
 from fsdtool.fsd import drift as module
+from fsdtool.fsd import exact as on_data
 from fsdtool.influence import data_gradients, scores, screening, training_examples
 from fsdtool.laftr import distance_forms, penalty, sampling
 from fsdtool.model.checkpoint import read_checkpoint
@@ -22,6 +23,7 @@ from fsdtool.network.per_example_gradients import blocks
 from fsdtool.network.trace import trace
 from fsdtool.statistics import accumulators
 from fsdtool.statistics.collector import StatisticsSums
+from fsdtool.statistics.merging import BatchView
 from fsdtool.statistics.mixture import Assignment, GatePattern
 from fsdtool.summary.reader import load
 from fsdtool.tasks.task import task_of
@@ -90,7 +92,7 @@ PLACES = {
     "inputs": (accumulators.CentredMoments, "update", lambda self, x, component: len(x)),
     "outputs": (accumulators.OutputReservoir, "update", lambda self, logits, component: len(logits)),
     "records": (recording.GradientRecords, "run", lambda self, signal, *rest: len(signal)),
-    "loss": (passes, "check_losses", lambda losses, *rest: len(losses)),
+    "loss": (recording, "check_losses", lambda losses, *rest: len(losses)),
 }
 
 
@@ -119,20 +121,30 @@ def eigenvalues_of(summary) -> torch.Tensor:
     return torch.cat([c.eigenvalues.flatten() for c in summary.curvature])
 
 
-def test_measured_curvature_draws_what_it_drew_before_memory_ran_out(summarized, monkeypatch):
-    data, options = gaussian_classes(60, 4, 3), {"curvature": "measured", "batch_size": 40}
-    original = passes.Pass.whole
+# Where the pass stops after it has drawn: at the second weight, where the sample has made 4 calls, or at the loss.
+AFTER_DRAWS = {
+    "eigenvalues": (ekfac.EigenvalueSums, "update", lambda sums, uses, *_: len(next(iter(uses.values())).input), 5),
+    "loss": (recording, "check_losses", lambda losses, *_: len(losses), 0),
+}
 
-    def smaller(self, *arguments):
-        self.batch_size.now = 10
-        return original(self, *arguments)
+
+@pytest.mark.parametrize("place", AFTER_DRAWS)
+def test_measured_curvature_draws_what_it_drew_before_memory_ran_out(summarized, monkeypatch, place):
+    data, options = gaussian_classes(60, 4, 3), {"curvature": "measured", "batch_size": 40}
+    original = passes.Pass.run
+
+    def smaller(self):
+        self.reader.batch_size.now = 10
+        return original(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(passes.Pass, "whole", smaller)
+        patch.setattr(passes.Pass, "run", smaller)
         expected = eigenvalues_of(summarized(perceptron(4, 8, 3), *data, **options))
     with monkeypatch.context() as patch:
-        failing(patch, passes, "check_losses", above=12, error=ERRORS["cpu"], rows=lambda losses, *_: len(losses))
+        owner, name, rows, first = AFTER_DRAWS[place]
+        sizes = failing(patch, owner, name, above=12, error=ERRORS["cpu"], rows=rows, first=first)
         found = eigenvalues_of(summarized(perceptron(4, 8, 3), *data, **options))
+    assert max(sizes[first:]) == 40
     torch.testing.assert_close(found, expected)
 
 
@@ -252,7 +264,7 @@ def test_the_exact_distance_that_ran_out_of_memory_is_the_same(summarized, tmp_p
         ]
 
     expected = exact()
-    failing(monkeypatch, module, "measure", above=10, error=ERRORS["cuda"], rows=lambda metric, f0, f1: len(f0))
+    failing(monkeypatch, on_data, "measure", above=10, error=ERRORS["cuda"], rows=lambda metric, f0, f1: len(f0))
     with caplog.at_level(logging.WARNING, "fsdtool"):
         assert exact() == pytest.approx(expected)
     assert "going on with 16" in caplog.text
@@ -261,8 +273,8 @@ def test_the_exact_distance_that_ran_out_of_memory_is_the_same(summarized, tmp_p
 # Each use of pseudo-samples, where it fails after its work on so many, and what it gives.
 SIMULATED = {
     "distance": (distance_forms, "measure", lambda metric, f0, f1: len(f0), lambda summary: distance(summary)),
-    "curvature": (ekfac, "capture", lambda g, p, x, *rest: len(x), lambda summary: eigenvalues(summary)),
-    "whole matrix": (sampling.Simulation, "draw", lambda self, k, count: count, lambda summary: product(summary)),
+    "curvature": (simulated, "capture", lambda g, p, x, *rest: len(x), lambda summary: eigenvalues(summary)),
+    "whole matrix": (sampling.Simulation, "forward", lambda self, k, count: count, lambda summary: product(summary)),
     "penalty": (penalty.Penalty, "_draw_component", lambda self, k, count: count, lambda summary: drift(summary)),
 }
 
@@ -282,7 +294,8 @@ def distance(summary) -> torch.Tensor:
 
 
 def eigenvalues(summary) -> torch.Tensor:
-    found = ekfac.curvature(summary.identity.graph, summary.parameters, summary.statistics, seed=0, samples=300)
+    identity, of = summary.identity, summary.statistics
+    found = simulated.simulated_curvature(identity.graph, summary.parameters, of, seed=0, samples=300)
     return torch.cat([c.eigenvalues.flatten() for c in found])
 
 
@@ -344,7 +357,7 @@ def test_of_a_batch_that_fails_nothing_stays_and_only_its_components_are_copied(
             sums.start(y[rows])
             with torch.no_grad():
                 logits = graph.run(parameters, x[rows], observe=lambda step, given, output: sums.see(step, given))
-            sums.finish(x[rows], logits)
+            sums.update(BatchView(rows, x[rows], x[rows], y[rows], logits, sums.assign()))
             if fail:
                 raise MemoryError
 

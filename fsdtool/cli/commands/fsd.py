@@ -18,6 +18,7 @@ from fsdtool.cli.groups import ComputeOptions, DataOptions, WeightOptions
 from fsdtool.cli.networks import check_model_arguments, read_checkpoint, rebuild
 from fsdtool.cli.options import (
     DATA_HELP,
+    DEFAULT_FORM,
     MODEL_HELP,
     Form,
     Gates,
@@ -57,7 +58,7 @@ def fsd_command(
             help="The examples that the summary keeps (auto, where it does), simulated ones, or the closed form of "
             "dense networks (auto: for independent gates)."
         ),
-    ] = Form.auto,
+    ] = DEFAULT_FORM,
     gates: Annotated[
         Gates | None,
         typer.Option(

@@ -15,15 +15,18 @@ from fsdtool.cli.groups import ComputeOptions, DataOptions, NetworkOptions, Weig
 from fsdtool.cli.networks import check_network_options, summarized_network
 from fsdtool.cli.options import (
     DATA_HELP,
+    DEFAULT_SOLVER,
     Device,
     Solver,
     SummaryFile,
 )
 from fsdtool.errors import FsdtoolError
+from fsdtool.influence.matrix_formats.matrix_format import suffixes
 
 if TYPE_CHECKING:
     from fsdtool.influence.self_scores import SelfInfluence
 
+MATRIX_SUFFIXES = suffixes()
 INFLUENCE_COLUMNS = (
     *("query_id", "kind", "rank", "id", "label", "loss_change_if_removed"),
     *("query_label", "query_prediction"),
@@ -57,7 +60,9 @@ def influence_command(
     matrix: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Also write all values, float32 (queries, training examples), to this .npy or .h5."
+            metavar="FILE",
+            help="Also write all values, float32 (queries, training examples), to this "
+            f"{' or '.join(MATRIX_SUFFIXES)}.",
         ),
     ] = None,
     data: Annotated[
@@ -73,7 +78,7 @@ def influence_command(
             help="kronecker: layer by layer; cg: with the layers' cross terms, by conjugate gradients; pbo: the listed "
             "examples measured again by the proximal Bregman response (slow, needs --data)."
         ),
-    ] = Solver.kronecker,
+    ] = DEFAULT_SOLVER,
     network: NetworkOptions,
     reading: DataOptions,
     computing: ComputeOptions,
@@ -103,12 +108,12 @@ def influence_command(
     check_network_options(network, weights)
     if of_itself:
         needless: dict[str, object] = {"model": network.model, "checkpoint": network.checkpoint} if data is None else {}
-        other = solver is not Solver.kronecker
+        other = solver is not DEFAULT_SOLVER
         needless |= {"mean": mean, "misclassified": misclassified, "matrix": matrix, "solver": other}
         refuse_options("with --self", "--queries", **needless)
     if matrix is not None:
         inputs = [given for given in (summary, queries, data) if given is not None]
-        check_output(matrix, "--matrix", inputs=inputs, suffix=(".npy", ".h5"))
+        check_output(matrix, "--matrix", inputs=inputs, suffix=MATRIX_SUFFIXES)
 
     if of_itself and data is None:
         answer.write(islice(_recorded(summary, computing, answer.ids).rows(), top), SELF_INFLUENCE_COLUMNS)

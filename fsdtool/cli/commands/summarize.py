@@ -15,6 +15,7 @@ from fsdtool.cli.groups import WeightOptions
 from fsdtool.cli.networks import build_model, key_values, read_checkpoint
 from fsdtool.cli.options import (
     DATA_HELP,
+    DEFAULT_CURVATURE,
     MODEL_HELP,
     Curvature,
     Device,
@@ -65,7 +66,7 @@ class KeptOptions:
         typer.Option(
             help="For influence: simulated from the statistics, or measured on the data in the pass (slower)."
         ),
-    ] = Curvature.simulated
+    ] = DEFAULT_CURVATURE
     input_rank: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Rank kept of the covariance of large inputs.")
     ] = None

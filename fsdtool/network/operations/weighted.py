@@ -19,22 +19,22 @@ from fsdtool.network.operations.calls import Call, Parameter
 
 @dataclass(frozen=True)
 class Block:
-    """One weight (with its bias, if all its uses share one) and the steps that use it."""
+    """One weight (with its bias, if all its uses share one) and the steps that use it: a matrix (d_out, d_in)."""
 
     weight: str
     bias: str | None
     steps: tuple[int, ...]
-    rows: int
-    columns: int  # the bias column included
+    d_out: int
+    d_in: int  # the bias column included
     kernel: tuple[int, ...] = ()  # spatial size of a convolution's kernel
 
     @property
     def size(self) -> int:
-        return self.rows * self.columns
+        return self.d_out * self.d_in
 
 
 @dataclass(frozen=True)
-class Use:
+class LayerIO:
     """What one use of a weight saw: its input (batch, ...) and the gradient at its output (batch, ...)."""
 
     step: Step
@@ -43,7 +43,7 @@ class Use:
 
 
 class Weighted(Operation):
-    """The weight is the role 'weight', W in its first dimension (rows) and the rest (columns); 'bias' (rows,)."""
+    """The weight is the role 'weight', W in its first dimension (d_out) and the rest; 'bias' (d_out,)."""
 
     kind = AFFINE
 
@@ -60,8 +60,8 @@ class Weighted(Operation):
         roles = {role: parameter.name for role, parameter in weights.items()}
         return call.add(cls.variant(call), call.source, options=options, parameters=roles)
 
-    def positions(self, block: Block, use: Use) -> tuple[Tensor, Tensor]:
-        """Inputs [a_p; 1] (batch, P, columns), 1 where the block has a bias, and gradients b_p (batch, P, rows)."""
+    def positions(self, block: Block, use: LayerIO) -> tuple[Tensor, Tensor]:
+        """Inputs [a_p; 1] (batch, P, d_in), 1 where the block has a bias, and gradients b_p (batch, P, d_out)."""
         raise NotImplementedError
 
     def has_rank_one(self, step: Step) -> bool:
@@ -69,28 +69,28 @@ class Weighted(Operation):
         return False
 
     def is_grouped(self, step: Step) -> bool:
-        """Whether an input belongs to some of the rows only, and the others of b_p are zero."""
+        """Whether an input belongs to some of the outputs only, and the others of b_p are zero."""
         return False
 
-    def gradient(self, block: Block, use: Use) -> Tensor:
-        """G (batch, rows, columns) of every example."""
+    def gradient(self, block: Block, use: LayerIO) -> Tensor:
+        """G (batch, d_out, d_in) of every example."""
         a, b = self.positions(block, use)
         return b.mT @ a
 
-    def project(self, block: Block, use: Use, rows: Tensor, columns: Tensor) -> Tensor:
-        """S^T G A (batch, ks, ka) of every example for `rows` S (rows, ks) and `columns` A (columns, ka)."""
+    def project(self, block: Block, use: LayerIO, u_s: Tensor, u_a: Tensor) -> Tensor:
+        """U_S^T G U_A (batch, ks, ka) of every example for bases `u_s` (d_out, ks) and `u_a` (d_in, ka)."""
         a, b = self.positions(block, use)
-        return (b @ rows).mT @ (a @ columns)
+        return (b @ u_s).mT @ (a @ u_a)
 
-    def costs_more(self, block: Block, use: Use, ks: int, ka: int, unfolding: float) -> bool:
-        """Whether `project` on ks rows and ka columns costs more than to form G and project that.
+    def costs_more(self, block: Block, use: LayerIO, ks: int, ka: int, unfolding: float) -> bool:
+        """Whether `project` on ks and ka directions costs more than to form G and project that.
 
         unfolding: cost of a multiplication on unfolded patches, in those of a convolution.
         """
         return False
 
-    def choose(self, block: Block, use: Use, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Inputs [a_p; 1] (n, columns) and gradients b_p (n, rows) at up to `most` positions, the same of each
+    def choose(self, block: Block, use: LayerIO, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Inputs [a_p; 1] (n, d_in) and gradients b_p (n, d_out) at up to `most` positions, the same of each
         example."""
         a, b = self.positions(block, use)
         chosen = choice(a.shape[1], most, generator).to(a.device)

@@ -14,15 +14,15 @@ from torch import nn
 
 from fsdtool.laftr.closed_form import closed_form
 from fsdtool.laftr.distance_forms import on_pseudo_samples
-from fsdtool.laftr.sampling import COUPLED, MOVING
 from fsdtool.network import activations, operations
 from fsdtool.network.activations import Pieces
 from fsdtool.network.graph import Graph
 from fsdtool.network.operations.base import MAXIMUM, Gated, Operation, VectorMap, reader
 from fsdtool.network.operations.weighted import Weighted, append_one
-from fsdtool.network.per_example_gradients import blocks, capture, gradient, project, rows_of_factors, squared_norms
+from fsdtool.network.per_example_gradients import blocks, capture, gradient, project, sampled_layer_io, squared_norms
 from fsdtool.network.trace import FULL, trace
 from fsdtool.statistics.collector import StatisticsSums
+from fsdtool.statistics.merging import BatchView
 from fsdtool.statistics.mixture import Assignment
 from fsdtool.tasks.task import task_of
 
@@ -139,7 +139,7 @@ def statistics_of(network):
     sums.start(torch.zeros(EXAMPLES))
     with torch.no_grad():
         logits = network.graph.run(network.parameters, x, observe=lambda step, inputs, output: sums.see(step, inputs))
-    sums.finish(x, logits)
+    sums.update(BatchView(slice(0), x, x, x, logits, sums.assign()))
     return sums.finalize().to(torch.device("cpu"), torch.float32)
 
 
@@ -161,7 +161,7 @@ def test_its_distances_are_those_of_the_same_function_of_known_operations():
         graph, statistics = network.graph, statistics_of(network)
         assert graph.is_chain()
         found[name] = [closed_form(graph, network.parameters, other, statistics, torch.eye(3)[None])]
-        for gates in (COUPLED, MOVING):
+        for gates in ("coupled", "moving"):
             drawn = on_pseudo_samples(
                 graph,
                 network.parameters,
@@ -194,13 +194,13 @@ def test_its_gradients_are_those_of_a_loop_of_autograd():
         whole = torch.stack([both[j] for both in expected])
         torch.testing.assert_close(gradient(block, uses), whole)
         torch.testing.assert_close(squared_norms(block, uses), whole.square().sum((1, 2)))
-        rows, columns = torch.randn(block.rows, 2), torch.randn(block.columns, 3)
+        rows, columns = torch.randn(block.d_out, 2), torch.randn(block.d_in, 3)
         torch.testing.assert_close(project(block, uses, rows, columns), rows.T @ whole @ columns)
-        b, a = rows_of_factors(block, uses, 10, torch.Generator())
+        b, a = sampled_layer_io(block, uses, 10, torch.Generator())
         torch.testing.assert_close(b.T @ a, whole.sum(0))
 
 
-@pytest.mark.parametrize("gates", [COUPLED, MOVING])
+@pytest.mark.parametrize("gates", ["coupled", "moving"])
 def test_a_new_maximum_is_replayed_under_the_positions_it_took(gates):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 6), LargerHalf(), nn.Linear(3, 2)).eval()
