@@ -13,15 +13,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fsdtool.errors import FsdtoolError
 from fsdtool.network import activations
+from fsdtool.network.building import Arranged
+from fsdtool.network.comparing import Untraceable
+from fsdtool.network.endings import before_link
 from fsdtool.network.graph import Graph, Step
-from fsdtool.network.logits import LINKS, PLAIN, ZERO_FIRST, Answer, answering, are_probabilities, link_between
-from fsdtool.network.nodes import EXAMPLES, Untraceable, first_line
-from fsdtool.network.operations.base import reader
-from fsdtool.network.translate import Translator
+from fsdtool.network.logits import LINKS, PLAIN, ZERO_FIRST, answering, are_probabilities, link_between
+from fsdtool.network.operations.calls import EXAMPLES, Signal
+from fsdtool.network.reading import Reader
 from fsdtool.tasks.task import Task, task_of
 
 FULL, LAST_LAYER = "full", "last layer"
@@ -158,40 +160,31 @@ def _say_probabilities(outputs: Tensor) -> None:
     log.warning(f"{found}; if they are probabilities, let it return what goes into its sigmoid (the logits)")
 
 
-class _Tracer(fx.Tracer):
-    """Sees buffers as it sees parameters (a view of one is no constant of its own), and no inside of an operation."""
-
-    proxy_buffer_attributes = True
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return super().is_leaf_module(m, module_qualified_name) or reader(type(m)) is not None
-
-
 def trace_full(model: nn.Module, example: Tensor, classification: bool = True, output: str = "") -> Network:
-    """The whole model as steps.  Raises Untraceable listing every operation that has no place in a Graph."""
-    try:
-        tracer = _Tracer()
-        steps = tracer.trace(model)
-        module = fx.GraphModule(tracer.root, steps)
-    except Exception as error:  # fx runs the model's own code, which may raise anything on a proxy
-        raise Untraceable([f"torch.fx cannot trace it: {first_line(error)}"]) from error
-    translator = Translator(module, model, classification=classification, output=output)
-    with torch.no_grad():
-        expected = translator.run(example.clone())  # in-place operations may change it
-        if translator.unsupported:
-            raise Untraceable(translator.unsupported)
-        graph = translator.to_graph()
+    """The whole model as steps.  Raises Untraceable listing every call that has no place in a Graph."""
+    with answering(model, output), torch.no_grad():
+        reader = Reader(model, example)
+        result = reader.read()
+        if reader.unsupported:
+            raise Untraceable(reader.unsupported)
+        built = reader.built
+        result = built.in_front(result) if isinstance(result, Arranged) else result
+        if not isinstance(result, Signal):
+            raise Untraceable(["outputs that do not depend on the input, or on more than torch's functions"])
+        link, last = before_link(built.steps, result.step) if classification else (PLAIN, result.step)
+        if len(built.steps[last].shape) != 1:
+            raise Untraceable([f"outputs of shape (batch, {built.steps[last].shape}), not (batch, outputs)"])
+        graph = built.graph(Signal(last))
         state = model.state_dict()
         parameters = {name: state[name].detach() for name in graph.parameter_names()}
-        expected = Answer(output)(model, (), expected)
-        link = LINKS[translator.link]
-        together = link(graph.run(parameters, example))
-        alone = torch.cat([link(graph.run(parameters, example[i : i + 1])) for i in range(EXAMPLES)])
+        expected, through = model(example.clone()), LINKS[link]
+        together = through(graph.run(parameters, example))
+        alone = torch.cat([through(graph.run(parameters, row[None])) for row in example])
     if not _same(together, expected):
         raise Untraceable(["its steps do not reproduce its outputs (an in-place operation on a shared signal?)"])
     if not _same(alone, expected):
         raise Untraceable(["the outputs of an example depend on the others in its batch"])
-    return Network(graph, parameters, FULL, link=translator.link)
+    return Network(graph, parameters, FULL, link=link)
 
 
 def trace_last_layer(

@@ -6,6 +6,7 @@ A step is plain data, so that a file can hold it; what it means is said by the o
     linear      no parameters: the signal is moved, added up or scaled, and perhaps shifted
     activation  pointwise, a gate per unit whose law a summary records (see fsdtool.network.activations)
     maximum     a gate that keeps the positions that the reference's maximum chose
+    function    anything else, run as it is
 Signals carry the batch in front: a step of shape (C, H, W) gives (batch, C, H, W).
 """
 
@@ -22,11 +23,13 @@ from fsdtool.network import activations
 from fsdtool.network.operations.calls import Call, target_name
 
 INPUT, AFFINE, LINEAR, ACTIVATION, MAXIMUM = "input", "affine", "linear", "activation", "maximum"
+FUNCTION = "function"
 
 Options = dict[str, Any]
 Parameters = Mapping[str, Tensor]
 
 _KNOWN: dict[str, Operation] = {}
+_READERS: list[type[Operation]] = []
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Operation:
     function_names: functions and methods that are known by their name alone, wherever they are from.
     arguments: options by name, attributes of the module or arguments of the function after the first (and the weights).
     first_is_signal: whether only a call with a signal as its first argument is one of it.
+    entrywise: whether it acts on each entry, or on the last dimension, so that all others may be moved.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
@@ -59,8 +63,10 @@ class Operation:
     function_names: ClassVar[tuple[str, ...]] = ()
     arguments: ClassVar[tuple[str, ...]] = ()
     first_is_signal: ClassVar[bool] = True
+    entrywise: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
+        _READERS.append(cls)
         for name in cls.__dict__.get("names", ()):
             if name in _KNOWN:
                 raise TypeError(f"two operations are named '{name}': {type(_KNOWN[name]).__name__} and {cls.__name__}")
@@ -126,6 +132,7 @@ class Pointwise(Gated):
     """
 
     kind = ACTIVATION
+    entrywise = True
 
     def function(self, options: Options) -> activations.Activation:
         """The function of a step with these options."""
@@ -161,7 +168,7 @@ class Step:
 
     @property
     def kind(self) -> str:
-        """'input', 'affine', 'linear', 'activation' or 'maximum'."""
+        """'input', 'affine', 'linear', 'activation', 'maximum' or 'function'."""
         return self.definition.kind
 
     @property
@@ -198,7 +205,7 @@ def reader(target: Any) -> type[Operation] | None:
 
     Raises TypeError where two claim it.
     """
-    found = {type(operation) for operation in _KNOWN.values() if type(operation).reads(target)}
+    found = {operation for operation in _READERS if operation.reads(target)}
     if len(found) > 1:
         raise TypeError(f"several operations read {target_name(target)}: {', '.join(cls.__name__ for cls in found)}")
     return found.pop() if found else None

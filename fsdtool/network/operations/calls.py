@@ -67,6 +67,12 @@ class Call(ABC):
     ) -> Signal:
         """A new step that reads `sources`; `parameters` are names in the state_dict, by role."""
 
+    def run(self, function: str, *sources: Signal, **keywords: Any) -> Signal:
+        """A new step that runs a function of torch (fsdtool.network.functions) on `sources`."""
+        arguments = tuple({"input": i} for i in range(len(sources)))
+        options = {"function": function, "arguments": arguments, "keywords": keywords, "examples": (0, 0, 1)}
+        return self.add("function", *sources, options=options)
+
     @abstractmethod
     def refuse(self, what: str | None = None) -> None:
         """Say that this call has no place in a network, and why (None: it is unknown)."""

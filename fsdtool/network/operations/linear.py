@@ -18,6 +18,7 @@ class Linear(Weighted):
     spellings = (nn.Linear,)
     function_names = ("linear",)
     channels_last = True
+    entrywise = True
 
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
         return F.linear(inputs[0], roles["weight"], roles.get("bias"))

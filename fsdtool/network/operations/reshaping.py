@@ -34,6 +34,7 @@ class Identity(Operation):
         *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, "contiguous", "clone", "to", "float"),
     )
     function_names = ("stochastic_depth",)
+    entrywise = True
 
     @classmethod
     def read(cls, call: Call) -> Any:

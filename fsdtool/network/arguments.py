@@ -1,0 +1,104 @@
+"""The arguments of a call as the options of a step that runs its function (fsdtool.network.operations.function)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from fsdtool.network.building import Arranged, Fixed
+from fsdtool.network.comparing import FRONT, Refused, same
+from fsdtool.network.operations.calls import Parameter, Signal
+from fsdtool.network.operations.function import BUFFER, MOST_ROLES, PARAMETER, packed
+
+if TYPE_CHECKING:
+    from fsdtool.network.reading import Reader
+
+LARGEST_CONSTANT = 2**24  # numbers
+
+
+class Arguments:
+    """The arguments of the call at `index`: what it reads, by step, its parameters by role, the rest as plain values.
+
+    Raises Refused for one that a step cannot hold.
+    """
+
+    def __init__(self, reader: Reader, index: int):
+        self._reader, self._event = reader, reader.runs.first.events[index]
+        self._inputs: list[int] = []
+        self._examples: tuple[int, int, int] | None = None
+        self.roles: dict[str, str] = {}
+        a, b, c = reader.runs.at(index)
+        if a.keywords.get("out") is not None:
+            raise Refused("a result that is written into a tensor given")
+        self._positional = self._each(a.arguments, b.arguments, c.arguments)
+        self._named = {
+            key: False if key == "inplace" else self._encoded(value, b.keywords[key], c.keywords[key])
+            for key, value in a.keywords.items()
+        }
+        if self._examples is None:
+            self._examples = self._position(0), 0, 1
+
+    @property
+    def inputs(self) -> list[int]:
+        """The steps that the function reads; one of them has the examples."""
+        return self._inputs
+
+    def options(self, function: str, item: int | None) -> dict[str, Any]:
+        """The options of the step that runs `function`, or of that which takes one of its results."""
+        several = {} if item is None else {"item": item}
+        found = {"function": function, "arguments": self._positional, "keywords": self._named}
+        return {**found, "examples": self._examples, **several}
+
+    def _each(self, a: Any, b: Any, c: Any) -> tuple[Any, ...]:
+        if len(a) != len(b) or len(a) != len(c):
+            raise Refused("as many arguments as there are examples")
+        return tuple(self._encoded(*parts) for parts in zip(a, b, c, strict=True))
+
+    def _encoded(self, a: Any, b: Any, c: Any) -> Any:
+        if isinstance(a, Tensor):
+            return self._tensor(a, b, c)
+        if isinstance(a, slice):
+            return {"slice": self._each(*((part.start, part.stop, part.step) for part in (a, b, c)))}
+        if isinstance(a, tuple):
+            return {"tuple": self._each(a, b, c)}
+        if isinstance(a, list):
+            return self._each(a, b, c)
+        if isinstance(a, Mapping):
+            raise Refused("an argument that is a dict")
+        return self._reader.runs.number(a, b, c)
+
+    def _tensor(self, a: Tensor, b: Any, c: Any) -> dict[str, Any]:
+        meaning = self._reader.meaning(a, self._event)
+        if isinstance(meaning, Parameter):
+            return self._parameter(meaning)
+        if meaning is None:
+            meaning = self._constant(a, b, c)
+        position = self._position(meaning.step)
+        if self._examples is None and isinstance(meaning, (Signal, Arranged)):
+            layout = meaning.layout if isinstance(meaning, Arranged) else FRONT
+            self._examples = position, layout.dim, layout.factor
+        return {"input": position}
+
+    def _parameter(self, meaning: Parameter) -> dict[str, Any]:
+        kind = BUFFER if meaning.name in self._reader.buffers else PARAMETER
+        role = f"{kind}{len(self.roles)}"
+        if len(self.roles) == MOST_ROLES:
+            raise Refused(f"a function of more than {MOST_ROLES} parameters")
+        self.roles[role] = meaning.name
+        stored = tuple(self._reader.built.state[meaning.name].shape)
+        return {"parameter": role} if meaning.shape == stored else {"parameter": role, "shape": meaning.shape}
+
+    def _constant(self, a: Tensor, b: Any, c: Any) -> Fixed:
+        if not (isinstance(b, Tensor) and isinstance(c, Tensor) and same(a, b) and same(a, c)):
+            raise Refused("a tensor that is computed where no call of torch is seen")
+        if a.numel() > LARGEST_CONSTANT:
+            raise Refused(f"a constant of {a.numel():,} numbers")
+        found = self._reader.built.constant(a)
+        return found
+
+    def _position(self, step: int) -> int:
+        if step not in self._inputs:
+            self._inputs.append(step)
+        return self._inputs.index(step)
