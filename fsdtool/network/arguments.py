@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fsdtool.network.building import Arranged, Fixed
-from fsdtool.network.comparing import FRONT, Refused, same
+from fsdtool.network.comparing import FRONT, Layout, Refused, same
 from fsdtool.network.operations.calls import Parameter, Signal
 from fsdtool.network.operations.function import BUFFER, MOST_ROLES, PARAMETER, packed
 
@@ -29,7 +29,7 @@ class Arguments:
         self._inputs: list[int] = []
         self._examples: tuple[int, int, int] | None = None
         self.roles: dict[str, str] = {}
-        a, b, c = reader.runs.at(index)
+        a, b, c = self._calls = reader.runs.at(index)
         if a.keywords.get("out") is not None:
             raise Refused("a result that is written into a tensor given")
         self._positional = self._each(a.arguments, b.arguments, c.arguments)
@@ -45,11 +45,20 @@ class Arguments:
         """The steps that the function reads; one of them has the examples."""
         return self._inputs
 
-    def options(self, function: str, item: int | None) -> dict[str, Any]:
-        """The options of the step that runs `function`, or of that which takes one of its results."""
-        several = {} if item is None else {"item": item}
+    def options(self, function: str, layout: Layout | None, item: int | None) -> dict[str, Any]:
+        """The options of the step that runs `function`, or of that which takes one of its results.
+
+        layout: where the examples are in the result.
+        """
         found = {"function": function, "arguments": self._positional, "keywords": self._named}
-        return {**found, "examples": self._examples, **several}
+        if function.endswith((".view", ".reshape")):  # of no examples, -1 could be any number
+            found |= {"arguments": (self._positional[0], self._shape()), "keywords": {}}
+        result = None if layout is None else (layout.dim, layout.factor)
+        return {**found, "examples": self._examples, "result": result} | ({} if item is None else {"item": item})
+
+    def _shape(self) -> tuple[Any, ...]:
+        """That of the result."""
+        return self._each(*(tuple(event.value.shape) for event in self._calls))
 
     def _each(self, a: Any, b: Any, c: Any) -> tuple[Any, ...]:
         if len(a) != len(b) or len(a) != len(c):

@@ -69,12 +69,8 @@ class Builder:
                 value = step.apply([self._values[j] for j in inputs], self.state)
         except Exception as error:  # torch's complaint about arguments that no Graph can hold
             raise Refused(first_line(error)) from error
-        shape = tuple(value.shape)
-        if layout is not None:
-            rest = (*shape[: layout.dim], *shape[layout.dim + 1 :])
-            shape = rest if layout.factor == 1 else (layout.factor, *rest)
         self._taken.add(name)
-        self.steps.append(replace(step, shape=shape))
+        self.steps.append(replace(step, shape=step.shape_of(value)))
         self._values.append(value)
         return with_layout(len(self.steps) - 1, layout)
 

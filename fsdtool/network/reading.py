@@ -138,7 +138,7 @@ class Reader:
         arguments = Arguments(self, index)
         layouts = [self._layout(event)] if overwrites else self.runs.layouts(index)
         for item, (tensor, layout) in enumerate(zip(tensors(_changed(event)), layouts, strict=True)):
-            options = arguments.options(spelt, item if isinstance(event.value, (tuple, list)) else None)
+            options = arguments.options(spelt, layout, item if isinstance(event.value, (tuple, list)) else None)
             name = name_of(event)
             step = self.built.add(name, "function", arguments.inputs, options, arguments.roles, layout)
             self._settle(event, tensor, step)

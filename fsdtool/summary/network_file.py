@@ -80,7 +80,10 @@ def _try(file: h5py.File, step: Step, inputs: list[Tensor], parameters: dict[str
         raise hdf5.unusable(
             file, f"step '{step.name}' of its network does not run ({hdf5.first_line(error)})"
         ) from error
-    shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
+    try:
+        shape = step.shape_of(output) if isinstance(output, Tensor) else type(output).__name__
+    except MISFIT as error:
+        raise hdf5.unusable(file, f"step '{step.name}' of its network has no shape ({error})") from error
     if shape != step.shape:
         raise hdf5.unusable(file, f"step '{step.name}' of its network gives shape {shape}, not {step.shape}")
     return output

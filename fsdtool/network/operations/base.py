@@ -84,6 +84,10 @@ class Operation:
         that is missing."""
         return True
 
+    def shape(self, output: Tensor, options: Options) -> tuple[int, ...]:
+        """The shape of one example in an output; of one in which no example is, the whole."""
+        return tuple(output.shape[1:])
+
     @classmethod
     def reads(cls, target: Any) -> bool:
         """Whether a call of this module class, function or method (by name) is one of this operation."""
@@ -182,6 +186,10 @@ class Step:
         if not isinstance(definition, Pointwise):
             raise TypeError(f"step '{self.name}' is no activation")
         return definition.function(self.options)
+
+    def shape_of(self, output: Tensor) -> tuple[int, ...]:
+        """What `shape` is to be for this output."""
+        return self.definition.shape(output, self.options)
 
     def roles(self, parameters: Parameters) -> dict[str, Tensor]:
         """The step's own parameters by their role, of all by their name."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fsdtool.network import functions
 from fsdtool.network.operations.base import FUNCTION, Operation, Options, Parameters
+from fsdtool.network.operations.layout import example_shape
 
 PARAMETER, BUFFER = "parameter", "buffer"
 MOST_ROLES = 64  # of one function: an LSTM of eight layers in both directions has as many weights
@@ -31,7 +32,8 @@ MOST_ROLES = 64  # of one function: an LSTM of eight layers in both directions h
 class Function(Operation):
     """`function` by its name, on `arguments` and `keywords`; of several results the one at `item`.
 
-    examples: which input has the examples, and at which dimension, `per_example` entries of each.
+    examples: which input has the examples, at which dimension, and how many entries of each; result: the last two of
+    what comes out, None where no example is in it.
     """
 
     names = ("function",)
@@ -46,6 +48,9 @@ class Function(Operation):
         )
         return value[options["item"]] if "item" in options else value
 
+    def shape(self, output: Tensor, options: Options) -> tuple[int, ...]:
+        return tuple(output.shape) if options["result"] is None else example_shape(output.shape, *options["result"])
+
     def accepts(self, options: Options) -> bool:
         functions.function(options["function"])
         return isinstance(options["arguments"], (tuple, list)) and isinstance(options["keywords"], dict)
@@ -59,6 +64,9 @@ class Constant(Operation):
 
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
         return unpacked(options["tensor"], tuple(options["shape"]), options["dtype"]).to(inputs[0].device)
+
+    def shape(self, output: Tensor, options: Options) -> tuple[int, ...]:
+        return tuple(output.shape)
 
     def accepts(self, options: Options) -> bool:
         return unpacked(options["tensor"], tuple(options["shape"]), options["dtype"]).dim() >= 0

@@ -13,6 +13,12 @@ from torch import Tensor
 from fsdtool.network.operations.base import FUNCTION, Operation, Options, Parameters
 
 
+def example_shape(shape: Sequence[int], dim: int, factor: int) -> tuple[int, ...]:
+    """The shape of one example in a tensor of this shape with `factor` entries of each at `dim`."""
+    rest = (*shape[:dim], *shape[dim + 1 :])
+    return rest if factor == 1 else (factor, *rest)
+
+
 class BatchFirst(Operation):
     """The signal with one row for each example: (batch, ...), or (batch, factor, ...) of a factor over one."""
 
@@ -38,3 +44,6 @@ class BatchAt(Operation):
         if options["factor"] > 1:
             x = (x if options["outer"] else x.transpose(0, 1)).flatten(0, 1)
         return x.movedim(0, options["dim"])
+
+    def shape(self, output: Tensor, options: Options) -> tuple[int, ...]:
+        return example_shape(output.shape, options["dim"], options["factor"])
