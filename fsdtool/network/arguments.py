@@ -29,6 +29,7 @@ class Arguments:
         self._inputs: list[int] = []
         self._examples: tuple[int, int, int] | None = None
         self.roles: dict[str, str] = {}
+        self.of_examples = False  # whether examples are in an argument
         a, b, c = self._calls = reader.runs.at(index)
         if a.keywords.get("out") is not None:
             raise Refused("a result that is written into a tensor given")
@@ -84,6 +85,7 @@ class Arguments:
             return self._parameter(meaning)
         if meaning is None:
             meaning = self._constant(a, b, c)
+        self.of_examples |= not isinstance(meaning, Fixed) or meaning.of_examples
         position = self._position(meaning.step)
         if self._examples is None and isinstance(meaning, (Signal, Arranged)):
             layout = meaning.layout if isinstance(meaning, Arranged) else FRONT

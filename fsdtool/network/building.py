@@ -29,9 +29,10 @@ class Arranged:
 
 @dataclass(frozen=True)
 class Fixed:
-    """A value in which no example is, of parameters and constants."""
+    """A value in which no example is: of parameters and constants, or of examples and the same for all."""
 
     step: int
+    of_examples: bool = False
 
 
 Value = Signal | Arranged | Fixed

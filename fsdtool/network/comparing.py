@@ -59,15 +59,12 @@ class Runs:
 
     def __init__(self, model: nn.Module, x: Tensor):
         self.examples = len(x)
-        try:
-            self.first, fewer, changed = (record(model, part) for part in (x, x[:FEWER], another(x)))
-        except Exception as error:  # the user's code on the example
-            raise Untraceable([first_line(error)]) from error
+        self.first, fewer, changed = (_record(model, part) for part in (x, x[:FEWER], another(x)))
         for a, b, c in zip(self.first.events, fewer.events, changed.events, strict=False):
             if not (a.spelling == b.spelling == c.spelling and a.inside == b.inside == c.inside):
-                raise Untraceable([f"{a.path or a.spelling}: what it calls depends on the examples"])
+                raise Untraceable([f"{a.path or 'forward'}: what it calls depends on the examples"])
         if not len(self.first.events) == len(fewer.events) == len(changed.events):
-            raise Untraceable(["what it calls depends on the examples"])
+            raise Untraceable(["forward: what it calls depends on the examples"])
         self._fewer, self._changed = fewer, changed
 
     def at(self, index: int) -> tuple[Event, Event, Event]:
@@ -117,6 +114,13 @@ class Runs:
         if isinstance(a, NUMBERS):
             raise Refused("a number that is computed from the examples")
         raise Refused(f"an argument of the type {type(a).__name__}")
+
+
+def _record(model: nn.Module, x: Tensor) -> Recording:
+    try:
+        return record(model, x)
+    except Exception as error:  # the user's code on the example
+        raise Untraceable([f"it fails on {len(x)} examples: {first_line(error)}"]) from error
 
 
 def same(a: Tensor, b: Tensor) -> bool:

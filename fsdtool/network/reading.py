@@ -7,7 +7,8 @@ stands in, so that all refusals are known at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from fsdtool.model.factory import canonical_names
 from fsdtool.network import functions
 from fsdtool.network.arguments import Arguments
-from fsdtool.network.building import Arranged, Builder, Fixed, with_layout
+from fsdtool.network.building import Arranged, Builder, Fixed
 from fsdtool.network.comparing import FRONT, Layout, Refused, Runs
 from fsdtool.network.event_call import EventCall, target_of
 from fsdtool.network.operations.base import Operation, reader
@@ -25,6 +26,7 @@ from fsdtool.network.recording import Event, tensors
 
 CLOSE = 1e-3  # of the largest value: between a step and the call that it was read from
 OVERWRITES = "Tensor.__setitem__"
+DECISIONS = {f"Tensor.{name}" for name in ("__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy")}
 
 
 class Unknown:
@@ -34,11 +36,14 @@ class Unknown:
 class Reader:
     """Reads what `model` (eval mode) does with the examples x (n, ...), see fsdtool.network.comparing.
 
-    After `read()`, `unsupported` lists what was refused; if nothing, `built.graph(result)` is the network.
+    After `read()`, `unsupported` lists what was refused; if nothing, `built.graph(result)` is the network.  `doubts` are
+    calls that were run as they are though their operation refused them, `decisions` where the model looked at values.
     """
 
     def __init__(self, model: nn.Module, x: Tensor):
         self.unsupported: list[str] = []
+        self.doubts: list[str] = []
+        self.decisions: list[str] = []
         self.runs = Runs(model, x)
         self.built = Builder(x, model.state_dict())
         names = canonical_names(model)
@@ -55,6 +60,8 @@ class Reader:
             event = events[index]
             if event.module is not None:
                 index += event.inside if self._read_module(event) else 0
+            elif event.spelling in DECISIONS:
+                self._note_decision(event)
             elif event.spelling == OVERWRITES or any(True for _ in tensors(event.value)):
                 try:
                     self._read_function(index, event)
@@ -62,6 +69,11 @@ class Reader:
                     self._refuse(index, event, str(refused))
             index += 1
         return self._meanings.get(id(self.runs.first.value), (None, 0))[0]
+
+    def _note_decision(self, event: Event) -> None:
+        meanings = self._meanings_of(event)
+        if any(isinstance(m, (Signal, Arranged)) or (isinstance(m, Fixed) and m.of_examples) for m in meanings):
+            self.decisions.append(f"{event.path or 'forward'}: {event.spelling.partition('.')[2].strip('_')}")
 
     def meaning(self, tensor: Tensor, event: Event) -> Any:
         """What a tensor means as an argument of a call, None for a constant.
@@ -96,7 +108,7 @@ class Reader:
         if all(meaning is None for meaning in meanings) and not self.runs.counted(index):
             return  # a constant
         if any(isinstance(meaning, Unknown) for meaning in meanings):
-            self._forget(event)
+            self._stand_in(index, event)
             return
         if self._is_view(event, meanings):
             return
@@ -107,6 +119,7 @@ class Reader:
                     return
             except Refused as refused:
                 why = str(refused)
+                self.doubts += [_said(event, why)] if why else []
         self._run_as_it_is(index, event, why)
 
     def _read_operation(self, event: Event, operation: type[Operation]) -> bool:
@@ -141,6 +154,8 @@ class Reader:
             options = arguments.options(spelt, layout, item if isinstance(event.value, (tuple, list)) else None)
             name = name_of(event)
             step = self.built.add(name, "function", arguments.inputs, options, arguments.roles, layout)
+            if isinstance(step, Fixed):
+                step = replace(step, of_examples=arguments.of_examples)
             self._settle(event, tensor, step)
 
     def _layout(self, event: Event) -> Layout | None:
@@ -168,23 +183,27 @@ class Reader:
 
     def _refuse(self, index: int, event: Event, why: str) -> None:
         """List a call, and let what came out stand for itself."""
-        name = event.spelling.rpartition(".")[2]
-        said = f"{event.path or 'forward'}: {name}" + (f" ({why})" if why and why != name else "")
+        said = _said(event, why)
         if said not in self.unsupported:
             self.unsupported.append(said)
+        self._stand_in(index, event)
+
+    def _stand_in(self, index: int, event: Event) -> None:
+        """Let what came out stand for itself where the examples are in it; else it is unknown, and what it goes into."""
         try:
             layouts = self.runs.layouts(index)
         except Refused:
             layouts = []
-        self._forget(event)
-        for tensor, layout in zip(tensors(_changed(event)), layouts, strict=False):
-            if layout is not None:
-                self._meanings[id(tensor)] = self.built.stand_in(tensor, layout), event.after[id(tensor)]
+        for tensor, layout in zip_longest(list(tensors(_changed(event))), layouts):
+            if tensor is not None:
+                meaning = Unknown() if layout is None else self.built.stand_in(tensor, layout)
+                self._meanings[id(tensor)] = meaning, event.after[id(tensor)]
 
-    def _forget(self, event: Event) -> None:
-        """What came out is unknown; so is all that is made of it, and not listed again."""
-        for tensor in tensors(_changed(event)):
-            self._meanings[id(tensor)] = Unknown(), event.after[id(tensor)]
+
+def _said(event: Event, why: str) -> str:
+    """A call and what is wrong with it: `encoder.0: sort (an operation across the batch)`."""
+    name = event.spelling.rpartition(".")[2].strip("_")
+    return f"{event.path or 'forward'}: {name}" + (f" ({why})" if why and why != name else "")
 
 
 def _changed(event: Event) -> Any:

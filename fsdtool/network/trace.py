@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsdtool.errors import FsdtoolError
+from fsdtool.errors import FsdtoolError, some
 from fsdtool.network import activations
 from fsdtool.network.building import Arranged
-from fsdtool.network.comparing import Untraceable
+from fsdtool.network.comparing import Untraceable, first_line
 from fsdtool.network.endings import before_link
 from fsdtool.network.graph import Graph, Step
 from fsdtool.network.logits import LINKS, PLAIN, ZERO_FIRST, answering, are_probabilities, link_between
@@ -179,11 +179,19 @@ def trace_full(model: nn.Module, example: Tensor, classification: bool = True, o
         parameters = {name: state[name].detach() for name in graph.parameter_names()}
         expected, through = model(example.clone()), LINKS[link]
         together = through(graph.run(parameters, example))
-        alone = torch.cat([through(graph.run(parameters, row[None])) for row in example])
+        try:
+            alone = torch.cat([through(graph.run(parameters, row[None])) for row in example])
+        except Exception as error:  # torch's complaint
+            raise Untraceable([f"it fails on one example: {first_line(error)}", *reader.doubts]) from error
     if not _same(together, expected):
         raise Untraceable(["its steps do not reproduce its outputs (an in-place operation on a shared signal?)"])
     if not _same(alone, expected):
-        raise Untraceable(["the outputs of an example depend on the others in its batch"])
+        raise Untraceable(["the outputs of an example depend on the others in its batch", *reader.doubts])
+    if reader.decisions:
+        log.warning(
+            f"the model looks at values of its data ({some(reader.decisions)}); if it decides by them what to do, it is "
+            "summarized as what it does with the first examples"
+        )
     return Network(graph, parameters, FULL, link=link)
 
 
