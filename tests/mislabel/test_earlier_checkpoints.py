@@ -17,7 +17,7 @@ from fsdtool.model.checkpoint import read_checkpoint
 from fsdtool.network.graph import Graph
 from fsdtool.network.trace import trace
 from fsdtool.summary.reader import Summary, load
-from tests.conftest import gaussian_classes, perceptron
+from tests.conftest import gaussian_classes, perceptron, unseen
 
 
 class Normed(nn.Module):
@@ -28,7 +28,7 @@ class Normed(nn.Module):
         self.first, self.norm, self.phi, self.last = nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3)
 
     def forward(self, x):
-        return self.last(self.phi(self.norm(self.first(x))))
+        return self.last(self.phi(unseen(self.norm(self.first(x)))))
 
 
 @pytest.fixture

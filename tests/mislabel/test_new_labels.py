@@ -23,7 +23,7 @@ from fsdtool.mislabel.find import find_mislabeled
 from fsdtool.mislabel.new_labels import score_new_labels
 from fsdtool.mislabel.suspects import NEAR_BOUNDARIES
 from fsdtool.summary.reader import Summary, load
-from tests.conftest import SAMPLE, gaussian_classes, perceptron
+from tests.conftest import SAMPLE, gaussian_classes, perceptron, unseen
 from tests.fitting.test_run import images, small_convnet
 from tests.influence.test_scores import Product
 from tests.report.test_html import Reader
@@ -50,7 +50,7 @@ class Hooked(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         pooled = self.relu(self.conv(x)).mean((2, 3))
-        return self.head(self.gelu(self.hidden(self.norm(pooled))))
+        return self.head(self.gelu(self.hidden(unseen(self.norm(pooled)))))
 
 
 # As in the data
