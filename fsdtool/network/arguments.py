@@ -10,7 +10,7 @@ from torch import Tensor
 from fsdtool.network.building import Arranged, Fixed
 from fsdtool.network.comparing import FRONT, Layout, Refused, same
 from fsdtool.network.operations.calls import Parameter, Signal
-from fsdtool.network.operations.function import BUFFER, MOST_ROLES, PARAMETER, packed
+from fsdtool.network.operations.function import BUFFER, MOST_ROLES, PARAMETER
 
 if TYPE_CHECKING:
     from fsdtool.network.reading import Reader

@@ -36,7 +36,7 @@ def first_line(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a tensor has the examples: dimension `dim` has `factor` entries of each (fsdtool.network.operations.layout)."""
+    """Where a tensor has the examples: dimension `dim` has `factor` entries of each, see network.operations.layout."""
 
     dim: int
     factor: int
@@ -102,9 +102,13 @@ class Runs:
         """What a plain argument is in the options of a step.  Raises Refused where the data decide it."""
         if isinstance(a, NUMBERS) and a == b == c and type(a) is type(b):
             return a
-        if isinstance(a, int) and isinstance(b, int) and a == c and a % self.examples == 0:
-            if a // self.examples * FEWER == b:
-                return {"batch": a // self.examples}
+        if (
+            isinstance(a, int)
+            and isinstance(b, int)
+            and a == c
+            and (a / self.examples == b / FEWER == a // self.examples)
+        ):
+            return {"batch": a // self.examples}
         if a is ... and b is ...:
             return {"ellipsis": True}
         if isinstance(a, torch.dtype) and a == b:

@@ -1,4 +1,4 @@
-"""Probabilities that a classifier ends in: the network is what goes into them (fsdtool.network.logits has the links)."""
+"""Probabilities that a classifier ends in: the network is what goes into them.."""
 
 from __future__ import annotations
 

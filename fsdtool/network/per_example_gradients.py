@@ -37,7 +37,9 @@ def blocks(graph: Graph, parameters: Parameters) -> list[Block]:
 def parameters_without_block(graph: Graph, parameters: Parameters) -> list[str]:
     """Trained parameters that no block covers: those of batch norm, scales by hand, several biases of one weight."""
     covered = {name for b in blocks(graph, parameters) for name in (b.weight, b.bias)} | graph.frozen
-    trained = [name for step in graph.steps for role, name in step.parameters.items() if role not in step.definition.buffers]
+    trained = [
+        name for step in graph.steps for role, name in step.parameters.items() if role not in step.definition.buffers
+    ]
     return list(dict.fromkeys(name for name in trained if name not in covered))
 
 

@@ -1,8 +1,8 @@
 """From the recordings of a model to the steps of a Graph.
 
 Each call is read by its operation (fsdtool.network.operations); where there is none, or it refuses, as the function of
-torch that was called, run as it is.  What is refused is listed with its path, and the reading goes on behind a step that
-stands in, so that all refusals are known at once.
+torch that was called, run as it is.  What is refused is listed with its path, and the reading goes on behind a step
+that stands in, so that all refusals are known at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fsdtool.model.factory import canonical_names
 from fsdtool.network import functions
 from fsdtool.network.arguments import Arguments
 from fsdtool.network.building import Arranged, Builder, Fixed
-from fsdtool.network.comparing import FRONT, Layout, Refused, Runs
+from fsdtool.network.comparing import FRONT, Layout, Refused, Runs, first_line
 from fsdtool.network.event_call import EventCall, target_of
 from fsdtool.network.operations.base import Operation, reader
 from fsdtool.network.operations.calls import Parameter, Parts, Signal
@@ -36,8 +36,9 @@ class Unknown:
 class Reader:
     """Reads what `model` (eval mode) does with the examples x (n, ...), see fsdtool.network.comparing.
 
-    After `read()`, `unsupported` lists what was refused; if nothing, `built.graph(result)` is the network.  `doubts` are
-    calls that were run as they are though their operation refused them, `decisions` where the model looked at values.
+    After `read()`, `unsupported` lists what was refused; if nothing, `built.graph(result)` is the network.  `doubts`
+    are calls that were run as they are though their operation refused them, `decisions` where the model looked at
+    values.
     """
 
     def __init__(self, model: nn.Module, x: Tensor):
@@ -130,7 +131,10 @@ class Reader:
             call.put_in_front()
         if not call.signals or (operation.first_is_signal and call.first is None):
             return False
-        found = operation.read(call)
+        try:
+            found = operation.read(call)
+        except (TypeError, AttributeError, LookupError, ValueError) as error:  # arguments that it does not expect
+            raise Refused(first_line(error)) from error
         if found is None:
             raise Refused(call.refused)
         if isinstance(found, Parts):
@@ -189,7 +193,7 @@ class Reader:
         self._stand_in(index, event)
 
     def _stand_in(self, index: int, event: Event) -> None:
-        """Let what came out stand for itself where the examples are in it; else it is unknown, and what it goes into."""
+        """Let what came out stand for itself where the examples are in it; else it is unknown."""
         try:
             layouts = self.runs.layouts(index)
         except Refused:

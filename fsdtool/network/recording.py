@@ -102,7 +102,13 @@ class _Recorder(TorchFunctionMode):
         return event.value
 
     def _begin(
-        self, spelt: str, path: str, target: Any, module: nn.Module | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        spelt: str,
+        path: str,
+        target: Any,
+        module: nn.Module | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Event:
         versions = {id(tensor): tensor._version for tensor in tensors((args, kwargs))}
         event = Event(spelt, path, target, module, _copied(args), _copied(kwargs), versions)

@@ -189,8 +189,8 @@ def trace_full(model: nn.Module, example: Tensor, classification: bool = True, o
         raise Untraceable(["the outputs of an example depend on the others in its batch", *reader.doubts])
     if reader.decisions:
         log.warning(
-            f"the model looks at values of its data ({some(reader.decisions)}); if it decides by them what to do, it is "
-            "summarized as what it does with the first examples"
+            f"the model looks at values of its data ({some(reader.decisions)}); if it decides by them what to do, it "
+            "is summarized as what it does with the first examples"
         )
     return Network(graph, parameters, FULL, link=link)
 

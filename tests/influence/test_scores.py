@@ -21,7 +21,7 @@ from fsdtool.influence.scores import influence, self_influence
 from fsdtool.influence.top_k import TopK
 from fsdtool.model.factory import load_model
 from fsdtool.summary.reader import Summary, load
-from tests.conftest import gaussian_classes, perceptron
+from tests.conftest import gaussian_classes, perceptron, unseen
 
 HALF = 3e-3  # a few roundings of float16, of unit vectors
 
@@ -353,14 +353,14 @@ def test_a_matrix_that_cannot_be_written_is_a_users_error(mlp_summary, test_digi
 
 
 class Product(nn.Module):
-    """A network that multiplies two signals, which the full mode cannot trace."""
+    """A network that multiplies two signals where no tracer sees it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.relu, self.head = nn.Linear(4, 6), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)
 
     def features(self, x: Tensor) -> Tensor:
-        return self.relu(self.a(x)) * self.b(x)
+        return unseen(self.relu(self.a(x)) * self.b(x))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))

@@ -186,7 +186,9 @@ def recurrent(self, x):
 
 def encoder(first):
     return nn.TransformerEncoder(
-        nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=first, norm_first=first), 2, enable_nested_tensor=False
+        nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=first, norm_first=first),
+        2,
+        enable_nested_tensor=False,
     )
 
 

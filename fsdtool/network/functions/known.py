@@ -24,8 +24,8 @@ def register(*names: str) -> None:
     nowhere, or known already.
     """
     for name in names:
-        found = {f"{place}.{name}": getattr(owner, name, None) for place, owner in _PLACES.items()}
-        found = {spelt: called for spelt, called in found.items() if callable(called)}
+        everywhere = ((f"{place}.{name}", getattr(owner, name, None)) for place, owner in _PLACES.items())
+        found = {spelt: called for spelt, called in everywhere if callable(called)}
         if not found or found.keys() & _KNOWN.keys():
             raise ValueError(f"there is {'no' if not found else 'already a'} function '{name}'")
         _KNOWN.update(found)

@@ -1,4 +1,4 @@
-"""Layers whose weights are computed, or shared over time: convolutions and products with such weights, recurrent nets."""
+"""Layers whose weights are computed or shared over time: recurrent nets, convolutions with weights of their own."""
 
 from __future__ import annotations
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
 
 from fsdtool.network.operations.base import Operation
 from fsdtool.network.operations.calls import Call, Parameter, Signal
 
 ARGUMENTS = (
-    "key value embed_dim_to_check num_heads in_proj_weight in_proj_bias bias_k bias_v add_zero_attn dropout_p "
-    "out_proj_weight out_proj_bias training key_padding_mask need_weights attn_mask use_separate_proj_weight "
-    "q_proj_weight k_proj_weight v_proj_weight static_k static_v average_attn_weights is_causal"
-).split()
+    "key", "value", "embed_dim_to_check", "num_heads", "in_proj_weight", "in_proj_bias", "bias_k", "bias_v",
+    "add_zero_attn", "dropout_p", "out_proj_weight", "out_proj_bias", "training", "key_padding_mask",
+    "need_weights", "attn_mask", "use_separate_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight",
+    "static_k", "static_v", "average_attn_weights", "is_causal",
+)  # fmt: skip
 WITHOUT = ("bias_k", "bias_v", "add_zero_attn", "key_padding_mask", "attn_mask", "use_separate_proj_weight", "static_k",
            "static_v", "is_causal")  # fmt: skip
 
@@ -30,7 +30,7 @@ class MultiheadAttention(Operation):
 
     @classmethod
     def read(cls, call: Call) -> Any:
-        given = call.given(tuple(ARGUMENTS))
+        given = call.given(ARGUMENTS)
         present = [name for name in WITHOUT if given.get(name) not in (None, False)]
         if given["key"] != call.source or given["value"] != call.source:
             return call.refuse("attention to another sequence")

@@ -70,7 +70,7 @@ class Call(ABC):
     def run(self, function: str, *sources: Signal, **keywords: Any) -> Signal:
         """A new step that runs a function of torch (fsdtool.network.functions) on `sources`."""
         arguments = tuple({"input": i} for i in range(len(sources)))
-        options = {"function": function, "arguments": arguments, "keywords": keywords}
+        options: dict[str, Any] = {"function": function, "arguments": arguments, "keywords": keywords}
         options |= {"examples": (0, 0, 1), "result": (0, 1)}
         return self.add("function", *sources, options=options)
 

@@ -1,4 +1,4 @@
-"""Where a signal has its examples: in front, as all of a Graph that is not a plain function expects, or as the model does.
+"""Where a signal has its examples: in front, as every step but a plain function expects, or where the model has them.
 
 A sequence may come first, and windows or heads may be counted together with the examples: then dimension `dim` has
 `factor` entries of each, one after the other (`outer` true: the example changes slowest) or in turn.
