@@ -175,24 +175,29 @@ def trace_full(model: nn.Module, example: Tensor, classification: bool = True, o
         if len(built.steps[last].shape) != 1:
             raise Untraceable([f"outputs of shape (batch, {built.steps[last].shape}), not (batch, outputs)"])
         graph = built.graph(Signal(last))
-        state = model.state_dict()
-        parameters = {name: state[name].detach() for name in graph.parameter_names()}
-        expected, through = model(example.clone()), LINKS[link]
-        together = through(graph.run(parameters, example))
-        try:
-            alone = torch.cat([through(graph.run(parameters, row[None])) for row in example])
-        except Exception as error:  # torch's complaint
-            raise Untraceable([f"it fails on one example: {first_line(error)}", *reader.doubts]) from error
-    if not _same(together, expected):
-        raise Untraceable(["its steps do not reproduce its outputs (an in-place operation on a shared signal?)"])
-    if not _same(alone, expected):
-        raise Untraceable(["the outputs of an example depend on the others in its batch", *reader.doubts])
+        network = Network(
+            graph, {name: built.state[name].detach() for name in graph.parameter_names()}, FULL, link=link
+        )
+        _check(network, reader, built.value(last), example)
     if reader.decisions:
         log.warning(
             f"the model looks at values of its data ({some(reader.decisions)}); if it decides by them what to do, it "
             "is summarized as what it does with the first examples"
         )
-    return Network(graph, parameters, FULL, link=link)
+    return network
+
+
+def _check(network: Network, reader: Reader, together: Tensor, example: Tensor) -> None:
+    """Raise Untraceable unless the graph gives what the model did for the examples, together and each alone."""
+    expected, through = reader.runs.first.value, LINKS[network.link]
+    if not _same(through(together), expected):
+        raise Untraceable(["its steps do not reproduce its outputs"])
+    try:
+        alone = torch.cat([through(network.graph.run(network.parameters, row[None])) for row in example])
+    except Exception as error:  # torch's complaint
+        raise Untraceable([f"it fails on one example: {first_line(error)}", *reader.doubts]) from error
+    if not _same(alone, expected):
+        raise Untraceable(["the outputs of an example depend on the others in its batch", *reader.doubts])
 
 
 def trace_last_layer(
