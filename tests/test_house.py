@@ -17,12 +17,12 @@ import fsdtool
 
 # Data flows down this list, imports go up it. `fsdtool` itself holds the errors.
 ORDER = """
-fsdtool util tasks model network.activations network.operations network data data.sources data.formats statistics
-laftr.gates laftr curvature summary fsd influence.matrix_formats influence mislabel.noise mislabel mislabel.regression
-fitting report.formats report cli cli.commands
+fsdtool util tasks model network.functions network.activations network.operations network network.tracing data
+data.sources data.formats statistics laftr.gates laftr curvature summary fsd influence.matrix_formats influence
+mislabel.noise mislabel mislabel.regression fitting report.formats report cli cli.commands
 """
 # What these hold is found by importing all of it: their faces do so.
-REGISTRIES = {"network.activations", "network.operations"}
+REGISTRIES = {"network.functions", "network.activations", "network.operations"}
 ROOMS = re.findall(r"\S+", ORDER)
 MODULES_EACH, LINES_EACH = 13, 350
 FOLDER, TESTS = Path(fsdtool.__file__).parent, Path(__file__).parent

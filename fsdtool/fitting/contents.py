@@ -17,7 +17,7 @@ from fsdtool.mislabel.class_model_file import write_class_models
 from fsdtool.mislabel.label_evidence import LabelEvidence
 from fsdtool.mislabel.regression.target_residuals import TargetEvidence
 from fsdtool.model.checkpoint import tensors_of, tied_names
-from fsdtool.network.trace import FULL
+from fsdtool.network.traced import FULL
 from fsdtool.statistics.accumulators import OutputMoments
 from fsdtool.statistics.distance_error import DistanceCalibration
 from fsdtool.statistics.fit import Fit

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsdtool.network.trace import FULL, Network
+from fsdtool.network.traced import FULL, Network
 from fsdtool.statistics.component_laws import Statistics
 from fsdtool.statistics.distance_error import DistanceCalibration
 from fsdtool.summary.catalogue import InfluenceCalibration

@@ -29,7 +29,7 @@ from fsdtool.fitting.recording import EvidenceFeatures, ExampleOutputs, Gradient
 from fsdtool.mislabel.earlier_checkpoints import EarlierCheckpoint
 from fsdtool.mislabel.features import FeatureStore
 from fsdtool.network.graph import Step
-from fsdtool.network.trace import Network
+from fsdtool.network.traced import Network
 from fsdtool.statistics.anchors import AnchorRows, Anchors
 from fsdtool.statistics.collector import StatisticsSums
 from fsdtool.statistics.component_laws import Statistics

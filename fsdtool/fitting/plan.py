@@ -25,7 +25,7 @@ from fsdtool.influence.gradient_records import numbers_within
 from fsdtool.mislabel.earlier_checkpoints import layers_each
 from fsdtool.mislabel.features import MOST_LAYERS, choose_layers
 from fsdtool.network.per_example_gradients import blocks
-from fsdtool.network.trace import Network
+from fsdtool.network.traced import Network
 from fsdtool.statistics.accumulators import principal_basis
 from fsdtool.statistics.anchors import ANCHORS_SHARE, AnchorPlan, anchor_count
 from fsdtool.statistics.collector import StatisticsSums

@@ -19,7 +19,8 @@ from fsdtool.model.computed_weights import computed_weights
 from fsdtool.network.frozen import check_trained, frozen_names
 from fsdtool.network.logits import answer_with, say_link
 from fsdtool.network.per_example_gradients import parameters_without_block
-from fsdtool.network.trace import FULL, Network, trace
+from fsdtool.network.traced import FULL, Network
+from fsdtool.network.tracing.trace import trace
 
 log = logging.getLogger("fsdtool")
 

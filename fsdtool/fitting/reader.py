@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fsdtool.data.source import Batch, DataSource
-from fsdtool.network.trace import FULL, Network
+from fsdtool.network.traced import FULL, Network
 from fsdtool.util.memory import BatchSize, undrawn
 from fsdtool.util.progress import Track
 

@@ -22,7 +22,7 @@ from fsdtool.mislabel.earlier_checkpoints import EarlierCheckpoint
 from fsdtool.mislabel.features import FEATURES, INPUT, FeatureStore, observe, watch
 from fsdtool.network.graph import Observer, Step
 from fsdtool.network.per_example_gradients import blocks, capture
-from fsdtool.network.trace import FULL, Network
+from fsdtool.network.traced import FULL, Network
 from fsdtool.statistics.merging import BatchView, ExampleRows, RowTensors
 from fsdtool.summary.writer import Writer
 from fsdtool.tasks.task import Task

@@ -27,7 +27,7 @@ from fsdtool.laftr.form_choice import AUTO, CLOSED, EXAMPLES, choose_form
 from fsdtool.laftr.gates.policy import DEFAULT
 from fsdtool.laftr.metrics import check_metric, default_metric, measure
 from fsdtool.model.checkpoint import Checkpoint
-from fsdtool.network.trace import FULL
+from fsdtool.network.traced import FULL
 from fsdtool.summary.reader import Summary
 from fsdtool.util.progress import Track, silent
 

@@ -15,7 +15,7 @@ from fsdtool.data.source import DataSource
 from fsdtool.errors import FsdtoolError
 from fsdtool.fsd.weights import ComparedWeights
 from fsdtool.laftr.metrics import measure
-from fsdtool.network.trace import FULL
+from fsdtool.network.traced import FULL
 from fsdtool.summary.reader import Summary
 from fsdtool.util.memory import BatchSize
 from fsdtool.util.progress import Track

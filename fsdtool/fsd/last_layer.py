@@ -23,7 +23,7 @@ from fsdtool.errors import FsdtoolError, some
 from fsdtool.model.checkpoint import Checkpoint, apply_checkpoint, tensors_of
 from fsdtool.model.state_dict_names import matters
 from fsdtool.network.graph import Parameters
-from fsdtool.network.trace import Network
+from fsdtool.network.traced import Network
 from fsdtool.summary.reader import Summary
 from fsdtool.util.memory import BatchSize
 from fsdtool.util.progress import Track

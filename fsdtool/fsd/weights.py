@@ -15,7 +15,7 @@ from fsdtool.model.checkpoint import Checkpoint, with_plain_weights
 from fsdtool.model.computed_weights import has_sources, plain_state
 from fsdtool.model.state_dict_names import match_state
 from fsdtool.network.graph import Parameters
-from fsdtool.network.trace import FULL
+from fsdtool.network.traced import FULL
 from fsdtool.summary.reader import Summary
 
 log = logging.getLogger("fsdtool")

@@ -16,7 +16,7 @@ from fsdtool.data.repeatability import check_data
 from fsdtool.data.source import Batch, DataSource
 from fsdtool.errors import FsdtoolError
 from fsdtool.network.per_example_gradients import Block, LayerIO, blocks, capture, has_rank_one
-from fsdtool.network.trace import FULL, LAST_LAYER, Network
+from fsdtool.network.traced import FULL, LAST_LAYER, Network
 from fsdtool.statistics.fit import FitSums, described, doubt_new
 from fsdtool.summary.reader import Summary
 from fsdtool.util.memory import BatchSize

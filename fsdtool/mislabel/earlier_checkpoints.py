@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fsdtool.errors import FsdtoolError
 from fsdtool.mislabel.features import INPUT, MOST_LAYERS, OUTPUTS, Keep, observe, watch
 from fsdtool.model.checkpoint import Checkpoint, apply_checkpoint, tensors_of, tied_names
-from fsdtool.network.trace import FULL, Network
+from fsdtool.network.traced import FULL, Network
 
 
 @dataclass(frozen=True)

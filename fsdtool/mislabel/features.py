@@ -19,7 +19,7 @@ from torch import Tensor
 from fsdtool.errors import FsdtoolError
 from fsdtool.network.activations import Activation
 from fsdtool.network.graph import Observer, Step
-from fsdtool.network.trace import Watch
+from fsdtool.network.traced import Watch
 from fsdtool.util.atomic_files import reserve
 
 INPUT, FEATURES, OUTPUTS = "(input)", "(features)", "(outputs)"  # no module can have these names

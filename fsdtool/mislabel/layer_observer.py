@@ -21,7 +21,7 @@ from fsdtool.mislabel.class_model_file import ClassModels
 from fsdtool.mislabel.features import FEATURES, INPUT, Narrowing, observe, watch
 from fsdtool.mislabel.label_evidence import MOST_CANDIDATES, SCORES, strongest
 from fsdtool.network import activations
-from fsdtool.network.trace import FULL, Network
+from fsdtool.network.traced import FULL, Network
 from fsdtool.summary import hdf5
 from fsdtool.summary.reader import Summary
 

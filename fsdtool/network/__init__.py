@@ -7,4 +7,4 @@ from __future__ import annotations
 
 from fsdtool.util.lazy import public
 
-__getattr__, __all__ = public(__name__, Graph="graph", Network="trace", infer_mlp="mlp_from_weights")
+__getattr__, __all__ = public(__name__, Graph="graph", Network="traced", infer_mlp="mlp_from_weights")

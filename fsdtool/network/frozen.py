@@ -9,7 +9,7 @@ from torch import nn
 
 from fsdtool.errors import FsdtoolError, some
 from fsdtool.model.factory import canonical_names
-from fsdtool.network.trace import Network
+from fsdtool.network.traced import Network
 
 
 def frozen_names(model: nn.Module, patterns: Sequence[str] = ()) -> frozenset[str]:

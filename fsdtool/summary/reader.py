@@ -26,7 +26,7 @@ from fsdtool.curvature.sources import SOURCES
 from fsdtool.data.preprocessing import Preprocessing
 from fsdtool.laftr.penalty import Penalty
 from fsdtool.network.graph import Graph
-from fsdtool.network.trace import FULL, LAST_LAYER
+from fsdtool.network.traced import FULL, LAST_LAYER
 from fsdtool.statistics.anchors import Anchors
 from fsdtool.statistics.component_laws import GateStatistics, OutputSample, Statistics
 from fsdtool.statistics.distance_error import DistanceCalibration

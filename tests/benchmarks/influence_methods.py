@@ -26,7 +26,8 @@ from fsdtool.fitting.run import summarize
 from fsdtool.influence.scores import influence
 from fsdtool.model.checkpoint import Checkpoint
 from fsdtool.network.per_example_gradients import Block, LayerIO, blocks, capture, gradient, project, vectors
-from fsdtool.network.trace import Network, trace
+from fsdtool.network.traced import Network
+from fsdtool.network.tracing.trace import trace
 from fsdtool.summary.reader import Summary, load
 from fsdtool.tasks.task import Task, task_of
 

@@ -13,7 +13,7 @@ from fsdtool.curvature.simulated import default_samples, simulated_curvature
 from fsdtool.laftr.closed_form import kronecker_factors
 from fsdtool.network.graph import Graph, Parameters
 from fsdtool.network.per_example_gradients import blocks
-from fsdtool.network.trace import trace
+from fsdtool.network.tracing.trace import trace
 from fsdtool.statistics.accumulators import CentredMoments, GateMoments, OutputMoments
 from fsdtool.statistics.component_laws import Statistics
 from fsdtool.statistics.gaussian_inputs import GaussianInputs

@@ -10,7 +10,7 @@ from torch import nn
 from fsdtool.curvature.ekfac import BlockCurvature
 from fsdtool.influence.gradient_records import Factors, bytes_per_example, factors, numbers_within
 from fsdtool.network.per_example_gradients import blocks, capture, gradient
-from fsdtool.network.trace import trace
+from fsdtool.network.tracing.trace import trace
 from fsdtool.tasks.task import task_of
 from tests.conftest import gaussian_classes, perceptron
 

@@ -13,7 +13,7 @@ from fsdtool.laftr.output_matching import OutputCoupling, margin
 from fsdtool.laftr.sampling import Simulation
 from fsdtool.network.activations import activation
 from fsdtool.network.graph import Graph, Step
-from fsdtool.network.trace import trace
+from fsdtool.network.tracing.trace import trace
 from fsdtool.statistics.component_laws import GateStatistics, Statistics
 from fsdtool.statistics.gaussian_inputs import GaussianInputs
 

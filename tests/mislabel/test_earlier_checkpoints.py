@@ -15,7 +15,7 @@ from fsdtool.mislabel.earlier_checkpoints import distinct_names, earlier_network
 from fsdtool.mislabel.features import FEATURES, OUTPUTS, layer_features
 from fsdtool.model.checkpoint import read_checkpoint
 from fsdtool.network.graph import Graph
-from fsdtool.network.trace import trace
+from fsdtool.network.tracing.trace import trace
 from fsdtool.summary.reader import Summary, load
 from tests.conftest import gaussian_classes, perceptron, unseen
 

@@ -14,7 +14,8 @@ from fsdtool.model.factory import import_torchvision
 from fsdtool.network import activations
 from fsdtool.network.graph import Graph
 from fsdtool.network.operations.base import gated
-from fsdtool.network.trace import FULL, LAST_LAYER, trace, trace_full
+from fsdtool.network.traced import FULL, LAST_LAYER
+from fsdtool.network.tracing.trace import trace, trace_full
 
 # Activations: a gate is the tangent of the function.
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from fsdtool.errors import FsdtoolError
 from fsdtool.network.logits import answer_with
-from fsdtool.network.trace import FULL, LAST_LAYER
+from fsdtool.network.traced import FULL, LAST_LAYER
 from tests.conftest import gaussian_classes
 
 

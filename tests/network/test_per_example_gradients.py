@@ -18,7 +18,7 @@ from fsdtool.network.per_example_gradients import (
     squared_norms,
     vectors,
 )
-from fsdtool.network.trace import trace
+from fsdtool.network.tracing.trace import trace
 
 EXAMPLES = 4
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")

@@ -8,7 +8,7 @@ import re
 import torch
 from torch import nn
 
-from fsdtool.network.trace import trace
+from fsdtool.network.tracing.trace import trace
 from fsdtool.statistics.mixture import UNITS_PER_STEP, Assignment, GatePattern, k_means
 
 

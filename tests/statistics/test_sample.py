@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fsdtool.network.trace import trace
+from fsdtool.network.tracing.trace import trace
 from fsdtool.statistics.sample import Sample, even_rows
 from fsdtool.tasks.task import task_of
 from fsdtool.util.memory import BatchSize

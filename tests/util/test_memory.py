@@ -20,7 +20,7 @@ from fsdtool.influence import data_gradients, scores, screening, training_exampl
 from fsdtool.laftr import distance_forms, penalty, sampling
 from fsdtool.model.checkpoint import read_checkpoint
 from fsdtool.network.per_example_gradients import blocks
-from fsdtool.network.trace import trace
+from fsdtool.network.tracing.trace import trace
 from fsdtool.statistics import accumulators
 from fsdtool.statistics.collector import StatisticsSums
 from fsdtool.statistics.merging import BatchView

@@ -12,7 +12,7 @@ defined, so that a new operation is a new file:
         def run(self, inputs, roles, options):
             return torch.roll(inputs[0], options["shifts"], options["dims"])
 
-One with a weight is a Weighted, which says its `positions` (see linear.py); one with gates is a Gated (maximum.py), and
+One with a weight is a Weighted, which says its `positions` (see linear.py); one with gates is a Gated (pooling.py), and
 a pointwise function needs no operation of its own (fsdtool.network.activations).  With a `vector_map` it has a place in
 the closed form of fully connected networks.
 """

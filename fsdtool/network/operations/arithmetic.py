@@ -1,4 +1,4 @@
-"""Sums of signals, and a signal with a number or with a parameter that is added, multiplied or divided by."""
+"""Sums of signals and within one, and a signal with a number or a parameter that is added, multiplied or divided by."""
 
 from __future__ import annotations
 
@@ -78,43 +78,41 @@ class Shift(Operation):
         return VectorMap(torch.ones_like(shift), shift)
 
 
-class AddParameter(Operation):
-    """The signal plus `sign` times a parameter in the view `shape`: what a sum with a parameter becomes."""
+class WithParameter(Operation):
+    """A signal and a parameter in the view `shape`, entry by entry."""
+
+    kind = AFFINE
+    first_is_signal = False
+
+    @classmethod
+    def read(cls, call: Call) -> Any:
+        return _read_product(call, cls.names[0])
+
+
+class AddParameter(WithParameter):
+    """The signal plus `sign` times the parameter: what a sum with a parameter becomes."""
 
     names = ("add_parameter",)
-    kind = AFFINE
 
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
         return inputs[0] + options["sign"] * roles["parameter"].reshape(options["shape"])
 
 
-class MultiplyParameter(Operation):
-    """The signal times a parameter in the view `shape`."""
+class MultiplyParameter(WithParameter):
+    """The signal times the parameter."""
 
     names = ("multiply_parameter",)
-    kind = AFFINE
     spellings = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
-    first_is_signal = False
-
-    @classmethod
-    def read(cls, call: Call) -> Any:
-        return _read_product(call, "multiply_parameter")
 
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
         return inputs[0] * roles["parameter"].reshape(options["shape"])
 
 
-class DivideParameter(Operation):
-    """The signal divided by a parameter in the view `shape`."""
+class DivideParameter(WithParameter):
+    """The signal divided by the parameter."""
 
     names = ("divide_parameter",)
-    kind = AFFINE
     spellings = (operator.truediv, operator.itruediv, torch.div, "div", "div_")
-    first_is_signal = False
-
-    @classmethod
-    def read(cls, call: Call) -> Any:
-        return _read_product(call, "divide_parameter")
 
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
         return inputs[0] / roles["parameter"].reshape(options["shape"])
@@ -149,6 +147,27 @@ class Concatenate(Operation):
 
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
         return torch.cat(list(inputs), options["dim"])
+
+
+class Reduce(Operation):
+    """The mean or the sum over the dimensions `dim`."""
+
+    names = ("mean", "sum")
+    spellings = (torch.mean, torch.sum, "mean", "sum")
+
+    @classmethod
+    def read(cls, call: Call) -> Any:
+        given = call.given(("dim", "keepdim"))
+        dims = given.get("dim", given.get("axis"))
+        dims = dims if isinstance(dims, (tuple, list)) else (dims,)
+        rank = len(call.shape(call.source)) + 1
+        if any(not isinstance(d, int) or d % rank == 0 for d in dims):
+            return call.refuse("a mean or sum over the batch")
+        options = {"dim": tuple(d % rank for d in dims), "keepdim": bool(given.get("keepdim", False))}
+        return call.add(call.name, call.source, options=options)
+
+    def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
+        return getattr(inputs[0], self.name)(options["dim"], options["keepdim"])
 
 
 def _signals(call: Call) -> tuple[Signal | None, Signal | None]:

@@ -20,7 +20,8 @@ from fsdtool.network.graph import Graph
 from fsdtool.network.operations.base import MAXIMUM, Gated, Operation, VectorMap, reader
 from fsdtool.network.operations.weighted import Weighted, append_one
 from fsdtool.network.per_example_gradients import blocks, capture, gradient, project, sampled_layer_io, squared_norms
-from fsdtool.network.trace import FULL, trace
+from fsdtool.network.traced import FULL
+from fsdtool.network.tracing.trace import trace
 from fsdtool.statistics.collector import StatisticsSums
 from fsdtool.statistics.merging import BatchView
 from fsdtool.statistics.mixture import Assignment

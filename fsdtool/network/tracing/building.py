@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsdtool.network.comparing import FRONT, Layout, Refused, first_line
 from fsdtool.network.graph import Graph, Parameters, Step
 from fsdtool.network.operations.calls import Signal
 from fsdtool.network.operations.function import packed
+from fsdtool.network.tracing.comparing import FRONT, Layout, Refused, first_line
 
 
 @dataclass(frozen=True)

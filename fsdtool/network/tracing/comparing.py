@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsdtool.network.recording import Event, Recording, record, tensors
+from fsdtool.network.tracing.recording import Event, Recording, record, tensors
 
 FEWER = 2
 NUMBERS = (bool, int, float, str, type(None))

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-from fsdtool.network.building import Arranged, Fixed
-from fsdtool.network.comparing import FRONT, Layout, Refused, same
 from fsdtool.network.operations.calls import Parameter, Signal
 from fsdtool.network.operations.function import BUFFER, MOST_ROLES, PARAMETER
-
-if TYPE_CHECKING:
-    from fsdtool.network.reading import Reader
+from fsdtool.network.tracing.building import Arranged, Fixed
+from fsdtool.network.tracing.comparing import FRONT, Layout, Refused, same
+from fsdtool.network.tracing.meanings import Meanings
 
 LARGEST_CONSTANT = 2**24  # numbers
 
@@ -24,13 +22,13 @@ class Arguments:
     Raises Refused for one that a step cannot hold.
     """
 
-    def __init__(self, reader: Reader, index: int):
-        self._reader, self._event = reader, reader.runs.first.events[index]
+    def __init__(self, meanings: Meanings, index: int):
+        self._meanings, self._event = meanings, meanings.runs.first.events[index]
         self._inputs: list[int] = []
         self._examples: tuple[int, int, int] | None = None
         self.roles: dict[str, str] = {}
         self.of_examples = False  # whether examples are in an argument
-        a, b, c = self._calls = reader.runs.at(index)
+        a, b, c = self._calls = meanings.runs.at(index)
         if a.keywords.get("out") is not None:
             raise Refused("a result that is written into a tensor given")
         self._positional = self._each(a.arguments, b.arguments, c.arguments)
@@ -77,10 +75,10 @@ class Arguments:
             return self._each(a, b, c)
         if isinstance(a, Mapping):
             raise Refused("an argument that is a dict")
-        return self._reader.runs.number(a, b, c)
+        return self._meanings.runs.number(a, b, c)
 
     def _tensor(self, a: Tensor, b: Any, c: Any) -> dict[str, Any]:
-        meaning = self._reader.meaning(a, self._event)
+        meaning = self._meanings.of(a, self._event)
         if isinstance(meaning, Parameter):
             return self._parameter(meaning)
         if meaning is None:
@@ -93,12 +91,12 @@ class Arguments:
         return {"input": position}
 
     def _parameter(self, meaning: Parameter) -> dict[str, Any]:
-        kind = BUFFER if meaning.name in self._reader.buffers else PARAMETER
+        kind = BUFFER if meaning.name in self._meanings.buffers else PARAMETER
         role = f"{kind}{len(self.roles)}"
         if len(self.roles) == MOST_ROLES:
             raise Refused(f"a function of more than {MOST_ROLES} parameters")
         self.roles[role] = meaning.name
-        stored = tuple(self._reader.built.state[meaning.name].shape)
+        stored = tuple(self._meanings.built.state[meaning.name].shape)
         return {"parameter": role} if meaning.shape == stored else {"parameter": role, "shape": meaning.shape}
 
     def _constant(self, a: Tensor, b: Any, c: Any) -> Fixed:
@@ -106,7 +104,7 @@ class Arguments:
             raise Refused("a tensor that is computed where no call of torch is seen")
         if a.numel() > LARGEST_CONSTANT:
             raise Refused(f"a constant of {a.numel():,} numbers")
-        found = self._reader.built.constant(a)
+        found = self._meanings.built.constant(a)
         return found
 
     def _position(self, step: int) -> int:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-from fsdtool.network.building import Arranged
-from fsdtool.network.comparing import FRONT, Layout, Refused
 from fsdtool.network.operations.calls import Call, Computed, Parameter, Signal
-from fsdtool.network.recording import Event, tensors
-
-if TYPE_CHECKING:
-    from fsdtool.network.reading import Reader
+from fsdtool.network.tracing.building import Arranged
+from fsdtool.network.tracing.comparing import FRONT, Layout, Refused
+from fsdtool.network.tracing.meanings import Meanings, name_of
+from fsdtool.network.tracing.recording import Event, tensors
 
 _OPERATORS = {"Tensor.__getitem__": operator.getitem, "Tensor.__rsub__": operator.sub}
 
@@ -27,13 +25,13 @@ def target_of(event: Event) -> Any:
 
 
 class EventCall(Call):
-    """`event`, with what `reader` knows of the tensors in it.
+    """`event`, with what the tensors in it mean.
 
     refused: why the operation did not take it.  Raises Refused for an argument that means nothing.
     """
 
-    def __init__(self, reader: Reader, event: Event):
-        self._reader, self._event = reader, event
+    def __init__(self, meanings: Meanings, event: Event):
+        self._meanings, self._event = meanings, event
         self.refused = ""
         self.module, self.value = event.module, event.value
         self.target = event.target if event.module is not None else target_of(event)
@@ -45,7 +43,7 @@ class EventCall(Call):
 
     def _meant(self, argument: Any) -> Any:
         if isinstance(argument, Tensor):
-            meaning = self._reader.meaning(argument, self._event)
+            meaning = self._meanings.of(argument, self._event)
             return meaning if isinstance(meaning, (Signal, Parameter, Arranged)) else Computed()
         if isinstance(argument, (tuple, list)):
             return type(argument)(map(self._meant, argument)) if type(argument) in (tuple, list) else tuple(argument)
@@ -71,7 +69,7 @@ class EventCall(Call):
     def _in_front(self, argument: Any) -> Any:
         if isinstance(argument, tuple):
             return tuple(map(self._in_front, argument))
-        return self._reader.built.in_front(argument) if isinstance(argument, Arranged) else argument
+        return self._meanings.built.in_front(argument) if isinstance(argument, Arranged) else argument
 
     def add(
         self,
@@ -80,10 +78,8 @@ class EventCall(Call):
         options: dict[str, Any] | None = None,
         parameters: dict[str, str] | None = None,
     ) -> Signal:
-        from fsdtool.network.reading import name_of
-
         inputs = [source.step for source in sources]
-        found = self._reader.built.add(name_of(self._event), operation, inputs, options, parameters)
+        found = self._meanings.built.add(name_of(self._event), operation, inputs, options, parameters)
         assert isinstance(found, Signal)
         return found
 
@@ -94,14 +90,14 @@ class EventCall(Call):
         self.refused = self.name
 
     def shape(self, source: Signal) -> tuple[int, ...]:
-        return self._reader.built.steps[source.step].shape
+        return self._meanings.built.steps[source.step].shape
 
     def stored_shape(self, parameter: Parameter) -> tuple[int, ...]:
-        return tuple(self._reader.built.state[parameter.name].shape)
+        return tuple(self._meanings.built.state[parameter.name].shape)
 
     def roles(self, *roles: str) -> dict[str, str]:
         found = {role: getattr(self.module, role) for role in roles if getattr(self.module, role) is not None}
-        meant = {role: self._reader.meaning(value, self._event) for role, value in found.items()}
+        meant = {role: self._meanings.of(value, self._event) for role, value in found.items()}
         computed = [role for role, meaning in meant.items() if not isinstance(meaning, Parameter)]
         if computed:
             raise Refused(f"{computed[0]} that is computed, not stored")

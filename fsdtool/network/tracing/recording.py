@@ -2,7 +2,7 @@
 
 One run shows a call, not what in it depends on the examples.  So there are three: on n examples, on fewer of them, and
 on n of which the first is another.  A number that differs between the first two counts examples, a dimension that does
-is theirs, and where calls differ the model decides by its data what to do, and is refused (fsdtool.network.reading).
+is theirs, and where calls differ the model decides by its data what to do, and is refused (see `comparing`).
 """
 
 from __future__ import annotations

@@ -1,0 +1,121 @@
+"""From a PyTorch module to a Graph: all of it where every call has a place in one, else its last linear layer.
+
+The model is run on a few examples and every call of torch recorded (`recording`), three times, so that what counts
+examples, what is constant and what the data decide is known (`comparing`); then each call is read (`reading`) and its
+step run (`building`).  At the end the steps must give what the model gave, for the examples together and each alone.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from fsdtool.errors import FsdtoolError, some
+from fsdtool.network.logits import LINKS, PLAIN, answering, are_probabilities
+from fsdtool.network.operations.calls import EXAMPLES, Signal
+from fsdtool.network.traced import FULL, Network
+from fsdtool.network.tracing.building import Arranged
+from fsdtool.network.tracing.comparing import Untraceable, first_line
+from fsdtool.network.tracing.endings import before_link
+from fsdtool.network.tracing.last_layer import trace_last_layer
+from fsdtool.network.tracing.reading import Reader
+from fsdtool.tasks.task import Task, task_of
+
+log = logging.getLogger("fsdtool")
+
+
+def trace(model: nn.Module, example: Tensor, *, task: str | Task = "classification", output: str = "") -> Network:
+    """The network of `model` (eval mode) for inputs like `example` (batch, *input_shape).
+
+    output: which of the model's outputs is asked for. Raises FsdtoolError when not even the last layer can be used,
+    and where a classifier returns one number, or probabilities of which the logits are not found.
+    """
+    if not example.shape[0]:
+        raise FsdtoolError("the data set is empty; nothing to trace the model with")
+    classification = task_of(task).has_classes
+    few = torch.cat([example] * EXAMPLES)[:EXAMPLES]
+    with answering(model, output), torch.no_grad():
+        try:
+            network = trace_full(model, few, classification, output)
+        except Untraceable as untraceable:
+            network = trace_last_layer(model, few, tuple(untraceable.reasons), classification)
+        if classification and network.graph.outputs == 1:
+            raise FsdtoolError(
+                "the model has one output, and --task classification needs one of each class; let it return two "
+                "logits, torch.cat([torch.zeros_like(z), z], 1) of its output z before any sigmoid, or give "
+                "--task regression"
+            )
+        if classification and network.link == PLAIN and are_probabilities(outputs := model(example.clone())):
+            network = _without_probabilities(model, few) or network
+            if network.link == PLAIN:
+                _say_probabilities(outputs)
+    return network
+
+
+def _without_probabilities(model: nn.Module, example: Tensor) -> Network | None:
+    """The last layer that probabilities are computed from, or None where there is none."""
+    reason = "all its outputs lie between 0 and 1, as probabilities do, and the logits are those of the last layer"
+    try:
+        network = trace_last_layer(model, example, (reason,), True)
+    except FsdtoolError:
+        return None
+    return None if network.link == PLAIN else network
+
+
+def _say_probabilities(outputs: Tensor) -> None:
+    """Raise FsdtoolError for outputs (n, O) that add up to one, warn of others between 0 and 1."""
+    found = "all outputs of the model lie between 0 and 1"
+    if torch.allclose(outputs.sum(1), torch.ones(len(outputs)).to(outputs), atol=1e-4):
+        raise FsdtoolError(
+            f"{found} and add up to 1: they are probabilities and no logits; let it return what goes into its softmax"
+        )
+    log.warning(f"{found}; if they are probabilities, let it return what goes into its sigmoid (the logits)")
+
+
+def trace_full(model: nn.Module, example: Tensor, classification: bool = True, output: str = "") -> Network:
+    """The whole model as steps.  Raises Untraceable listing every call that has no place in a Graph."""
+    with answering(model, output), torch.no_grad():
+        reader = Reader(model, example)
+        result = reader.read()
+        if reader.unsupported:
+            raise Untraceable(reader.unsupported)
+        built = reader.built
+        result = built.in_front(result) if isinstance(result, Arranged) else result
+        if not isinstance(result, Signal):
+            raise Untraceable(["outputs that do not depend on the input, or on more than torch's functions"])
+        link, last = before_link(built.steps, result.step) if classification else (PLAIN, result.step)
+        if len(built.steps[last].shape) != 1:
+            raise Untraceable([f"outputs of shape (batch, {built.steps[last].shape}), not (batch, outputs)"])
+        graph = built.graph(Signal(last))
+        network = Network(
+            graph, {name: built.state[name].detach() for name in graph.parameter_names()}, FULL, link=link
+        )
+        _check(network, reader, built.value(last), example)
+    if reader.decisions:
+        log.warning(
+            f"the model looks at values of its data ({some(reader.decisions)}); if it decides by them what to do, it "
+            "is summarized as what it does with the first examples"
+        )
+    return network
+
+
+def _check(network: Network, reader: Reader, together: Tensor, example: Tensor) -> None:
+    """Raise Untraceable unless the graph gives what the model did for the examples, together and each alone."""
+    expected, through = reader.runs.first.value, LINKS[network.link]
+    if not _same(through(together), expected):
+        raise Untraceable(["its steps do not reproduce its outputs"])
+    try:
+        alone = torch.cat([through(network.graph.run(network.parameters, row[None])) for row in example])
+    except Exception as error:  # torch's complaint
+        raise Untraceable([f"it fails on one example: {first_line(error)}", *reader.doubts]) from error
+    if not _same(alone, expected):
+        raise Untraceable(["the outputs of an example depend on the others in its batch", *reader.doubts])
+
+
+def _same(found: Tensor, expected: Tensor) -> bool:
+    finite = expected[torch.isfinite(expected)].abs()
+    scale = float(finite.max()) if finite.numel() and finite.any() else 1.0
+    alike = found.shape == expected.shape
+    return alike and torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)
