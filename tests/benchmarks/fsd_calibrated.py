@@ -1,11 +1,12 @@
 """Whether the function space distance and the error that the tool states for it hold, where its model of the data is
 tried.
 
-    python tests/benchmarks/fsd_calibrated.py --data FOLDER [--cache FOLDER] [--only noisy,uci,cifar,tables] [--csv
+    python tests/benchmarks/fsd_calibrated.py --data FOLDER [--cache FOLDER] [--only noisy,vit,uci,cifar,tables] [--csv
     FILE]
 
-Networks that memorised wrong labels, regressions, a convolutional net, tables with heavy tails through batch norm; of
-each 21 to 26 other checkpoints, among them further training on clean images, corrected labels and new data.
+Networks that memorised wrong labels, a vision transformer, regressions, a convolutional net, tables with heavy tails
+through batch norm; of each 21 to 26 other checkpoints, among them further training on clean images, corrected labels
+and new data.
 A row is a case, a mixture and a metric: the median and the largest |log(estimate / exact)| over the checkpoints, the
 share of them whose exact distance lies within estimate * (1 +- 2 model_error), the median model_error, and Spearman's
 correlation.
@@ -23,6 +24,7 @@ import torch
 from common import State, mlp, options_of, parse, print_table, spearman
 from fsd_accuracy import SEED, Case, Trainer, convnet, damaged, summaries, true_distances, uci
 from torch import Tensor, nn
+from vision_transformer import VisionTransformer
 
 from fsdtool.fsd.drift import distances
 from fsdtool.model.checkpoint import Checkpoint
@@ -69,6 +71,17 @@ def noisy_mnist(data: Path, cache: Path, epochs: int, first: int = 0, seed: int 
     reference = trainer.state("reference", None, epochs, 0.05)
     others = events(trainer, reference, (x[10000:], truth[10000:]), truth[:10000], rate=0.02)
     return Case(name, build, x[:10000], y, reference, others, 784, mixtures=(None, 64, 256))
+
+
+def digits_transformer(data: Path, cache: Path) -> Case:
+    """2,000 digits of which 10 % carry a wrong label, for a given transformer; the next 2,000 are the new data."""
+    with np.load(data / "mnist_train.npz") as file, np.load(data / "lds_vit_mnist.npz") as given:
+        x = (torch.from_numpy(file["x"][:4000]).float().flatten(1) / 255 - 0.1307) / 0.3081
+        y, truth = torch.from_numpy(given["y_train_noisy"]).long(), torch.from_numpy(file["y"][:4000]).long()
+    reference = torch.load(data / "lds_vit_mnist.pt", weights_only=True)
+    trainer = Trainer(cache, "MNIST ViT", VisionTransformer, x[:2000], y)
+    others = events(trainer, reference, (x[2000:], truth[2000:]), truth[:2000], rate=0.02)
+    return Case("MNIST ViT", VisionTransformer, x[:2000], y, reference, others, 784, mixtures=(None, 40))
 
 
 def noisy_cifar(data: Path, cache: Path, first: int = 0, labels: str = "y_aggregate") -> Case:
@@ -160,6 +173,7 @@ def _uci(name: str, file: str) -> Callable[[Path, Path], Case]:
 
 CASES: dict[str, tuple[Callable[[Path, Path], Case], ...]] = {
     "noisy": tuple(lambda data, cache, epochs=epochs: noisy_mnist(data, cache, epochs) for epochs in (15, 60)),
+    "vit": (digits_transformer,),
     "uci": (
         _uci("concrete", "uci_concrete.csv"),
         _uci("energy", "uci_energy.csv"),

@@ -1,10 +1,10 @@
 """How well each method foretells what retraining on half of the data does: the linear datamodeling score.
 
-    python tests/benchmarks/influence_lds.py --data FOLDER [--cache FOLDER] [--only mnist,cifar] [--csv FILE]
+    python tests/benchmarks/influence_lds.py --data FOLDER [--cache FOLDER] [--only mnist,vit,cifar] [--csv FILE]
 
-On a given ground truth (MNIST, an MLP) and on one that this script trains and keeps in the cache (CIFAR-10N, three
-convolutions and a linear layer).  Every method sees the same network, data and queries in one run.  `bytes` is what is
-stored per training example for later queries, `seconds` the whole method with all queries.
+On given ground truths (MNIST, an MLP and a vision transformer) and on one that this script trains and keeps in the
+cache (CIFAR-10N, three convolutions and a linear layer).  Every method sees the same network, data and queries in one
+run.  `bytes` is what is stored per training example for later queries, `seconds` the whole method with all queries.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from influence_methods import Problem, attribution, by_tool, flat, measured_ekfa
 from influence_peers import PEERS, Missing
 from lds_truth import Truth
 
-TRUTHS: dict[str, Callable[[Path, Path], Truth]] = {"mnist": lds_truth.mnist, "cifar": lds_truth.cifar}
+TRUTHS: dict[str, Callable[[Path, Path], Truth]] = {
+    "mnist": lds_truth.mnist,
+    "vit": lds_truth.vit,
+    "cifar": lds_truth.cifar,
+}
 RECORD_BYTES = (512, 1024, 2048)
 COMPONENTS = {"one component": 1, "per class": None, "64 components": 64}
 

@@ -9,6 +9,7 @@ over seeds), averaged over the queries (Park et al., TRAK, 2023).
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from common import State, cached, train
 from influence_methods import Problem
 from torch import Tensor, nn
+from vision_transformer import VisionTransformer
 
 SUBSETS = 80
 RECIPE = {"epochs": 15, "rate": 0.1, "decay": 1e-3}
@@ -59,20 +61,34 @@ def mnist(data: Path, cache: Path) -> Truth:
             nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)
         )  # fmt: skip
 
-    def inputs(x: np.ndarray) -> Tensor:
-        return (torch.from_numpy(x).float().flatten(1) / 255 - 0.1307) / 0.3081
+    with np.load(data / "mnist_test.npz") as file:
+        queries = _digits(file["x"][:200]), torch.from_numpy(file["y"][:200]).long()
+    return _given("MNIST MLP", data, "lds_mnist3000", "lds_mnist3000_mlp.pt", build, queries)
 
-    with np.load(data / "lds_mnist3000.npz") as file:
+
+def vit(data: Path, cache: Path) -> Truth:
+    """The given ground truth for a vision transformer: 2,000 digits, 40 halves, 2 seeds."""
+    with np.load(data / "mnist_train.npz") as file:
+        rows = slice(50000, 50150)
+        queries = _digits(file["x"][rows]), torch.from_numpy(file["y"][rows]).long()
+    return _given("MNIST ViT", data, "lds_vit_mnist", "lds_vit_mnist.pt", VisionTransformer, queries)
+
+
+def _digits(x: np.ndarray) -> Tensor:
+    return (torch.from_numpy(x).float().flatten(1) / 255 - 0.1307) / 0.3081
+
+
+def _given(
+    name: str, data: Path, truth: str, checkpoint: str, build: Callable[[], nn.Module], queries: tuple[Tensor, Tensor]
+) -> Truth:
+    with np.load(data / f"{truth}.npz") as file:
         targets = torch.from_numpy(file["y_train_noisy"]).long()
         masks = np.unpackbits(file["subset_masks"], axis=1)[:, : len(targets)].astype(bool)
         query_loss = file["query_loss"]
     with np.load(data / "mnist_train.npz") as file:
-        x = inputs(file["x"][: len(targets)])
-    with np.load(data / "mnist_test.npz") as file:
-        queries, query_targets = inputs(file["x"][:200]), torch.from_numpy(file["y"][:200]).long()
-    reference = torch.load(data / "lds_mnist3000_mlp.pt", weights_only=True)
-    problem = Problem(build, reference, x, targets, queries, query_targets)
-    return Truth("MNIST MLP", problem, masks, query_loss)
+        x = _digits(file["x"][: len(targets)])
+    reference = torch.load(data / checkpoint, weights_only=True)
+    return Truth(name, Problem(build, reference, x, targets, *queries), masks, query_loss)
 
 
 def convnet() -> nn.Module:

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from fsdtool.network import operations, trace
+from fsdtool.network import operations
 from fsdtool.network.operations.weighted import Weighted
 from fsdtool.network.per_example_gradients import parameters_without_block
+from fsdtool.network.traced import FULL
+from fsdtool.network.tracing.trace import trace
 from fsdtool.summary import inspection
 
 
@@ -39,7 +41,7 @@ def test_parameters_without_a_block_are_those_of_the_graph(net, frozen):
     model = NETS[net]().eval()
     for parameter in list(model.parameters())[:frozen]:
         parameter.requires_grad_(False)
-    network = trace.trace(model, torch.zeros(2, 4))
+    network = trace(model, torch.zeros(2, 4))
     graph = network.graph
     found = inspection.parameters_without_block(graph.to_json(), graph.frozen)
     assert found == parameters_without_block(graph, network.parameters)
@@ -47,7 +49,7 @@ def test_parameters_without_a_block_are_those_of_the_graph(net, frozen):
 
 
 def test_the_words_are_those_of_the_network():
-    assert inspection.FULL == trace.FULL
+    assert inspection.FULL == FULL
     assert set(inspection.WITH_BLOCK) == {
         name for name in operations.names() if isinstance(operations.named(name), Weighted)
     }
