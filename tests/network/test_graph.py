@@ -234,6 +234,28 @@ MODELS = {
         (5, 4),
         lambda: Call(lambda self, x: self.fc(self.body(x.transpose(0, 1))[0]), body=encoder(False), fc=linear(4)),
     ),
+    "transformer encoder, causal": (
+        (5, 4),
+        lambda: Call(
+            lambda self, x: self.fc(self.body(x, mask=nn.Transformer.generate_square_subsequent_mask(5))[:, -1]),
+            body=encoder(True),
+            fc=linear(4),
+        ),
+    ),
+    "transformer encoder, padded": (
+        (5, 4),
+        lambda: Call(
+            lambda self, x: self.fc(
+                self.body(
+                    x,
+                    torch.triu(torch.full((5, 5), -torch.inf), 1),
+                    (x[..., 0].cumsum(1) > 1) & (torch.arange(5) > 0),
+                )[:, 0]
+            ),
+            body=encoder(True),
+            fc=linear(4),
+        ),
+    ),
     "squeeze and excitation": (
         IMAGE,
         lambda: Call(squeeze_and_excite, conv=nn.Conv2d(4, 3, 3), gate=nn.Conv2d(3, 3, 1), fc=linear(108)),

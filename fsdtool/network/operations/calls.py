@@ -40,6 +40,8 @@ class Parts:
 class Computed:
     """A tensor that is neither a signal nor stored: a constant, or computed from parameters."""
 
+    tensor: Any
+
 
 class Call(ABC):
     """One call: of `module`, or (None) of `target`, a function or the name of a tensor's method.
@@ -73,6 +75,10 @@ class Call(ABC):
         options: dict[str, Any] = {"function": function, "arguments": arguments, "keywords": keywords}
         options |= {"examples": (0, 0, 1), "result": (0, 1)}
         return self.add("function", *sources, options=options)
+
+    @abstractmethod
+    def fixed(self, argument: Computed) -> Signal:
+        """The step of a tensor in which no example is, for `run` and no other."""
 
     @abstractmethod
     def refuse(self, what: str | None = None) -> None:

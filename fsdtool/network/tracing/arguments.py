@@ -10,10 +10,8 @@ from torch import Tensor
 from fsdtool.network.operations.calls import Parameter, Signal
 from fsdtool.network.operations.function import BUFFER, MOST_ROLES, PARAMETER
 from fsdtool.network.tracing.building import Arranged, Fixed
-from fsdtool.network.tracing.comparing import FRONT, Layout, Refused, same
+from fsdtool.network.tracing.comparing import FRONT, Layout, Refused
 from fsdtool.network.tracing.meanings import Meanings
-
-LARGEST_CONSTANT = 2**24  # numbers
 
 
 class Arguments:
@@ -23,7 +21,7 @@ class Arguments:
     """
 
     def __init__(self, meanings: Meanings, index: int):
-        self._meanings, self._event = meanings, meanings.runs.first.events[index]
+        self._meanings, self._index, self._event = meanings, index, meanings.runs.first.events[index]
         self._inputs: list[int] = []
         self._examples: tuple[int, int, int] | None = None
         self.roles: dict[str, str] = {}
@@ -66,7 +64,7 @@ class Arguments:
 
     def _encoded(self, a: Any, b: Any, c: Any) -> Any:
         if isinstance(a, Tensor):
-            return self._tensor(a, b, c)
+            return self._tensor(a)
         if isinstance(a, slice):
             return {"slice": self._each(*((part.start, part.stop, part.step) for part in (a, b, c)))}
         if isinstance(a, tuple):
@@ -77,12 +75,12 @@ class Arguments:
             raise Refused("an argument that is a dict")
         return self._meanings.runs.number(a, b, c)
 
-    def _tensor(self, a: Tensor, b: Any, c: Any) -> dict[str, Any]:
+    def _tensor(self, a: Tensor) -> dict[str, Any]:
         meaning = self._meanings.of(a, self._event)
         if isinstance(meaning, Parameter):
             return self._parameter(meaning)
         if meaning is None:
-            meaning = self._constant(a, b, c)
+            meaning = self._meanings.constant(self._index, a)
         self.of_examples |= not isinstance(meaning, Fixed) or meaning.of_examples
         position = self._position(meaning.step)
         if self._examples is None and isinstance(meaning, (Signal, Arranged)):
@@ -98,14 +96,6 @@ class Arguments:
         self.roles[role] = meaning.name
         stored = tuple(self._meanings.built.state[meaning.name].shape)
         return {"parameter": role} if meaning.shape == stored else {"parameter": role, "shape": meaning.shape}
-
-    def _constant(self, a: Tensor, b: Any, c: Any) -> Fixed:
-        if not (isinstance(b, Tensor) and isinstance(c, Tensor) and same(a, b) and same(a, c)):
-            raise Refused("a tensor that is computed where no call of torch is seen")
-        if a.numel() > LARGEST_CONSTANT:
-            raise Refused(f"a constant of {a.numel():,} numbers")
-        found = self._meanings.built.constant(a)
-        return found
 
     def _position(self, step: int) -> int:
         if step not in self._inputs:

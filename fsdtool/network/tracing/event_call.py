@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fsdtool.network.operations.calls import Call, Computed, Parameter, Signal
-from fsdtool.network.tracing.building import Arranged
+from fsdtool.network.tracing.building import Arranged, Fixed
 from fsdtool.network.tracing.comparing import FRONT, Layout, Refused
 from fsdtool.network.tracing.meanings import Meanings, name_of
 from fsdtool.network.tracing.recording import Event, tensors
@@ -25,13 +25,14 @@ def target_of(event: Event) -> Any:
 
 
 class EventCall(Call):
-    """`event`, with what the tensors in it mean.
+    """The call at `index`, with what the tensors in it mean.
 
     refused: why the operation did not take it.  Raises Refused for an argument that means nothing.
     """
 
-    def __init__(self, meanings: Meanings, event: Event):
-        self._meanings, self._event = meanings, event
+    def __init__(self, meanings: Meanings, index: int):
+        self._meanings, self._index = meanings, index
+        self._event = event = meanings.runs.first.events[index]
         self.refused = ""
         self.module, self.value = event.module, event.value
         self.target = event.target if event.module is not None else target_of(event)
@@ -39,12 +40,11 @@ class EventCall(Call):
         self.arguments = arguments[::-1] if event.spelling == "Tensor.__rsub__" else arguments
         self.keywords = {key: self._meant(value) for key, value in event.keywords.items()}
         self.before = next(tensors((event.arguments, event.keywords)), None)
-        self._arranged: list[Arranged] = []
 
     def _meant(self, argument: Any) -> Any:
         if isinstance(argument, Tensor):
             meaning = self._meanings.of(argument, self._event)
-            return meaning if isinstance(meaning, (Signal, Parameter, Arranged)) else Computed()
+            return meaning if isinstance(meaning, (Signal, Parameter, Arranged)) else Computed(argument)
         if isinstance(argument, (tuple, list)):
             return type(argument)(map(self._meant, argument)) if type(argument) in (tuple, list) else tuple(argument)
         return argument
@@ -82,6 +82,14 @@ class EventCall(Call):
         found = self._meanings.built.add(name_of(self._event), operation, inputs, options, parameters)
         assert isinstance(found, Signal)
         return found
+
+    def fixed(self, argument: Computed) -> Signal:
+        meaning = self._meanings.of(argument.tensor, self._event)
+        if meaning is None:
+            meaning = self._meanings.constant(self._index, argument.tensor)
+        if not isinstance(meaning, Fixed):
+            raise Refused("a tensor of which nothing is known")
+        return Signal(meaning.step)
 
     def refuse(self, what: str | None = None) -> None:
         self.refused = what or self.name

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from fsdtool.model.factory import canonical_names
 from fsdtool.network.operations.calls import Parameter, Signal
-from fsdtool.network.tracing.building import Arranged, Builder
-from fsdtool.network.tracing.comparing import FRONT, Layout, Refused, Runs
+from fsdtool.network.tracing.building import Arranged, Builder, Fixed
+from fsdtool.network.tracing.comparing import FRONT, Layout, Refused, Runs, same
 from fsdtool.network.tracing.recording import Event, tensors
 
 CLOSE = 1e-3  # of the largest value: between a step and the call that it was read from
+LARGEST_CONSTANT = 2**24  # numbers
 OVERWRITES = "Tensor.__setitem__"
 
 
@@ -62,6 +63,19 @@ class Meanings:
     def of_arguments(self, event: Event) -> list[Any]:
         """What the tensors among the arguments of a call mean."""
         return [self.of(tensor, event) for tensor in tensors((event.arguments, event.keywords))]
+
+    def constant(self, index: int, tensor: Tensor) -> Fixed:
+        """The step that gives a tensor among the arguments of the call at `index`, of which nothing is known.
+
+        Raises Refused where it is another in other runs, or too large to keep.
+        """
+        first, *others = (list(tensors((event.arguments, event.keywords))) for event in self.runs.at(index))
+        place = next(i for i, other in enumerate(first) if other is tensor)
+        if not all(place < len(other) and same(tensor, other[place]) for other in others):
+            raise Refused("a tensor that is computed where no call of torch is seen")
+        if tensor.numel() > LARGEST_CONSTANT:
+            raise Refused(f"a constant of {tensor.numel():,} numbers")
+        return self.built.constant(tensor)
 
     def settle(self, event: Event, tensor: Tensor, meaning: Any) -> None:
         """After a call the tensor means this.  Raises Refused where its step gives other values than the call did."""

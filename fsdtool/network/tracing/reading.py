@@ -47,7 +47,7 @@ class Reader:
         while index < len(events):
             event = events[index]
             if event.module is not None:
-                index += event.inside if self._read_module(event) else 0
+                index += event.inside if self._read_module(index, event) else 0
             elif event.spelling in DECISIONS:
                 self._note_decision(event)
             elif event.spelling == OVERWRITES or any(True for _ in tensors(event.value)):
@@ -63,13 +63,13 @@ class Reader:
         if any(isinstance(m, (Signal, Arranged)) or (isinstance(m, Fixed) and m.of_examples) for m in meanings):
             self.decisions.append(f"{event.path or 'forward'}: {event.spelling.partition('.')[2].strip('_')}")
 
-    def _read_module(self, event: Event) -> bool:
+    def _read_module(self, index: int, event: Event) -> bool:
         """Whether the module is an operation, of which nothing inside is to be read."""
         operation = reader(event.target)
         if operation is None:
             return False
         try:
-            return self._read_operation(event, operation)
+            return self._read_operation(index, event, operation)
         except Refused:
             return False  # what it calls will say more
 
@@ -85,16 +85,16 @@ class Reader:
         operation, why = reader(target_of(event)), ""
         if operation is not None:
             try:
-                if self._read_operation(event, operation):
+                if self._read_operation(index, event, operation):
                     return
             except Refused as refused:
                 why = str(refused)
                 self.doubts += [_said(event, why)] if why else []
         self._run_as_it_is(index, event, why)
 
-    def _read_operation(self, event: Event, operation: type[Operation]) -> bool:
+    def _read_operation(self, index: int, event: Event, operation: type[Operation]) -> bool:
         """Read a call by its operation; False where that has no such call."""
-        call = EventCall(self.meanings, event)
+        call = EventCall(self.meanings, index)
         layout = call.layout
         if layout != FRONT and operation.entrywise:
             call.put_in_front()
