@@ -248,7 +248,7 @@ MODELS = {
             lambda self, x: self.fc(
                 self.body(
                     x,
-                    torch.triu(torch.full((5, 5), -torch.inf), 1),
+                    torch.ones(5, 5, dtype=torch.bool).triu(1),
                     (x[..., 0].cumsum(1) > 1) & (torch.arange(5) > 0),
                 )[:, 0]
             ),
