@@ -66,6 +66,12 @@ class StoredExamples:
         """Whether a data set's code makes them; else they are in files."""
         return self.one_by_one and not Path(self.spec).exists()
 
+    def with_task(self, task: Task) -> StoredExamples:
+        """The same examples for another task, whose targets are stored alike."""
+        kept = copy.copy(self)
+        kept.task = task
+        return kept
+
     def only(self, wanted: np.ndarray) -> StoredExamples:
         """The examples at `wanted` (numbers, increasing) alone, with their ids."""
         kept = copy.copy(self)

@@ -17,6 +17,7 @@ from fsdtool.data.preprocessing import IMAGE_MODES
 from fsdtool.data.repeatability import spread
 from fsdtool.data.source import DataSource
 from fsdtool.errors import DataError, FsdtoolError, describe
+from fsdtool.network.logits import zero_first
 
 log = logging.getLogger("fsdtool")
 COMPARED = 256  # examples on which layouts are compared
@@ -129,7 +130,9 @@ def _fit(source: DataSource, model: nn.Module, workers: int) -> _Fit | None:
     y = torch.cat([batch.y for batch in batches])
     with torch.no_grad():
         outputs = torch.cat([model(batch.x) for batch in batches]).double()
-    task, count = source.task, outputs.shape[1]
+    task = source.task
+    outputs = zero_first(outputs) if task.has_classes else outputs
+    count = outputs.shape[1]
     try:
         task.check_targets(y, source.ids[rows], count)
     except FsdtoolError:

@@ -117,6 +117,10 @@ class DataSource:
         """The same data in the layout `name`; raises DataError where its shape does not allow that."""
         return DataSource(self.examples, replace(self.preprocessing, layout=name))
 
+    def with_task(self, task: Task) -> DataSource:
+        """The same data for another task, whose targets are stored alike."""
+        return DataSource(self.examples.with_task(task), self.preprocessing)
+
     def as_stored(self) -> DataSource:
         """The same data in its stored shape, without mean and std, for looking at it; uint8 is scaled to [0, 1]."""
         return DataSource(self.examples, replace(self.preprocessing, mean=None, std=None, layout="as is"))

@@ -17,10 +17,11 @@ from fsdtool.mislabel.earlier_checkpoints import EarlierCheckpoint, check_distin
 from fsdtool.model.checkpoint import Checkpoint, apply_checkpoint, with_plain_weights
 from fsdtool.model.computed_weights import computed_weights
 from fsdtool.network.frozen import check_trained, frozen_names
-from fsdtool.network.logits import answer_with, say_link
+from fsdtool.network.logits import AS_TWO, answer_with, say_link
 from fsdtool.network.per_example_gradients import parameters_without_block
 from fsdtool.network.traced import FULL, Network
 from fsdtool.network.tracing.trace import trace
+from fsdtool.tasks.task import task_of
 
 log = logging.getLogger("fsdtool")
 
@@ -83,6 +84,8 @@ def prepare(given: Given, *, gradients: bool, device: torch.device, workers: int
     network = trace(model, together, task=data.task, output=given.output_name).to(device)
     network = replace(network, graph=replace(network.graph, frozen=frozen))
     say_link(network.link)
+    if network.link in AS_TWO.values():
+        data = data.with_task(task_of("binary"))
     if gradients:
         check_trained(network)
     trajectory = earlier_networks(model, network, earlier)

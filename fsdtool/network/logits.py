@@ -6,6 +6,8 @@ classifier that ends in probabilities is taken by what goes into them, the *link
     softmax, log_softmax   z = log p, up to a constant of the example, on which no loss or distance of classes depends
     sigmoid                z = log p / (1 - p) of each class
     zero first             [0, z]: two logits made of one
+    one logit              z_1 - z_0 of two logits: the network got the zero that z is against
+    one probability        the sigmoid of that
 """
 
 from __future__ import annotations
@@ -24,15 +26,24 @@ from fsdtool.errors import FsdtoolError, perhaps, some
 log = logging.getLogger("fsdtool")
 
 PLAIN, SOFTMAX, LOG_SOFTMAX, SIGMOID, ZERO_FIRST = "", "softmax", "log_softmax", "sigmoid", "zero first"
+ONE_LOGIT, ONE_PROBABILITY = "one logit", "one probability"
 LINKS: dict[str, Callable[[Tensor], Tensor]] = {
     PLAIN: lambda z: z,
     LOG_SOFTMAX: lambda z: torch.log_softmax(z, 1),
     SOFTMAX: lambda z: torch.softmax(z, 1),
     SIGMOID: torch.sigmoid,
-    ZERO_FIRST: lambda z: torch.cat([torch.zeros_like(z), z], 1) if z.shape[1] == 1 else z,
+    ZERO_FIRST: lambda z: zero_first(z),
+    ONE_LOGIT: lambda z: z[:, 1:] - z[:, :-1],
+    ONE_PROBABILITY: lambda z: torch.sigmoid(z[:, 1:] - z[:, :-1]),
 }
+AS_TWO = {PLAIN: ONE_LOGIT, SIGMOID: ONE_PROBABILITY}  # what a link is called when the network got the zero
 CLOSE = 1e-5  # to the outputs, for what a link makes of logits
 FEW_VALUES = 20  # between 0 and 1 that may be so by chance
+
+
+def zero_first(z: Tensor) -> Tensor:
+    """[0, z] (n, 2) of one logit (n, 1); outputs of several as they are."""
+    return torch.cat([torch.zeros_like(z), z], 1) if z.shape[1] == 1 else z
 
 
 class Answer:
@@ -163,5 +174,10 @@ def say_link(link: str) -> None:
         log.info("the model ends in log_softmax, whose outputs count as logits")
     elif link == SOFTMAX:
         log.info("the model ends in softmax: its outputs are taken by their logarithm, from before the softmax")
-    elif link == SIGMOID:
+    elif link in (SIGMOID, ONE_PROBABILITY):
         log.info("the model ends in a sigmoid: its outputs are taken by their logit, from before the sigmoid")
+    if link in AS_TWO.values():
+        log.info(
+            'the model has one output: the logit of class 1 against class 0 (`task="binary"`); for a regression give '
+            '`task="regression"`'
+        )

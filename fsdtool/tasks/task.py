@@ -181,7 +181,7 @@ def task_of(name: str | Task) -> Task:
 def tasks() -> dict[str, Task]:
     """Every task by its name."""
     _import_modules()
-    return {name: _only(kind) for name, kind in REGISTERED.items()}
+    return {name: _only(kind) for name, kind in sorted(REGISTERED.items())}
 
 
 @functools.cache

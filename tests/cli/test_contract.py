@@ -397,7 +397,7 @@ def test_summarize_passes_everything_on_and_writes_to_stderr_only(shell, calls, 
     assert calls["load_dataset"] == (
         ("d.npz",),
         {
-            "task": "classification",
+            "task": None,
             "preprocessing": "preprocessing",
             "x_key": "images",
             "y_key": None,

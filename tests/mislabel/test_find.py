@@ -253,10 +253,11 @@ def test_a_summary_without_records_is_refused(summarized):
         find_mislabeled(summary)
 
 
-def test_a_network_with_one_class_is_refused(summarized):
+def test_labels_that_are_all_of_one_class_are_not_wrong(summarized):
     x, _ = gaussian_classes(50, 4, 3)
-    with pytest.raises(FsdtoolError, match="the model has one output, and --task classification needs one of each"):
-        summarized(perceptron(4, 8, 1), x, np.zeros(50, dtype=np.int64))
+    found = find_mislabeled(summarized(perceptron(4, 8, 1), x, np.zeros(50, dtype=np.int64)))
+    assert found.flagged == 0
+    assert np.isfinite(found.score).all()
 
 
 @pytest.mark.parametrize("broken", [None, [1, 2], [-1, 0, 0, 0], [0.5, 1, 2, 3]])

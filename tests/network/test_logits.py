@@ -180,12 +180,6 @@ def test_a_regression_keeps_its_sigmoid(summarized):
     np.testing.assert_allclose(summary.records.read("loss"), expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("end", [lambda z, h: z, lambda z, h: z.squeeze(1), lambda z, h: z.sigmoid()])
-def test_a_classifier_of_one_output_is_told_to_return_two_logits(summarized, end):
-    with pytest.raises(FsdtoolError, match=r"return two logits, torch.cat\(\[torch.zeros_like\(z\), z\], 1\)"):
-        summarized(Net(end, outputs=1), X, Y % 2)
-
-
 @pytest.mark.parametrize("opaque", [False, True])
 def test_two_logits_of_one_are_those_of_binary_cross_entropy(summarized, opaque):
     net = Net(lambda z, h: torch.cat([torch.zeros_like(z), z], 1), outputs=1, opaque=opaque)

@@ -147,7 +147,7 @@ class InputOptions:
         """The numbers of --mean and --std.  Raises FsdtoolError where they are none."""
         return {"mean": numbers(self.mean, "--mean"), "std": numbers(self.std, "--std")}
 
-    def load(self, spec: str, task: Task, workers: int) -> DataSource:
+    def load(self, spec: str, task: Task | None, workers: int) -> DataSource:
         """The data that `spec` names.  Raises FsdtoolError where they cannot be read."""
         from fsdtool.data.formats.load import load_dataset
         from fsdtool.data.preprocessing import Preprocessing
@@ -161,7 +161,7 @@ class InputOptions:
         )
         return load_dataset(
             spec,
-            task=task.value,
+            task=None if task is None else task.value,
             preprocessing=preprocessing,
             x_key=self.x_key,
             y_key=self.y_key,
@@ -193,7 +193,12 @@ def summarize_command(
     data: Annotated[str, typer.Option(metavar="SPEC", help=f"The training data: {DATA_HELP}")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The summary to write.")],
     model_arg: ModelArguments = None,
-    task: Annotated[Task, typer.Option(help="What the network was trained for.")] = Task["classification"],
+    task: Annotated[
+        Task | None,
+        typer.Option(
+            help="What the network was trained for. [default: classes or labels, as the targets and outputs are]"
+        ),
+    ] = None,
     kept: KeptOptions,
     inputs: InputOptions,
     device: DeviceChoice = Device.auto,

@@ -27,7 +27,7 @@ log = logging.getLogger("fsdtool")
 def load_dataset(
     spec: str,
     *,
-    task: str | Task = "classification",
+    task: str | Task | None = None,
     preprocessing: Preprocessing | None = None,
     x_key: str | None = None,
     y_key: str | None = None,
@@ -53,7 +53,7 @@ def load_dataset(
     Raises FsdtoolError for a spec that cannot be opened, an empty data set, inputs and targets of different length,
     ids that are not unique, or targets that do not fit the task.
     """
-    task = task_of(task)
+    task = task_of(task or "classification")
     preprocessing = preprocessing or Preprocessing()
     wanted = None if class_names is None else [str(name) for name in class_names]
     words = None if missing is None else tuple(missing)

@@ -118,6 +118,19 @@ class Pad(Operation):
         return F.pad(inputs[0], options["pad"], options["mode"])
 
 
+class ZeroFirst(Operation):
+    """[0, z] of a vector z: the two logits of a network that has one, added when it is read."""
+
+    names = ("zero_first",)
+
+    def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
+        return F.pad(inputs[0], (1, 0))
+
+    def vector_map(self, step: Step, roles: Parameters, like: Tensor) -> VectorMap:
+        inside = torch.eye(step.units - 1, dtype=like.dtype, device=like.device)
+        return VectorMap(F.pad(inside, (0, 0, 1, 0)))
+
+
 class Slice(Operation):
     """`length` entries along `dim` from `start` on, every `stride`-th; the one left is squeezed away by `squeeze`.
 

@@ -1,12 +1,42 @@
-"""Probabilities that a classifier ends in: the network is what goes into them.."""
+"""What a classifier ends in: of probabilities the network is what goes into them, and one logit gets a zero before it.
+
+A network of one output z, or of one probability, decides between two classes by the logits [0, z].  The zero becomes
+its last step, so that all that follows knows two classes.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from fsdtool.network.graph import Step
-from fsdtool.network.logits import LOG_SOFTMAX, PLAIN, SIGMOID, SOFTMAX
+from fsdtool.network.logits import AS_TWO, LOG_SOFTMAX, PLAIN, SIGMOID, SOFTMAX
+from fsdtool.network.operations.calls import Signal
 from fsdtool.network.operations.function import Function
+from fsdtool.network.operations.reshaping import Reshape
+from fsdtool.network.tracing.building import Builder
+
+
+def two_logits(built: Builder, last: int) -> tuple[str, int]:
+    """[0, z] of the step `last`, which gives one number z or its sigmoid: the link to that number, and the step."""
+    before = _unshaped(built.steps, last)
+    link = SIGMOID if _function(built.steps[before]) == "sigmoid" else PLAIN
+    z = _unshaped(built.steps, built.steps[before].inputs[0]) if link == SIGMOID else last
+    if len(built.steps[z].shape) != 1:
+        z = _step(built.add("logit", "reshape", [z], {"shape": (1,)}))
+    return AS_TWO[link], _step(built.add("zero first", "zero_first", [z]))
+
+
+def _step(added: object) -> int:
+    assert isinstance(added, Signal)  # its examples are in front, as those of what it reads are
+    return added.step
+
+
+def _unshaped(steps: Sequence[Step], last: int) -> int:
+    """The step whose one number the steps up to `last` give in another shape."""
+    while isinstance(steps[last].definition, Reshape) and math.prod(steps[steps[last].inputs[0]].shape) == 1:
+        last = steps[last].inputs[0]
+    return last
 
 
 def before_link(steps: Sequence[Step], last: int) -> tuple[str, int]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fsdtool.errors import FsdtoolError
 from fsdtool.network import activations
 from fsdtool.network.graph import Graph, Step
-from fsdtool.network.logits import PLAIN, ZERO_FIRST, link_between
+from fsdtool.network.logits import AS_TWO, PLAIN, ZERO_FIRST, link_between
 from fsdtool.network.traced import LAST_LAYER, Network
 
 
@@ -58,8 +58,9 @@ def trace_last_layer(
         Step("features", "input", shape=tuple(features.shape[1:])),
         Step(name, "linear", (0,), parameters=roles, shape=tuple(z.shape[1:])),
     )
-    if link == ZERO_FIRST:
-        steps += (Step("zero first", "pad", (1,), {"pad": (1, 0), "mode": "constant"}, shape=(2,)),)
+    if link == ZERO_FIRST or (classification and z.shape[1] == 1):
+        steps += (Step("zero first", "zero_first", (1,), shape=(2,)),)
+        link = AS_TWO.get(link, link)
     state = model.state_dict()
     parameters = {key: state[key].detach() for key in roles.values()}
     return Network(Graph(steps), parameters, LAST_LAYER, reasons, model, name, tuple(active), link)

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from fsdtool.errors import FsdtoolError, some
-from fsdtool.network.logits import LINKS, PLAIN, answering, are_probabilities
+from fsdtool.network.logits import LINKS, ONE_LOGIT, PLAIN, answering, are_probabilities
 from fsdtool.network.operations.calls import EXAMPLES, Signal
 from fsdtool.network.traced import FULL, Network
 from fsdtool.network.tracing.building import Arranged
 from fsdtool.network.tracing.comparing import Untraceable, first_line
-from fsdtool.network.tracing.endings import before_link
+from fsdtool.network.tracing.endings import before_link, two_logits
 from fsdtool.network.tracing.last_layer import trace_last_layer
 from fsdtool.network.tracing.reading import Reader
 from fsdtool.tasks.task import Task, task_of
@@ -30,7 +30,8 @@ def trace(model: nn.Module, example: Tensor, *, task: str | Task = "classificati
     """The network of `model` (eval mode) for inputs like `example` (batch, *input_shape).
 
     output: which of the model's outputs is asked for. Raises FsdtoolError when not even the last layer can be used,
-    and where a classifier returns one number, or probabilities of which the logits are not found.
+    and where a classifier returns probabilities of which the logits are not found.  A classifier of one output becomes
+    one of two, see fsdtool.network.tracing.endings.
     """
     if not example.shape[0]:
         raise FsdtoolError("the data set is empty; nothing to trace the model with")
@@ -41,15 +42,10 @@ def trace(model: nn.Module, example: Tensor, *, task: str | Task = "classificati
             network = trace_full(model, few, classification, output)
         except Untraceable as untraceable:
             network = trace_last_layer(model, few, tuple(untraceable.reasons), classification)
-        if classification and network.graph.outputs == 1:
-            raise FsdtoolError(
-                "the model has one output, and --task classification needs one of each class; let it return two "
-                "logits, torch.cat([torch.zeros_like(z), z], 1) of its output z before any sigmoid, or give "
-                "--task regression"
-            )
-        if classification and network.link == PLAIN and are_probabilities(outputs := model(example.clone())):
+        bare = (PLAIN, ONE_LOGIT)
+        if classification and network.link in bare and are_probabilities(outputs := model(example.clone())):
             network = _without_probabilities(model, few) or network
-            if network.link == PLAIN:
+            if network.link in bare:
                 _say_probabilities(outputs)
     return network
 
@@ -61,7 +57,7 @@ def _without_probabilities(model: nn.Module, example: Tensor) -> Network | None:
         network = trace_last_layer(model, example, (reason,), True)
     except FsdtoolError:
         return None
-    return None if network.link == PLAIN else network
+    return None if network.link in (PLAIN, ONE_LOGIT) else network
 
 
 def _say_probabilities(outputs: Tensor) -> None:
@@ -86,6 +82,8 @@ def trace_full(model: nn.Module, example: Tensor, classification: bool = True, o
         if not isinstance(result, Signal):
             raise Untraceable(["outputs that do not depend on the input, or on more than torch's functions"])
         link, last = before_link(built.steps, result.step) if classification else (PLAIN, result.step)
+        if classification and built.steps[last].shape == (1,):
+            link, last = two_logits(built, result.step)
         if len(built.steps[last].shape) != 1:
             raise Untraceable([f"outputs of shape (batch, {built.steps[last].shape}), not (batch, outputs)"])
         graph = built.graph(Signal(last))
