@@ -123,6 +123,8 @@ def _label_rows(lines: Any, path: Path) -> dict[str, str]:
 
 def corrections(labels: dict[str, str], ids: np.ndarray, task: Task, class_names: list[str] | None) -> dict[int, Any]:
     """Row number to target, for labels given by id; raises DataError for an unknown id or an improper label."""
+    if task.has_labels:
+        raise DataError("`labels` gives one label for each example, and here each has several; correct the data")
     rows = {str(name): row for row, name in enumerate(ids.tolist())}
     labels = {known_text(key, rows): label for key, label in labels.items()}
     unknown = [key for key in labels if key not in rows]

@@ -89,7 +89,7 @@ def distances(
         exact = exact_distances(summary, weights, metric, data, device=device, batch_size=batch_size, track=track)
     elif data is not None and model is not None:
         network = WholeNetwork(summary, model, reference, weights.theta0, device)
-        exact = network.exact(checkpoints, partial(measure, metric), data, batch_size, track)
+        exact = network.exact(checkpoints, partial(measure, metric, task=summary.task), data, batch_size, track)
     told = _told(summary, checkpoints, found, exact, weights.moved, metric, form, gates)
     return Distances(told, names=statistics.names, weights=tuple(statistics.weight.tolist()))
 

@@ -56,7 +56,7 @@ def exact_distances(
         def of(rows: slice) -> list[float]:
             x = batch.x[rows].to(device)
             f0 = graph.run(weights.theta0, x)
-            return [float(measure(metric, f0, graph.run(other, x)).sum()) for other in weights.others]
+            return [float(measure(metric, f0, graph.run(other, x), summary.task).sum()) for other in weights.others]
 
         size = BatchSize(batch_size)
         for batch in data.batches(batch_size):

@@ -64,7 +64,7 @@ def calibrate_anchors(
             with torch.no_grad():
                 moved = torch.cat([outputs.other(other, *batch[1:]) for batch in batches])
             for name in names:
-                found[name].append(float(measure(name, outputs.anchors.outputs, moved).mean()))
+                found[name].append(float(measure(name, outputs.anchors.outputs, moved, task).mean()))
         return found
 
     return _calibrate(EXAMPLES, examples, likely, seed, estimate)
@@ -103,7 +103,7 @@ def _calibrate(
         for other in others:
             after = examples.outputs(other)
             for name, values in exact.items():
-                values.append(float(measure(name, before, after).mean()))
+                values.append(float(measure(name, before, after, examples.task).mean()))
     found = estimate(others)
     fitted = {name: _fit(np.asarray(values), np.asarray(found[name])) for name, values in exact.items()}
     correction, error = ({name: pair[i] for name, pair in fitted.items()} for i in (0, 1))

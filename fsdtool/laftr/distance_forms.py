@@ -72,7 +72,8 @@ def on_anchors(
     with track("examples", len(anchors)) as advance, torch.no_grad():
         for rows, x, simulated, recorded in outputs.batches():
             for i, other in enumerate(others):
-                rho[i, rows] = measure(metric, recorded, outputs.other(other, x, simulated, recorded)).cpu()
+                moved = outputs.other(other, x, simulated, recorded)
+                rho[i, rows] = measure(metric, recorded, moved, task).cpu()
             advance(len(x))
     count = statistics.count.double().cpu()
     found = [_stratified(values, anchors.component.cpu(), anchors.alone.cpu(), count) for values in rho]
@@ -142,7 +143,7 @@ def on_pseudo_samples(
             recorded = (f0, f1) if law is None else (law.f0, law.other(f1))
             for j, metric in enumerate(metrics):
                 before, after = (f0, f1) if metric == SQUARED_ERROR else recorded
-                rho[j, i] = measure(metric, before, after).cpu()
+                rho[j, i] = measure(metric, before, after, statistics.task).cpu()
         return k, rho
 
     with track("pseudo-samples", samples) as advance, torch.no_grad():

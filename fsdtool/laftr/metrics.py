@@ -16,17 +16,20 @@ if TYPE_CHECKING:
 SQUARED_ERROR = "squared_error"  # all tasks have it
 
 
-def measure(metric: str, f0: Tensor, f1: Tensor) -> Tensor:
-    """rho(f0, f1) of each example (batch,) float64 for outputs (batch, O).
+def measure(metric: str, f0: Tensor, f1: Tensor, task: Task | None = None) -> Tensor:
+    """rho(f0, f1) of each example (batch,) float64 for outputs (batch, O) of a task, by default of classes.
 
     In float64, since the terms of a small divergence cancel; what rounding makes negative is 0.
     """
-    return metrics()[metric](f0.double(), f1.double())
+    return (metrics() if task is None else task.metrics)[metric](f0.double(), f1.double())
 
 
 def metrics() -> dict[str, Measure]:
-    """The metrics of all tasks by name."""
-    return {name: measure for task in tasks().values() for name, measure in task.metrics.items()}
+    """The metrics of all tasks by name; of those that several tasks have, that of the first."""
+    found: dict[str, Measure] = {}
+    for task in tasks().values():
+        found |= {name: measure for name, measure in task.metrics.items() if name not in found}
+    return found
 
 
 def default_metric(task: Task) -> str:
@@ -39,7 +42,8 @@ def check_metric(metric: str, task: Task, path: object) -> None:
     if metric not in metrics():
         raise FsdtoolError(f"there is no metric '{metric}'; give one of {', '.join(metrics())}")
     if metric not in task.metrics:
-        others = " and ".join(other.name for other in tasks().values() if metric in other.metrics)
+        *most, last = (other.name for other in tasks().values() if metric in other.metrics)
+        others = f"{', '.join(most)} and {last}" if most else last
         raise FsdtoolError(
             f"the metric '{metric}' is for {others}, and '{path}' is of a {task}; use {' or '.join(task.metrics)}"
         )

@@ -68,7 +68,7 @@ class Penalty:
         seed: int,
         device: torch.device,
     ):
-        self.metric = metric or default_metric(task)
+        self.metric, self._task = metric or default_metric(task), task
         check_metric(self.metric, task, source)
         self.form = choose_form(form, self.metric, graph, statistics, anchors, gates, source=source)
         known = (*policies(), OWN)
@@ -95,7 +95,7 @@ class Penalty:
             return self._statistics.weight.to(each) @ each
         x, f0, tape = self._next(batch)
         f1 = self._graph.run(parameters, x, gate=None if tape is None else tape.replay)
-        return measure(self.metric, f0, f1).mean().to(x.dtype)
+        return measure(self.metric, f0, f1, self._task).mean().to(x.dtype)
 
     def _live(self, model: nn.Module) -> Mapping[str, Tensor]:
         """The module's own tensors by the names of the summary: not copies, so that gradients reach them."""

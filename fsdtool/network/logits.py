@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -147,14 +147,14 @@ def _parts(outputs: Any) -> Iterator[tuple[str, Any]]:
         yield from vars(outputs).items()
 
 
-def link_between(z: Tensor, outputs: Tensor, classification: bool) -> str | None:
-    """How the outputs (n, O) come from z (n, O), or None if by no link."""
+def link_between(z: Tensor, outputs: Tensor, links: Sequence[str]) -> str | None:
+    """How the outputs (n, O) come from z (n, O): as they are, or by one of the links; None if by none."""
     if z.dim() != 2 or outputs.dim() != 2:
         return None
     if torch.equal(z, outputs):
         return PLAIN
-    for link, function in LINKS.items() if classification else ():
-        made = function(z)
+    for link in links:
+        made = LINKS[link](z)
         if made.shape == outputs.shape and torch.allclose(made, outputs, rtol=CLOSE, atol=CLOSE, equal_nan=True):
             return link
     return None

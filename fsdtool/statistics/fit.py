@@ -238,7 +238,7 @@ def doubt(fit: Fit) -> str | None:
             "give the targets as they were in training, where they may have been scaled"
         )
     accuracy = "the accuracy is good, but " if fit.accuracy_is_good else ""
-    constant = "that of the class frequencies" if task.has_classes else "a constant answer's"
+    constant = f"that of the {'class' if task.has_classes else 'label'} frequencies"
     loss = f"worse than {constant}" if fit.loss_is_bad else "far from what these outputs can reach"
     return f"{accuracy}the mean loss is {loss}: {found}; {better}; {_causes_of_loss(fit.output_factor)}"
 
@@ -262,7 +262,7 @@ def doubt_new(fit: Fit, training: Fit, noun: str) -> str | None:
 
 
 def _causes(task: Task) -> str:
-    targets = "the order of the labels" if task.has_classes else "the units of the targets"
+    targets = "the units of the targets" if task.quadratic else "the order of the labels"
     return (
         f"check the preprocessing (`mean`, `std`, `transform`; pixels 0..255 or 0..1), {targets}, `layout`, "
         "the checkpoint, and that the network returns the outputs that were trained"

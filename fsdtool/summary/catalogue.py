@@ -103,9 +103,11 @@ class Catalogue:
         return names[label] if names is not None and label < len(names) else int(label)
 
     def target_name(self, target: np.ndarray) -> int | float | str:
-        """A target as people read it: the class name, or numbers."""
+        """A target as people read it: the class name, the labels that are 1, or numbers."""
         if self.task.has_classes:
             return self.label_name(int(target))
+        if self.task.has_labels:
+            return ", ".join(str(self.label_name(label)) for label in np.flatnonzero(target).tolist()) or "none"
         return target.item() if target.size == 1 else " ".join(f"{v:.7g}" for v in target.tolist())
 
 
@@ -180,6 +182,9 @@ class Records:
             self.dataset("target", (n,), INTEGERS)
             self._check_classes("target", outputs)
             self._check_classes("candidates", outputs)
+        elif task.has_labels:
+            self.dataset("target", (n, outputs), FLOATS)
+            self._check_classes("target", 2)
         else:
             self.dataset("target", (n, outputs), FLOATS)
             self.dataset("residual", (n, outputs), FLOATS)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fsdtool.errors import FsdtoolError
 from fsdtool.tasks.classification import Classification
+from fsdtool.util.lazy import Later
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
+else:
+    np = Later("numpy")
 
 
 class Binary(Classification):

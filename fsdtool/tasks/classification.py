@@ -58,6 +58,10 @@ def probability(f0: Tensor, f1: Tensor) -> Tensor:
     return squared_error(f0.softmax(1), f1.softmax(1))
 
 
+class SeveralLabels(DataError):
+    """Targets are no classes, and may be several labels of each example: `task="multilabel"`."""
+
+
 class Classification(Task):
     """Targets (n,) int64, class numbers from 0; a class is an output."""
 
@@ -65,6 +69,7 @@ class Classification(Task):
     units = "nats"
     noun = "label"
     has_classes = True
+    probabilities = ("log_softmax", "softmax", "sigmoid")
     metrics = MappingProxyType({"kl": kl, "kl2": kl2, "squared_error": squared_error, "probability": probability})
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -243,11 +248,13 @@ def _from_one_hot(stored: np.ndarray, ids: np.ndarray, lenient: bool) -> np.ndar
     absent = np.isnan(stored).any(axis=1) if lenient and stored.dtype.kind == "f" else np.zeros(len(stored), dtype=bool)
     improper = np.flatnonzero(~proper & ~absent)
     if len(improper):
-        raise DataError(
+        message = (
             f"the labels have shape {stored.shape} and that of example {ids[improper[0]]} is not one-hot; "
-            "give one class number per example (several classes for one example, or shares of them, are not supported)",
-            example=ids[improper[0]],
+            "give one class number per example"
         )
+        if ((stored == 0) | (stored == 1) | (stored != stored)).all():
+            raise SeveralLabels(f'{message}, or `task="multilabel"` where an example may have several labels')
+        raise DataError(f"{message} (shares of classes are not supported)", example=ids[improper[0]])
     return np.where(absent, np.nan, stored.argmax(axis=1)) if absent.any() else stored.argmax(axis=1)
 
 

@@ -43,6 +43,8 @@ class FitNumbers(Protocol):
     def baseline_accuracy(self) -> float: ...
     @property
     def r_squared(self) -> tuple[float, ...]: ...
+    @property
+    def constant(self) -> tuple[float, ...]: ...
 
 
 class Task(ABC):
@@ -50,23 +52,23 @@ class Task(ABC):
 
     name: in files and on the command line.  units: of the loss.  noun: what a target is called, and so the columns of
     judged ones ('given_label').  has_classes: whether a target is the number of one class, each of which is an output;
-    else it has a number for each output.  quadratic: whether the loss is half the squared error, so that the Hessian
-    is the same everywhere and only differences of outputs count.  metrics: distances rho(f0, f1) (n,) of float64
-    outputs (n, O) that fit the task, its default first; a name means one function in all tasks.
+    else it has a number for each output.  has_labels: whether these numbers are 0 or 1, each output the logit of a
+    label of its own.  quadratic: whether the loss is half the squared error, so that the Hessian is the same everywhere
+    and only differences of outputs count.  probabilities: functions that make probabilities of outputs; a network that
+    ends in one is taken by what goes into it.  metrics: distances rho(f0, f1) (n,) of float64 outputs (n, O) that fit
+    the task, its default first; of one name they measure the same of what each task's outputs stand for.
     """
 
     name: ClassVar[str]
     units: ClassVar[str]
     noun: ClassVar[str] = "target"
     has_classes: ClassVar[bool] = False
+    has_labels: ClassVar[bool] = False
     quadratic: ClassVar[bool] = False
+    probabilities: ClassVar[tuple[str, ...]] = ()
     metrics: ClassVar[Mapping[str, Measure]]
 
     def __init_subclass__(cls) -> None:
-        for other in REGISTERED.values():
-            shared = cls.metrics.keys() & other.metrics.keys() if other.name != cls.name else ()
-            if unlike := [metric for metric in shared if cls.metrics[metric] is not other.metrics[metric]]:
-                raise TypeError(f"{cls.name} and {other.name} mean different metrics by '{unlike[0]}'; rename one")
         REGISTERED[cls.name] = cls
 
     def __str__(self) -> str:

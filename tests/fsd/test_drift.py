@@ -177,7 +177,7 @@ def test_a_regression_compares_squared_errors(summarized):
     (found,) = distances(summary, [checkpoint_of(moved(network, 0.1))]).found
     assert (found.metric, found.form) == ("squared_error", "examples")
     assert found.distance > 0
-    with pytest.raises(FsdtoolError, match="metric 'kl' is for classification"):
+    with pytest.raises(FsdtoolError, match="metric 'kl' is for binary, classification and multilabel"):
         distances(summary, [checkpoint_of(network)], metric="kl")
 
 

@@ -96,3 +96,42 @@ def test_a_binary_network_from_a_table_of_two_words(shell):
     assert "binary" in shell("inspect", "s.h5")[2]
     code, _, said = shell(*start[:-1], "d.csv", "--task", "regression", "-o", "r.h5")
     assert (code, "is text; give numbers for regression" in said) == (2, True)
+
+
+def several(count: int = COUNT) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs (count, 6), and for each whether four features lie on the positive side (count, 4)."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(count, 6)).astype(np.float32)
+    return x, (x[:, :4] + 0.5 * x[:, 2:] > [0, 0.5, 0, -0.5]).astype(int)
+
+
+def test_several_labels_from_a_table(shell):
+    x, y = several()
+    trained(x, y)
+    given = y.copy()
+    given[:12, 1] = 1 - given[:12, 1]
+    lines = [
+        ",".join([*map(repr, map(float, row)), *map(str, labels.astype(bool))])
+        for row, labels in zip(x, given, strict=True)
+    ]
+    for name, part in (("d.csv", lines), ("q.csv", lines[20:23])):
+        with open(name, "w") as file:
+            file.write("\n".join(["a,b,c,d,e,f,cat,dog,cow,hen", *part]) + "\n")
+    model = ("--model", "net.py:net", "--model-arg", "outputs=4", "--checkpoint", "w.pt")
+    keys = ("--y-key", "cat,dog,cow,hen")
+    code, _, said = shell("summarize", *model, "--data", "d.csv", *keys, "-o", "s.h5")
+    assert code == 0, said
+    assert "several labels for each example (--task multilabel; if they are numbers, give --task regression)" in said
+    assert "accuracy 0.9" in said
+    assert "per label" in said
+    by_query = rows(ok(shell("influence", "s.h5", "--queries", "q.csv", *keys, "--top", "1", "--format", "csv")))
+    assert len(by_query) == 6
+    assert all(set(row["label"].split(", ")) <= {"cat", "dog", "cow", "hen", "none"} for row in by_query)
+    (drift,) = rows(ok(shell("fsd", "s.h5", "--checkpoint", "other.pt", "--data", "d.csv", *keys, "--format", "csv")))
+    assert drift["metric"] == "kl"
+    assert float(drift["distance"]) == pytest.approx(float(drift["exact"]), rel=0.1)
+    assert "multilabel" in shell("inspect", "s.h5")[2]
+    code, _, said = shell("influence", "s.h5", "--queries", "q.csv", "--y-key", "dog,cat,cow,hen")
+    assert (code, "has its labels in another order than cat, dog, cow, hen" in said) == (2, True)
+    code, _, said = shell("summarize", *model, "--data", "d.csv", *keys, "--task", "classification", "-o", "c.h5")
+    assert (code, "classification takes one" in said) == (2, True)

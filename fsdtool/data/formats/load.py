@@ -5,8 +5,11 @@ Nothing is downloaded, no pickled or object array is read, and no link out of an
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +21,12 @@ from fsdtool.data.registry import find_source, offered
 from fsdtool.data.scaling import scale_note
 from fsdtool.data.source import DataSource
 from fsdtool.data.targets import corrections, read_labels
-from fsdtool.errors import DataError, some
+from fsdtool.errors import DataError, FsdtoolError, some
+from fsdtool.tasks.classification import SeveralLabels
 from fsdtool.tasks.task import Task, task_of
 
 log = logging.getLogger("fsdtool")
+FEW_ITEMS = 16  # of which the targets are looked at, to tell several labels from one-hot rows
 
 
 def load_dataset(
@@ -51,13 +56,16 @@ def load_dataset(
     the labels in text that say that there is none, besides the empty one (default: MISSING of `fsdtool.data.targets`).
     `prepared` says that the preprocessing is that of a summary, which notes then do not ask to change.
     Raises FsdtoolError for a spec that cannot be opened, an empty data set, inputs and targets of different length,
-    ids that are not unique, or targets that do not fit the task.
+    ids that are not unique, or targets that do not fit the task; by default that is of classes, or of several labels
+    where the targets are rows of 0 and 1.
     """
-    task = task_of(task or "classification")
     preprocessing = preprocessing or Preprocessing()
     wanted = None if class_names is None else [str(name) for name in class_names]
     words = None if missing is None else tuple(missing)
-    found = _open(spec, Request(task, x_key, y_key, id_key, split, wanted, preprocessing, skip_bad, words))
+    request = Request(
+        task_of(task or "classification"), x_key, y_key, id_key, split, wanted, preprocessing, skip_bad, words
+    )
+    found, task = (_open(spec, request), request.task) if task is not None else _open_by_targets(spec, request)
     reader = found.reader
     if preprocessing.transform is not None and not isinstance(reader, ItemReader):
         reader = TransformedReader(reader, preprocessing.transform, found.ids)
@@ -69,13 +77,15 @@ def load_dataset(
         )
     _check_unique(found.ids, spec)
     names, relabelling = _relabelling(found.class_names, wanted, spec)
+    if task.has_labels and relabelling is not None:
+        raise DataError(f"'{spec}' has its labels in another order than {some(names or [])}; give `y_key` in that")
     corrected = {} if labels is None else corrections(read_labels(labels), found.ids, task, names)
     examples = StoredExamples(
         spec=spec,
         task=task,
         reader=reader,
         ids=found.ids,
-        class_names=names if task.has_classes else None,
+        class_names=names if task.has_classes or task.has_labels else None,
         relabelling=relabelling if task.has_classes else None,
         corrected=corrected,
     )
@@ -84,6 +94,43 @@ def load_dataset(
         log.info(f"'{spec}': the labels of {len(corrected)} examples are those of '{labels}' (`labels`)")
     source = source if ids is None else source.with_ids(ids)
     return source.without_bad(workers=workers) if skip_bad else source
+
+
+def _open_by_targets(spec: str, request: Request) -> tuple[Found, Task]:
+    """The data and their task: classes, as asked for, or several labels where the targets are rows of 0 and 1.
+
+    A network may be trained on such targets as numbers; a note says how to choose that.
+    """
+    try:
+        found = _open(spec, request)
+        if isinstance(found.reader, ItemReader) and math.prod(found.reader.target_shape) > 1:
+            _look_at_targets(found.reader, found.ids, request.task)
+        return found, request.task
+    except SeveralLabels as several:
+        multilabel = replace(request, task=task_of("multilabel"))
+        try:
+            found = _open(spec, multilabel)
+        except FsdtoolError:
+            raise several from None
+        log.info(
+            f"the targets of '{spec}' are rows of 0 and 1: several labels for each example (`task=\"multilabel\"`; if "
+            'they are numbers, give `task="regression"`)'
+        )
+        return found, multilabel.task
+
+
+def _look_at_targets(reader: ItemReader, ids: np.ndarray, task: Task) -> None:
+    """Raise SeveralLabels if a few examples have them; whatever else is wrong with one is told when it is read."""
+    found = []
+    for row in np.unique(np.linspace(0, len(ids) - 1, FEW_ITEMS).round().astype(np.int64)):
+        with contextlib.suppress(FsdtoolError):
+            found.append(reader.read(row[None])[1])
+    try:
+        task.targets(np.concatenate(found), ids)
+    except SeveralLabels:
+        raise
+    except (FsdtoolError, ValueError):
+        return
 
 
 def _open(spec: str, request: Request) -> Found:

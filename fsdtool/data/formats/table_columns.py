@@ -14,8 +14,10 @@ from fsdtool.data.images import EXTENSIONS
 from fsdtool.data.readers import ROW_NUMBERS, Request
 from fsdtool.data.targets import is_missing, numbered, refuse_missing
 from fsdtool.errors import DataError, FsdtoolError, some
+from fsdtool.tasks.classification import SeveralLabels
 
 TARGET_COLUMNS = ("y", "target", "label")
+TRUTH = {"true": 1.0, "false": 0.0}  # how tables write labels that are bools
 ID_COLUMN = "id"
 SPLIT_COLUMN = "split"
 LONGEST = 40  # characters of a cell that an error quotes
@@ -74,7 +76,10 @@ def choose_columns(header: list[str], spec: str, request: Request) -> Columns:
             f"column 'path', relative to the folder of the table ({PATH_EXAMPLE})"
         )
     if len(targets) > 1 and request.task.has_classes:
-        raise DataError(f"`y_key` names {len(targets)} columns ({some(targets)}); {request.task} takes one")
+        raise SeveralLabels(
+            f"`y_key` names {len(targets)} columns ({some(targets)}); {request.task} takes one (for numbers give "
+            '`task="regression"`, for labels 0 and 1 `task="multilabel"`)'
+        )
     numbers = {name: column for column, name in enumerate(header)}
     return Columns(
         header,
@@ -115,6 +120,8 @@ def text_targets(
 ) -> tuple[np.ndarray, list[str] | None]:
     """Targets given as text (N, O): numbers where all that are there are, else class numbers and their names.
 
+    Several labels have the names of their columns.
+
     Missing ones become NaN where bad examples are to be skipped; else the first is refused, at its `place`.
     """
     try:
@@ -128,11 +135,14 @@ def text_targets(
     if len(absent) and not (request.skip_bad and len(absent) < numbers.size):
         row, column = absent[0]
         raise refuse_missing(rows[row][column], place(row), request, columns.names[columns.targets[column]])
-    return numbers, None
+    return numbers, [columns.names[column] for column in columns.targets] if request.task.has_labels else None
 
 
 def _number(cell: str | None, request: Request) -> float:
-    return math.nan if cell is None or is_missing(cell, request) else float(cell)
+    if cell is None or is_missing(cell, request):
+        return math.nan
+    truth = TRUTH.get(cell.strip().lower()) if request.task.has_labels else None
+    return float(cell) if truth is None else truth
 
 
 def text_ids(cells: list[str]) -> np.ndarray:

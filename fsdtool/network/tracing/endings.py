@@ -39,17 +39,20 @@ def _unshaped(steps: Sequence[Step], last: int) -> int:
     return last
 
 
-def before_link(steps: Sequence[Step], last: int) -> tuple[str, int]:
-    """The link that the steps up to `last` end in, and the step that goes into it."""
+def before_link(steps: Sequence[Step], last: int, links: Sequence[str]) -> tuple[str, int]:
+    """Which of the links the steps up to `last` end in, and the step that goes into it."""
     step = steps[last]
     name = _function(step)
+    found, before = PLAIN, last
     if _over_classes(step, "softmax"):
-        return SOFTMAX, step.inputs[0]
-    if name == "log" and _over_classes(before := steps[step.inputs[0]], "softmax"):
-        return LOG_SOFTMAX, before.inputs[0]
-    if _over_classes(step, "log_softmax"):
-        return LOG_SOFTMAX, step.inputs[0]
-    return (SIGMOID, step.inputs[0]) if name == "sigmoid" else (PLAIN, last)
+        found, before = SOFTMAX, step.inputs[0]
+    elif name == "log" and _over_classes(inside := steps[step.inputs[0]], "softmax"):
+        found, before = LOG_SOFTMAX, inside.inputs[0]
+    elif _over_classes(step, "log_softmax"):
+        found, before = LOG_SOFTMAX, step.inputs[0]
+    elif name == "sigmoid":
+        found, before = SIGMOID, step.inputs[0]
+    return (found, before) if found in links else (PLAIN, last)
 
 
 def _function(step: Step) -> str:

@@ -12,11 +12,10 @@ from fsdtool.network import activations
 from fsdtool.network.graph import Graph, Step
 from fsdtool.network.logits import AS_TWO, PLAIN, ZERO_FIRST, link_between
 from fsdtool.network.traced import LAST_LAYER, Network
+from fsdtool.tasks.task import Task
 
 
-def trace_last_layer(
-    model: nn.Module, example: Tensor, reasons: tuple[str, ...], classification: bool = True
-) -> Network:
+def trace_last_layer(model: nn.Module, example: Tensor, reasons: tuple[str, ...], task: Task) -> Network:
     """The last nn.Linear as the whole graph.  Raises FsdtoolError when its outputs are not the model's."""
     calls: list[tuple[str, Tensor, Tensor]] = []
     active: list[str] = []
@@ -42,7 +41,8 @@ def trace_last_layer(
         for handle in handles:
             handle.remove()
     why = "; ".join(reasons[:3])
-    linked = [(call, link_between(call[2], outputs, classification)) for call in calls]
+    links = (*task.probabilities, *([ZERO_FIRST] if task.has_classes else []))
+    linked = [(call, link_between(call[2], outputs, links)) for call in calls]
     matching = [(call, link) for call, link in linked if link is not None and call[1].dim() == 2]
     matching = [pair for pair in matching if pair[1] == PLAIN] or matching
     if not matching:
@@ -58,7 +58,7 @@ def trace_last_layer(
         Step("features", "input", shape=tuple(features.shape[1:])),
         Step(name, "linear", (0,), parameters=roles, shape=tuple(z.shape[1:])),
     )
-    if link == ZERO_FIRST or (classification and z.shape[1] == 1):
+    if link == ZERO_FIRST or (task.has_classes and z.shape[1] == 1):
         steps += (Step("zero first", "zero_first", (1,), shape=(2,)),)
         link = AS_TWO.get(link, link)
     state = model.state_dict()

@@ -35,43 +35,44 @@ def trace(model: nn.Module, example: Tensor, *, task: str | Task = "classificati
     """
     if not example.shape[0]:
         raise FsdtoolError("the data set is empty; nothing to trace the model with")
-    classification = task_of(task).has_classes
+    task = task_of(task)
     few = torch.cat([example] * EXAMPLES)[:EXAMPLES]
     with answering(model, output), torch.no_grad():
         try:
-            network = trace_full(model, few, classification, output)
+            network = trace_full(model, few, task, output)
         except Untraceable as untraceable:
-            network = trace_last_layer(model, few, tuple(untraceable.reasons), classification)
+            network = trace_last_layer(model, few, tuple(untraceable.reasons), task)
         bare = (PLAIN, ONE_LOGIT)
-        if classification and network.link in bare and are_probabilities(outputs := model(example.clone())):
-            network = _without_probabilities(model, few) or network
+        if task.probabilities and network.link in bare and are_probabilities(outputs := model(example.clone())):
+            network = _without_probabilities(model, few, task) or network
             if network.link in bare:
-                _say_probabilities(outputs)
+                _say_probabilities(outputs, task)
     return network
 
 
-def _without_probabilities(model: nn.Module, example: Tensor) -> Network | None:
+def _without_probabilities(model: nn.Module, example: Tensor, task: Task) -> Network | None:
     """The last layer that probabilities are computed from, or None where there is none."""
     reason = "all its outputs lie between 0 and 1, as probabilities do, and the logits are those of the last layer"
     try:
-        network = trace_last_layer(model, example, (reason,), True)
+        network = trace_last_layer(model, example, (reason,), task)
     except FsdtoolError:
         return None
     return None if network.link in (PLAIN, ONE_LOGIT) else network
 
 
-def _say_probabilities(outputs: Tensor) -> None:
-    """Raise FsdtoolError for outputs (n, O) that add up to one, warn of others between 0 and 1."""
+def _say_probabilities(outputs: Tensor, task: Task) -> None:
+    """Raise FsdtoolError for outputs (n, O) of classes that add up to one, warn of others between 0 and 1."""
     found = "all outputs of the model lie between 0 and 1"
-    if torch.allclose(outputs.sum(1), torch.ones(len(outputs)).to(outputs), atol=1e-4):
+    if task.has_classes and torch.allclose(outputs.sum(1), torch.ones(len(outputs)).to(outputs), atol=1e-4):
         raise FsdtoolError(
             f"{found} and add up to 1: they are probabilities and no logits; let it return what goes into its softmax"
         )
     log.warning(f"{found}; if they are probabilities, let it return what goes into its sigmoid (the logits)")
 
 
-def trace_full(model: nn.Module, example: Tensor, classification: bool = True, output: str = "") -> Network:
+def trace_full(model: nn.Module, example: Tensor, task: str | Task = "classification", output: str = "") -> Network:
     """The whole model as steps.  Raises Untraceable listing every call that has no place in a Graph."""
+    task = task_of(task)
     with answering(model, output), torch.no_grad():
         reader = Reader(model, example)
         result = reader.read()
@@ -81,8 +82,8 @@ def trace_full(model: nn.Module, example: Tensor, classification: bool = True, o
         result = built.in_front(result) if isinstance(result, Arranged) else result
         if not isinstance(result, Signal):
             raise Untraceable(["outputs that do not depend on the input, or on more than torch's functions"])
-        link, last = before_link(built.steps, result.step) if classification else (PLAIN, result.step)
-        if classification and built.steps[last].shape == (1,):
+        link, last = before_link(built.steps, result.step, task.probabilities)
+        if task.has_classes and built.steps[last].shape == (1,):
             link, last = two_logits(built, result.step)
         if len(built.steps[last].shape) != 1:
             raise Untraceable([f"outputs of shape (batch, {built.steps[last].shape}), not (batch, outputs)"])

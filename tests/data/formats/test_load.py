@@ -419,7 +419,7 @@ def test_labels_are_class_numbers_however_they_are_stored(tmp_path, labels):
     ],
 )
 def test_labels_that_are_no_class_numbers_are_named(tmp_path, labels, expected):
-    assert expected in error_line(load_dataset, npz(tmp_path, x=FEATURES, y=labels))
+    assert expected in error_line(load_dataset, npz(tmp_path, x=FEATURES, y=labels), task="classification")
 
 
 @pytest.mark.parametrize("kind", ["text", "bytes", "h5 text"])
