@@ -19,7 +19,7 @@ import fsdtool
 ORDER = """
 fsdtool util tasks model network.functions network.activations network.operations network network.tracing data
 data.sources data.formats statistics laftr.gates laftr curvature summary fsd influence.matrix_formats influence
-mislabel.noise mislabel mislabel.regression fitting report.formats report cli cli.commands
+mislabel.noise mislabel mislabel.regression mislabel.multilabel fitting report.formats report cli cli.commands
 """
 # What these hold is found by importing all of it: their faces do so.
 REGISTRIES = {"network.functions", "network.activations", "network.operations"}

@@ -15,6 +15,7 @@ from fsdtool.fsd.last_layer import digests
 from fsdtool.influence.gradient_records import self_influence
 from fsdtool.mislabel.class_model_file import write_class_models
 from fsdtool.mislabel.label_evidence import LabelEvidence
+from fsdtool.mislabel.multilabel.label_residuals import LabelResiduals
 from fsdtool.mislabel.regression.target_residuals import TargetEvidence
 from fsdtool.model.checkpoint import tensors_of, tied_names
 from fsdtool.network.traced import FULL
@@ -34,7 +35,7 @@ class Findings:
     """What was made of the pass.  evidence, influence: None without records."""
 
     fit: Fit
-    evidence: LabelEvidence | TargetEvidence | None
+    evidence: LabelEvidence | LabelResiduals | TargetEvidence | None
     influence: InfluenceCalibration | None
     distance: DistanceCalibration
 
@@ -61,7 +62,7 @@ def write_summary(
         if isinstance(found.evidence, LabelEvidence):
             _write_label_evidence(writer, found.evidence, names)
         else:
-            _write_target_evidence(writer, found.evidence)
+            _write_residuals(writer, found.evidence)
         _write_self_influence(writer, seen, data.task, found.influence)
 
 
@@ -123,11 +124,14 @@ def _write_label_evidence(writer: Writer, evidence: LabelEvidence, earlier: list
         write_class_models(writer, evidence, values, earlier)
 
 
-def _write_target_evidence(writer: Writer, evidence: TargetEvidence) -> None:
-    """What each target is off from its prediction."""
-    description = "target minus its prediction from all other examples (N, O)"
-    shares = {"layers": list(evidence.layers), "weights": evidence.weights.numpy()}
-    writer.put("records/residual", evidence.residuals, description, "target units", **shares)
+def _write_residuals(writer: Writer, evidence: LabelResiduals | TargetEvidence) -> None:
+    """What each target, or label, is off from its prediction."""
+    held = {"layers": list(evidence.layers), "weights": evidence.weights.numpy()}
+    what, units = "target", "target units"
+    if isinstance(evidence, LabelResiduals):
+        what, units, held["rates"] = "label", "", evidence.rates.ravel()
+    description = f"{what} minus its prediction from all other examples (N, O)"
+    writer.put("records/residual", evidence.residuals, description, units, **held)
 
 
 def _write_self_influence(writer: Writer, seen: Seen, task: Task, calibrated: InfluenceCalibration | None) -> None:

@@ -30,6 +30,7 @@ from fsdtool.influence.gradient_records import bytes_per_example
 from fsdtool.mislabel.earlier_checkpoints import parameters_before
 from fsdtool.mislabel.features import OUTPUTS, FeatureStore
 from fsdtool.mislabel.label_evidence import LabelEvidence, evidence
+from fsdtool.mislabel.multilabel.label_residuals import LabelResiduals, label_residuals
 from fsdtool.mislabel.regression.target_residuals import TargetEvidence, target_evidence
 from fsdtool.model.checkpoint import Checkpoint
 from fsdtool.statistics.fit import described, doubt, training_fit
@@ -138,13 +139,15 @@ def _findings(
     if fault := doubt(fit):
         log.warning(fault)
     say_small_components(seen.statistics)
-    judged: LabelEvidence | TargetEvidence | None = None
+    judged: LabelEvidence | LabelResiduals | TargetEvidence | None = None
     if seen.anchors is not None:  # where there are records
         with track("evidence", None):
             if task.has_classes:
                 layers = (*store.layers, OUTPUTS)
                 before = [parameters_before(prepared.network, prepared.earlier, layer) for layer in layers]
                 judged = evidence(store, seen.targets, seen.logits, before)
+            elif task.has_labels:
+                judged = label_residuals(store, seen.targets, seen.logits, plan.seed)
             else:
                 judged = target_evidence(store, seen.targets, task.prediction(seen.logits), plan.seed)
     likely = likely_labels(judged)

@@ -18,6 +18,7 @@ from fsdtool.laftr.distance_calibration import (
 )
 from fsdtool.laftr.distance_forms import default_samples, on_pseudo_samples
 from fsdtool.mislabel.label_evidence import LabelEvidence
+from fsdtool.mislabel.multilabel.label_residuals import LabelResiduals
 from fsdtool.mislabel.noise.layer_weights import combination, weighted
 from fsdtool.mislabel.regression.target_residuals import TargetEvidence
 from fsdtool.network.graph import Parameters
@@ -28,8 +29,8 @@ from fsdtool.statistics.sample import Sample
 SIMULATED, SIMULATED_EACH = 2048, 64  # pseudo-samples, in all and at least of each component
 
 
-def likely_labels(judged: LabelEvidence | TargetEvidence | None) -> Tensor | None:
-    """(N,) int64: the label for which the layers together speak most; None for a regression."""
+def likely_labels(judged: LabelEvidence | LabelResiduals | TargetEvidence | None) -> Tensor | None:
+    """(N,) int64: the class for which the layers together speak most; None without classes."""
     if not isinstance(judged, LabelEvidence) or judged.candidates.shape[1] < 2:
         return None
     values = judged.evidence.numpy()

@@ -92,6 +92,11 @@ def find_mislabeled(
 
 def label_records(summary: Catalogue) -> Records:
     """The records of a summary that has evidence on class labels.  Raises FsdtoolError for any other."""
+    if summary.task.has_labels:
+        raise FsdtoolError(
+            f"'{summary.path}' is of a {summary.task}: only its summarized labels can be judged (in Python by "
+            "find_label_errors), new ones not; summarize them with the others"
+        )
     if not summary.task.has_classes:
         raise FsdtoolError(
             f"'{summary.path}' is of a {summary.task}, and only class labels can be judged; "

@@ -20,6 +20,7 @@ THRESHOLD = 0.5  # scores are probabilities: above it a label is more probably w
 FEW_EXAMPLES = 100  # below so many examples the share of wrong labels or targets is not reliable
 # What the two ends of the range of a share differ by, in words.
 BY_LAYERS, NEAR_BOUNDARIES, BY_TAILS = "by single layers", "with those near class boundaries", "with other tails"
+BY_INPUT = "by the input alone and by all layers"
 
 
 class Doubt(enum.Enum):
@@ -102,6 +103,11 @@ class Suspects(ABC):
     def order(self) -> np.ndarray:
         """The rows listed (M,) int64, most suspicious first."""
         return self.ranking.order
+
+    @property
+    def examples(self) -> np.ndarray:
+        """The examples (M,) int64 of what is listed."""
+        return self.order
 
     @property
     def flagged(self) -> int:

@@ -18,7 +18,9 @@ from fsdtool import __version__
 from fsdtool.data.source import DataSource, Fingerprint
 from fsdtool.errors import FsdtoolError
 from fsdtool.mislabel.find import Mislabeled
+from fsdtool.mislabel.multilabel.label_errors import LabelErrors
 from fsdtool.mislabel.regression.target_errors import TargetErrors
+from fsdtool.mislabel.suspects import Suspects
 from fsdtool.report.html import Page, Picture
 from fsdtool.report.page_text import count
 from fsdtool.report.thumbnails import BUDGET, thumbnails
@@ -89,8 +91,27 @@ TARGET_READING = (
 )
 
 
+SEVERAL_READING = (
+    (
+        "Score",
+        "Between 0 and 1, higher is more suspicious: the probability that the label is flipped. It follows from how "
+        "surely the layers of the network predict the other value from all other examples, and from how often labels "
+        "are flipped. Labels above the cut-off are flagged.",
+    ),
+    ("Confidence", "The probability of the suggested value by the layers alone, however rarely labels are flipped."),
+    (
+        "Wrong labels",
+        "The number in all is estimated from how often the surest predictions are contradicted: those by the input, "
+        "which has not memorised labels, and those by all layers together. The range is between the two. Where "
+        "predictions are seldom sure it is rough.",
+    ),
+    ("Layer weights", "The better a layer predicts labels that it was not fitted to, the more it counts."),
+    ("Then", "Look before correcting: rare but correct examples are suspicious too."),
+)
+
+
 def review(
-    found: Mislabeled | TargetErrors, pictures: Sequence[Picture | None] = (), remarks: Sequence[str] = ()
+    found: Mislabeled | LabelErrors | TargetErrors, pictures: Sequence[Picture | None] = (), remarks: Sequence[str] = ()
 ) -> Page:
     """The page about the rows asked for, LARGEST_PAGE at most.
 
@@ -101,6 +122,8 @@ def review(
     rows = list(islice(found.rows(), LARGEST_PAGE))
     if kind == "target" and found.summary.outputs > 1:
         rows = [row | {"given_target": f"{row['given_target']:.4g} (output {row['output']})"} for row in rows]
+    if isinstance(found, LabelErrors):
+        rows = [row | {"given_label": f"{row['label']}: {row['given_label']}"} for row in rows]
     asked = len(found.order)
     said = f"{asked:,} rows, most suspicious first." if asked else f"No {kind} is above the cut-off."
     if len(rows) < asked:
@@ -122,7 +145,7 @@ def review(
         matrix=matrix,
         names=[] if matrix is None else [str(found.summary.label_name(i)) for i in range(len(matrix))],
         weights=list(zip(found.layers, found.weights.tolist(), strict=True)),
-        reading=READING if kind == "label" else TARGET_READING,
+        reading=_reading(found),
         kind=kind,
     )
 
@@ -211,12 +234,21 @@ def _check_ids(summary: Summary, source: DataSource) -> None:
         )
 
 
-def _facts(found: Mislabeled | TargetErrors) -> list[tuple[str, str]]:
+def _reading(found: Mislabeled | LabelErrors | TargetErrors) -> tuple[tuple[str, str], ...]:
+    if isinstance(found, LabelErrors):
+        return SEVERAL_READING
+    return TARGET_READING if isinstance(found, TargetErrors) else READING
+
+
+def _facts(found: Mislabeled | LabelErrors | TargetErrors) -> list[tuple[str, str]]:
     summary = found.summary
     assert isinstance(summary, Summary)  # a page is made from a summary that was read whole
     identity = summary.identity
     arguments = ", ".join(f"{key}={value}" for key, value in identity.model_arguments.items())
-    judged = (found.spec, len(found.ids)) != (identity.data_spec, identity.examples)
+    judged = not isinstance(found, LabelErrors) and (found.spec, len(found.ids)) != (
+        identity.data_spec,
+        identity.examples,
+    )
     return [
         *([("Judged", f"{found.spec} ({len(found.ids):,} examples)")] if judged else []),
         ("Model", identity.model_spec + (f" ({arguments})" if arguments else "")),
@@ -231,11 +263,11 @@ def _last(spec: str) -> str:
     return spec.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _doubts(found: Mislabeled | TargetErrors, kind: str) -> list[str]:
+def _doubts(found: Suspects, kind: str) -> list[str]:
     """Why the estimated share is not to be trusted."""
     return [CONTRADICTED[kind]] * found.contradicted + [AMBIGUOUS] * found.ambiguous
 
 
-def _between(found: Mislabeled | TargetErrors) -> str:
+def _between(found: Suspects) -> str:
     """The range of the estimated share, where there is one."""
     return f"; {found.between[0]:.1%} to {found.between[1]:.1%} {found.between_by}" if found.between else ""

@@ -153,6 +153,11 @@ class Records:
         """The share (L,) of each layer in the residuals."""
         return self._of_layers("residual", "weights", FLOATS)
 
+    def flip_rates(self, outputs: int) -> np.ndarray:
+        """The shares (O, 2) of each label's true zeros and ones that are flipped, by the first layer."""
+        found = hdf5.Attributes(self.dataset("residual")).numbers("rates", 2 * outputs, FLOATS)
+        return found.reshape(outputs, 2).astype(np.float64)
+
     def _of_layers(self, name: str, key: str, kinds: str) -> np.ndarray:
         return hdf5.Attributes(self.dataset(name)).numbers(key, len(self.layers(name)), kinds)
 
@@ -182,13 +187,14 @@ class Records:
             self.dataset("target", (n,), INTEGERS)
             self._check_classes("target", outputs)
             self._check_classes("candidates", outputs)
-        elif task.has_labels:
-            self.dataset("target", (n, outputs), FLOATS)
-            self._check_classes("target", 2)
         else:
             self.dataset("target", (n, outputs), FLOATS)
             self.dataset("residual", (n, outputs), FLOATS)
             self.weights()
+        if task.has_labels:
+            self._check_classes("target", 2)
+            if not ((rates := self.flip_rates(outputs)) >= 0).all() or (rates.sum(1) >= 1).any():
+                raise hdf5.unusable(self._group, "'records/residual' has flip rates that are no shares")
         if "logits" in self:
             self.dataset("logits", (n, outputs), FLOATS)
         if "gradients" in self:

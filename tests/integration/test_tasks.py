@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import sys
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -37,6 +39,7 @@ def shell(tmp_path, monkeypatch, capsys):
         said = capsys.readouterr()
         return code, said.out, said.err
 
+    run.folder = tmp_path
     return run
 
 
@@ -135,3 +138,45 @@ def test_several_labels_from_a_table(shell):
     assert (code, "has its labels in another order than cat, dog, cow, hen" in said) == (2, True)
     code, _, said = shell("summarize", *model, "--data", "d.csv", *keys, "--task", "classification", "-o", "c.h5")
     assert (code, "classification takes one" in said) == (2, True)
+
+
+def test_wrong_labels_among_several(shell):
+    x, y = several(400)
+    trained(x, y)
+    given = y.copy()
+    wrong = np.random.default_rng(1).random(y.shape) < 0.05
+    given[wrong] = 1 - given[wrong]
+    np.savez("d.npz", x=x, y=given, class_names=np.array(["cat", "dog", "cow", "hen"]))
+    model = ("--model", "net.py:net", "--model-arg", "outputs=4", "--checkpoint", "w.pt")
+    code, _, said = shell("summarize", *model, "--data", "d.npz", "-o", "s.h5")
+    assert code == 0, said
+    count = str(int(wrong.sum()))
+    code, out, said = shell("find-mislabeled", "s.h5", "--top", count, "--format", "csv")
+    assert code == 0, said
+    assert "of 1600 labels are flagged" in said
+    assert "estimated share of wrong labels" in said
+    found = rows(out)
+    assert list(found[0]) == ["id", "label", "given_label", "suggested_label", "score", "confidence", "rank"]
+    names = ["cat", "dog", "cow", "hen"]
+    hits = [wrong[int(row["id"]), names.index(row["label"])] for row in found]
+    assert sum(hits) > 0.7 * len(hits)
+    assert all(int(row["given_label"]) == given[int(row["id"]), names.index(row["label"])] for row in found)
+    assert all(int(row["given_label"]) + int(row["suggested_label"]) == 1 for row in found)
+    by_json = json.loads(ok(shell("find-mislabeled", "s.h5", "--top", count, "--format", "json")))
+    assert [(str(row["id"]), row["label"]) for row in by_json] == [(row["id"], row["label"]) for row in found]
+    cases = ElementTree.fromstring(ok(shell("find-mislabeled", "s.h5", "--top", "5", "--format", "junit")))
+    assert {case.get("name") for case in cases.iter("testcase")} >= {f"{found[0]['id']} {found[0]['label']}"}
+    assert f"the label '{found[0]['label']}' of {found[0]['id']} is probably" in ok(
+        shell("find-mislabeled", "s.h5", "--top", "1", "--format", "github")
+    )
+    ids = ok(shell("find-mislabeled", "s.h5", "--top", count, "--ids-only")).split()
+    assert len(ids) == len(set(ids))
+    (shell.folder / "ids.txt").write_text("3\n5\n")
+    some = rows(ok(shell("find-mislabeled", "s.h5", "--all", "--ids", "ids.txt", "--format", "csv")))
+    assert sorted((int(row["id"]), row["label"]) for row in some) == sorted((i, n) for i in (3, 5) for n in names)
+    assert shell("find-mislabeled", "s.h5", "--max-flagged", "1")[0] == 1
+    ok(shell("find-mislabeled", "s.h5", "--top", "9", "--report", "p.html"))
+    assert f"{found[0]['label']}: {found[0]['given_label']}" in (shell.folder / "p.html").read_text()
+    for refused in (("--by-layer",), ("--noise-matrix", "n.csv"), ("--data", "d.npz")):
+        code, _, said = shell("find-mislabeled", "s.h5", *refused)
+        assert (code, "is of a multilabel" in said) == (2, True), said

@@ -23,7 +23,9 @@ from fsdtool.report.formats.row_format import Checks
 if TYPE_CHECKING:
     from fsdtool.data.source import DataSource
     from fsdtool.mislabel.find import Mislabeled
+    from fsdtool.mislabel.multilabel.label_errors import LabelErrors
     from fsdtool.mislabel.regression.target_errors import TargetErrors
+    from fsdtool.mislabel.suspects import Suspects
     from fsdtool.report.talk import Talk
     from fsdtool.summary.catalogue import Catalogue
     from fsdtool.summary.reader import Summary
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("fsdtool")
 
 MISLABELED_COLUMNS = ("id", "given_label", "suggested_label", "score", "confidence", "rank")
+SEVERAL_COLUMNS = ("id", "label", "given_label", "suggested_label", "score", "confidence", "rank")
 MISVALUED_COLUMNS = ("id", "given_target", "suggested_target", "standard_error", "score", "rank")
 
 
@@ -99,7 +102,8 @@ def find_mislabeled_command(
 
     Without --top and --all, the flagged labels are listed. A higher score is more suspicious. With --ids only the
     examples named are ranked and counted; the scores are the same. With --data new labels are judged by the
-    summary of the old ones. Of a regression it judges the target values, the most suspicious one of each example.
+    summary of the old ones. Of several labels each is judged by itself; of a regression it judges the target values,
+    the most suspicious one of each example.
 
     \b
     Example:
@@ -128,7 +132,7 @@ def find_mislabeled_command(
         raise FsdtoolError(f"'{summary}' is of a {opened.task}, and {wanted} is of class labels; leave it out")
     asked: dict[str, Any] = {"top": top, "everything": everything, "threshold": threshold}
     source = None
-    found: Mislabeled | TargetErrors
+    found: Mislabeled | LabelErrors | TargetErrors
     if data is None:
         found = _judge_summarized(opened, mask=rows_named(opened, answer.ids), **asked)
     else:
@@ -188,19 +192,23 @@ def _open(path: Path, whole: bool) -> Catalogue:
     return open_catalogue(path)
 
 
-def _judge_summarized(summary: Catalogue, **asked: Any) -> Mislabeled | TargetErrors:
+def _judge_summarized(summary: Catalogue, **asked: Any) -> Mislabeled | LabelErrors | TargetErrors:
     """The labels that were summarized, or of a regression the targets."""
     if summary.task.has_classes:
         from fsdtool.mislabel.find import find_mislabeled
 
         return find_mislabeled(summary, **asked)
+    if summary.task.has_labels:
+        from fsdtool.mislabel.multilabel.label_errors import find_label_errors
+
+        return find_label_errors(summary, **asked)
     from fsdtool.mislabel.regression.target_errors import find_target_errors
 
     return find_target_errors(summary, **asked)
 
 
 def _write_page(
-    found: Mislabeled | TargetErrors,
+    found: Mislabeled | LabelErrors | TargetErrors,
     summary: Summary,
     path: Path,
     judged: DataSource | None,
@@ -212,13 +220,13 @@ def _write_page(
     from fsdtool.report.mislabel_page import pictures_of, review
 
     keys = (reading.x_key, reading.y_key)
-    pictures, remarks = pictures_of(summary, found.order.tolist(), judged, page_data, *keys, track=talk.track)
+    pictures, remarks = pictures_of(summary, found.examples.tolist(), judged, page_data, *keys, track=talk.track)
     remarks = [as_options(remark) for remark in remarks]
     size = write_page(review(found, pictures, remarks), path)
     log.info(" ".join([f"wrote {path} ({size:,} bytes).", *remarks]))
 
 
-def _say_counts(found: Mislabeled | TargetErrors, kind: str, threshold: float, by_layer: bool) -> None:
+def _say_counts(found: Suspects, kind: str, threshold: float, by_layer: bool) -> None:
     """How many are flagged, how many are estimated to be wrong and, by layer, what each layer weighs."""
     log.info(f"{found.flagged} of {found.judged} {kind}s are flagged (score above {threshold:g})")
     if found.noise_rate is not None:
@@ -230,9 +238,7 @@ def _say_counts(found: Mislabeled | TargetErrors, kind: str, threshold: float, b
         log.info("weights of the layers: " + ", ".join(f"{layer} {weight:.3f}" for layer, weight in weights))
 
 
-def _hold_to_limits(
-    found: Mislabeled | TargetErrors, kind: str, max_flagged: int | None, max_rate: float | None
-) -> None:
+def _hold_to_limits(found: Suspects, kind: str, max_flagged: int | None, max_rate: float | None) -> None:
     """End with the exit code of findings where more are flagged than --max-flagged or --max-rate allows."""
     if max_flagged is not None and found.flagged > max_flagged:
         log.warning(f"{found.flagged} {kind}s are flagged, more than --max-flagged {max_flagged}")
@@ -246,16 +252,24 @@ def _hold_to_limits(
 def _mislabeled_columns(summary: Catalogue) -> tuple[str, ...]:
     if summary.task.has_classes:
         return MISLABELED_COLUMNS
+    if summary.task.has_labels:
+        return SEVERAL_COLUMNS
     return (MISVALUED_COLUMNS[0], *(("output",) if summary.outputs > 1 else ()), *MISVALUED_COLUMNS[1:])
 
 
 def _mislabeled_checks(threshold: float, columns: Sequence[str], kind: str) -> Checks:
     """A flagged label is a warning about its example, which is a file where ids are file names."""
     layers = [column for column in columns if column.startswith("margin:")]
+    several = "label" in columns
     sureness = "confidence" if kind == "label" else "standard_error"
 
     def message(row: Mapping[str, Any]) -> str:
         margins = ", ".join(f"{column.removeprefix('margin:')} {row[column]:.3g}" for column in layers)
+        if several:
+            return (
+                f"the label '{row['label']}' of {row['id']} is probably {row['suggested_label']}, not "
+                f"{row['given_label']} (score {row['score']:.3g}, confidence {row['confidence']:.3g})"
+            )
         return (
             f"the {kind} {row[f'given_{kind}']} of {row['id']} is probably {row[f'suggested_{kind}']} "
             f"(score {row['score']:.3g}, {sureness.replace('_', ' ')} {row[sureness]:.3g})"
@@ -263,7 +277,7 @@ def _mislabeled_checks(threshold: float, columns: Sequence[str], kind: str) -> C
 
     return Checks(
         suite="fsdtool find-mislabeled",
-        name=lambda row: str(row["id"]),
+        name=lambda row: f"{row['id']} {row['label']}" if several else str(row["id"]),
         file=lambda row: row["id"] if isinstance(row["id"], str) else None,
         message=message,
         level=lambda row: "warning" if row["score"] > threshold else "notice",
@@ -276,5 +290,5 @@ COMMAND = Command(
     "List the labels that are probably wrong.",
     place=20,
     findings="more labels are flagged than --max-flagged or --max-rate allows",
-    columns={"": MISLABELED_COLUMNS, "of a regression": MISVALUED_COLUMNS},
+    columns={"": MISLABELED_COLUMNS, "of several labels": SEVERAL_COLUMNS, "of a regression": MISVALUED_COLUMNS},
 )

@@ -63,12 +63,15 @@ class TargetEvidence:
     """What the records keep of the evidence on target values.
 
     layers: names (L,), the outputs last.  weights: (L,) float32, the share of each in the prediction.  residuals:
-    (N, O) float32, target less its prediction from all other examples, in units of the target.
+    (N, O) float32, target less its prediction from all other examples, in units of the target.  rows: (n,) int64, the
+    examples that were fitted; first: (n, O), their residuals by the first layer alone.
     """
 
     layers: tuple[str, ...]
     weights: Tensor
     residuals: Tensor
+    rows: Tensor
+    first: Tensor
 
 
 def target_evidence(
@@ -95,7 +98,9 @@ def target_evidence(
         for layer, factor in zip(layers, factors, strict=False):
             layer.subtract(residuals, factor)
         residuals[rows] = found
-    return TargetEvidence((*store.layers, OUTPUTS), weights.float(), (residuals * spread).float())
+    return TargetEvidence(
+        (*store.layers, OUTPUTS), weights.float(), (residuals * spread).float(), rows, each[:, 0] * spread
+    )
 
 
 def layer_factors(residuals: Tensor, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
