@@ -17,7 +17,7 @@ from collections.abc import Callable
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from fsdtool.errors import FsdtoolError
+from fsdtool.errors import DataError
 from fsdtool.tasks.task import FitNumbers, Task, squared_error, stored_numbers
 from fsdtool.util.lazy import Later
 
@@ -105,19 +105,20 @@ class Multilabel(Task):
         return (outputs > 0).to(outputs.dtype)
 
     def targets(self, stored: np.ndarray, ids: np.ndarray, lenient: bool = False) -> np.ndarray:
-        """Labels (N, O) float32.  Raises FsdtoolError for others than 0 and 1, unless lenient."""
+        """Labels (N, O) float32.  Raises DataError for others than 0 and 1, unless lenient."""
         stored = stored_numbers(stored)
         y = stored[:, None] if stored.ndim == 1 else stored
         if y.ndim != 2:
-            raise FsdtoolError(f"the labels have shape {stored.shape}; give one row of 0 and 1 per example")
+            raise DataError(f"the labels have shape {stored.shape}; give one row of 0 and 1 per example")
         y = y.astype(np.float32)
         bad = np.argwhere((y != 0) & (y != 1))
         if len(bad) and not lenient:
             row, label = bad[0]
-            raise FsdtoolError(
+            raise DataError(
                 f"label {label} of example {ids[row]} is {stored.reshape(y.shape)[row, label]:g}, and labels are 0 or "
                 '1; correct it, give `skip_bad=True` to leave it out, or `task="regression"` where the targets are '
-                "numbers"
+                "numbers",
+                example=ids[row],
             )
         return y
 
@@ -133,10 +134,10 @@ class Multilabel(Task):
         source: str = "the data",
         remedy: str = "each label needs an output",
     ) -> None:
-        """Raise FsdtoolError unless there is a label for each of the `outputs`."""
+        """Raise DataError unless there is a label for each of the `outputs`."""
         if targets.shape[1] != outputs:
             count = targets.shape[1]
-            raise FsdtoolError(f"{source} has {count} labels per example, the model {outputs} outputs; {remedy}")
+            raise DataError(f"{source} has {count} labels per example, the model {outputs} outputs; {remedy}")
 
     def constant(self, targets: np.ndarray, outputs: int) -> np.ndarray:
         """The logit (O,) of each label's frequency."""

@@ -1,10 +1,10 @@
 """Evidence on several labels of an example: each label less its prediction from all other examples.
 
 Labels are predicted as the targets of a regression are (fsdtool.mislabel.regression.target_residuals): by ridge
-regressions on the features of each layer, shared by all labels, and by the network's own probabilities.  On synthetic
-labels and on digits with 5 % of the labels flipped, the average precision of these residuals was .60 to .71 and .98 to
-.99, of the network's loss .53 to .69 and .95 to .97, and of class models of each label by itself (as a classification
-has them) .46 to .63 and .98 to .99.
+regressions on the features of each layer, shared by all labels, and by the network's own probabilities.  With 5 % of
+the labels flipped their average precision was .98 to .99 on digits and .63 to .66 on synthetic labels; that of the
+network's loss was .96 to .97 and .56 to .66, that of class models of each label by itself (as a classification has
+them) .98 to .99 and .55 to .57 (tests/benchmarks/mislabel_multilabel.py).
 
 Late layers have memorised flipped labels in part, and contradict them less; the input has not.  So how often labels
 are flipped is taken from the input's predictions (fsdtool.mislabel.multilabel.flips).
