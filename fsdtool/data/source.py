@@ -32,7 +32,7 @@ class Batch:
     """Some examples in the order asked for.
 
     index: (B,) int64, row numbers. x: (B, *input_shape) float32, finite. y: (B,) int64 class numbers, not
-    negative, for classification; (B, O) float32, finite, for regression.
+    negative, for classification; (B, O) float32, finite, for the others.
     """
 
     index: Tensor

@@ -188,9 +188,10 @@ class Multilabel(Task):
     def describe(self, fit: FitNumbers) -> str:
         """Mean accuracy of the labels, and mean loss of an example and of a label."""
         labels = max(len(fit.constant), 1)
+        over = f"{labels} labels" if labels > 1 else "1 label"
         return (
             f"accuracy {fit.accuracy:.3f} per label (the more frequent value of each {fit.baseline_accuracy:.3f}), "
-            f"mean loss {fit.mean_loss:.3g} nats over {labels} labels, {fit.mean_loss / labels:.3g} each "
+            f"mean loss {fit.mean_loss:.3g} nats over {over}, {fit.mean_loss / labels:.3g} each "
             f"(label frequencies {fit.baseline_loss:.3g})"
         )
 

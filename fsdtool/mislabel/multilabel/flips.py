@@ -5,7 +5,11 @@ other examples.  Then it is flipped: a true 0 is given as 1 with the probability
 
     P(given 1 | s) = e_0 + (1 - e_0 - e_1) pi
 
-runs from the floor e_0 to the ceiling 1 - e_1: how often labels are flipped shows in how often the surest predictions
+runs from the floor e_0 to the ceiling 1 - e_1, and the log-odds of a flip are
+
+    log e_0 / (1 - e_1) - (a s + b)  of a given 1,      log e_1 / (1 - e_0) + a s + b  of a given 0.
+
+How often labels are flipped shows in how often the surest predictions
 are contradicted.  a, b, e_0 and e_1 are fitted to each label by expectation maximization, a and b by Newton steps.  A
 label with few ones tells little of its own e: these are drawn towards those of all labels together.
 
@@ -32,7 +36,7 @@ RIGHT = 20.0  # pseudo-examples of each true value, over all labels, that are no
 RIDGE = 1.0  # prior precision of a and b, of standardized predictions
 LARGEST_MOVE = 1.0  # of a and b in one step
 SAMPLE = 8192  # examples that the model is fitted to
-SMALLEST = 1e-12  # probability whose log-odds are taken
+SMALLEST = 1e-12  # flip rate
 HALVINGS = 60  # of the interval of the offset: below the rounding of float64
 
 
@@ -61,17 +65,18 @@ def flips(given: np.ndarray, prediction: np.ndarray, least: np.ndarray | None = 
     s = s / np.maximum(s.std(0), 1e-12)
     even = np.linspace(0, len(s) - 1, min(len(s), SAMPLE)).round().astype(int)
     line, rates = _fit(s[even], ones[even], None)
-    pi, found = _judged(s, ones, line, rates)
+    z = line[0] * s + line[1]
+    found = _logistic(_log_odds(z, ones, rates))
     share = float(found.mean())
     if least is None:
-        return Flips(found, pi, rates, share, (share, share))
+        return Flips(found, _logistic(z), rates, share, (share, share))
     true = np.clip((ones.mean(0) - least[:, 0]) / (1 - least.sum(1)), 0, 1)  # frequency of true ones
     other = float((least[:, 0] * (1 - true) + least[:, 1] * true).mean())
     rates = np.maximum(rates, least)
     line, _ = _fit(s[even], ones[even], rates)
-    pi, found = _judged(s, ones, line, rates)
-    found = _with_mean(found, max(share, other))
-    return Flips(found, pi, rates, max(share, other), (min(share, other), max(share, other)))
+    z = line[0] * s + line[1]
+    found = _with_mean(_log_odds(z, ones, rates), max(share, other))
+    return Flips(found, _logistic(z), rates, max(share, other), (min(share, other), max(share, other)))
 
 
 def _fit(s: np.ndarray, ones: np.ndarray, fixed: np.ndarray | None) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
@@ -79,7 +84,7 @@ def _fit(s: np.ndarray, ones: np.ndarray, fixed: np.ndarray | None) -> tuple[tup
     slope, offset = np.ones(s.shape[1]), np.zeros(s.shape[1])
     rates = np.full((s.shape[1], 2), START) if fixed is None else fixed
     for _ in range(STEPS):
-        wrong = _flipped(_logistic(slope * s + offset), ones, rates)
+        wrong = _logistic(_log_odds(slope * s + offset, ones, rates))
         true = np.where(ones, 1 - wrong, wrong)  # (n, O), the probability that the true value is 1
         before = np.stack([slope, offset, *rates.T])
         if fixed is None:
@@ -93,19 +98,12 @@ def _fit(s: np.ndarray, ones: np.ndarray, fixed: np.ndarray | None) -> tuple[tup
     return (slope, offset), rates
 
 
-def _judged(
-    s: np.ndarray, ones: np.ndarray, line: tuple[np.ndarray, np.ndarray], rates: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The probabilities (n, O) that the true value is 1 by the prediction alone, and that the label is flipped."""
-    pi = _logistic(line[0] * s + line[1])
-    return pi, _flipped(pi, ones, rates)
-
-
-def _flipped(pi: np.ndarray, ones: np.ndarray, rates: np.ndarray) -> np.ndarray:
-    """The probability (n, O) that labels are flipped."""
-    from_zero, from_one = (1 - pi) * rates[:, 0], pi * rates[:, 1]
-    right_one, right_zero = pi * (1 - rates[:, 1]), (1 - pi) * (1 - rates[:, 0])
-    return np.where(ones, from_zero / (from_zero + right_one), from_one / (from_one + right_zero))
+def _log_odds(z: np.ndarray, ones: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """The log-odds (n, O) that labels are flipped, z (n, O) those that their true values are 1."""
+    zeros_flipped, ones_flipped = rates.T
+    return np.where(
+        ones, np.log(zeros_flipped / (1 - ones_flipped)) - z, np.log(ones_flipped / (1 - zeros_flipped)) + z
+    )
 
 
 def _newton(s: np.ndarray, true: np.ndarray, slope: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -114,16 +112,14 @@ def _newton(s: np.ndarray, true: np.ndarray, slope: np.ndarray, offset: np.ndarr
     off, weight = true - pi, pi * (1 - pi)
     of_slope, of_offset = (off * s).sum(0) - RIDGE * slope, off.sum(0) - RIDGE * offset
     aa, ab, bb = (weight * s * s).sum(0) + RIDGE, (weight * s).sum(0), weight.sum(0) + RIDGE
-    determinant = np.maximum(aa * bb - ab * ab, SMALLEST)
+    determinant = np.maximum(aa * bb - ab * ab, 1e-12)
     up = ((bb * of_slope - ab * of_offset) / determinant).clip(-LARGEST_MOVE, LARGEST_MOVE)
     along = ((aa * of_offset - ab * of_slope) / determinant).clip(-LARGEST_MOVE, LARGEST_MOVE)
     return np.maximum(slope + up, 0.0), offset + along
 
 
-def _with_mean(probability: np.ndarray, mean: float) -> np.ndarray:
-    """The probabilities (n, O) with one offset on their log-odds, so that their mean is `mean`."""
-    p = probability.clip(SMALLEST, 1 - SMALLEST)
-    odds = np.log(p) - np.log1p(-p)
+def _with_mean(odds: np.ndarray, mean: float) -> np.ndarray:
+    """The probabilities (n, O) of log-odds with one offset, under which their mean is `mean`."""
     low, high = float(odds.min()) - 50, float(odds.max()) + 50
     for _ in range(HALVINGS):
         middle = (low + high) / 2

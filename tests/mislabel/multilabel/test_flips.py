@@ -72,6 +72,18 @@ def test_flips_that_were_memorised_are_counted_by_what_has_not():
     assert found.probability.mean() == pytest.approx(found.share, rel=1e-3)
 
 
+def test_the_order_holds_where_nothing_is_flipped():
+    given, prediction, _ = simulated(300, rates=((0.0, 0.0),))
+    given = (prediction > 0.5).astype(np.float32)
+    found = flips(given, prediction, np.zeros((1, 2))).probability[:, 0]
+    assert found.max() < 1e-6
+    ones = given[:, 0] > 0
+    for some, sign in ((ones, -1), (~ones, 1)):
+        order = np.argsort(found[some], kind="stable")
+        assert (np.diff(sign * prediction[some, 0][order]) >= 0).all()
+        assert len(np.unique(found[some])) > 0.9 * some.sum()
+
+
 @pytest.mark.parametrize("constant", [0.0, 1.0])
 def test_a_label_that_is_always_the_same_is_not_wrong(constant):
     given, prediction, _ = simulated(300)
