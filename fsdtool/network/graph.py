@@ -8,6 +8,7 @@ order and knows none by name.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -89,6 +90,8 @@ class Graph:
                 output = gate(step, inputs[0])
             else:
                 output = step.apply(inputs, parameters)
+            if x.dtype == torch.float64 and output.dtype == torch.float32:  # of a constant, or of zeros that are made
+                output = output.double()
             if observe is not None:
                 replaced = observe(step, inputs, output)
                 output = output if replaced is None else replaced
@@ -147,7 +150,7 @@ class Graph:
                 and step.definition.accepts(step.options)
                 for i, step in enumerate(built)
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError, zlib.error) as error:
             raise FsdtoolError(
                 f"the network in the summary cannot be read ({error!r}); write the summary again"
             ) from error

@@ -13,7 +13,9 @@ import h5py
 import torch
 from torch import Tensor
 
+from fsdtool.errors import SummaryError
 from fsdtool.network.graph import Graph, Step
+from fsdtool.network.operations.base import FUNCTION
 from fsdtool.summary import hdf5
 from fsdtool.util.fields import is_whole
 
@@ -22,7 +24,10 @@ FEW_UNITS, UNITS_PER_BYTE = 2**24, 64
 FEW_WEIGHTS = 2**26
 LARGEST_SHAPE = 2**48  # numbers in one entry of a state_dict, far beyond any
 # What torch raises on steps whose options or shapes do not fit together.
-MISFIT = (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError)
+MISFIT = (
+    *(RuntimeError, TypeError, ValueError, LookupError, ArithmeticError),
+    *(AttributeError, AssertionError, MemoryError),
+)
 
 
 def read_network(file: h5py.File) -> tuple[Graph, dict[str, tuple[int, ...]]]:
@@ -46,7 +51,8 @@ def _read_shapes(file: h5py.File) -> dict[str, tuple[int, ...]]:
 def _check_runs(file: h5py.File, graph: Graph, named: dict[str, tuple[int, ...]]) -> None:
     """Check that the steps fit together, and that the size they claim fits the size of the file.
 
-    A batch of no examples is run first, which has every shape and takes no memory, then an input of zeros.
+    A batch of no examples is run first, which has every shape and takes no memory, then inputs of zeros.  Where a
+    function of torch refuses no examples, the zeros alone say whether the network runs.
     """
     steps = graph.steps
     if len({step.name for step in steps}) < len(steps):
@@ -65,10 +71,18 @@ def _check_runs(file: h5py.File, graph: Graph, named: dict[str, tuple[int, ...]]
     affordable = sum(math.prod(shape) for shape in shapes.values()) <= FEW_WEIGHTS
 
     parameters = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
-    for examples in (0, 1) if affordable else (0,):
+    few = 2 if graph.indices(FUNCTION) else 1  # a function may count examples: of one, a wrong number may go unseen
+    for examples in (0, few) if affordable else (0,):
         signals = [torch.zeros(examples, *graph.input_shape)]
         for step in steps[1:]:
-            signals.append(_try(file, step, [signals[j] for j in step.inputs], parameters))
+            try:
+                signals.append(_try(file, step, [signals[j] for j in step.inputs], parameters))
+            except SummaryError:
+                if examples or step.kind != FUNCTION or not affordable:
+                    raise
+                break
+        if len(signals) == len(steps) and len(signals[-1]) != examples:
+            raise hdf5.unusable(file, f"its network gives {len(signals[-1])} rows of outputs for {examples} examples")
 
 
 def _try(file: h5py.File, step: Step, inputs: list[Tensor], parameters: dict[str, Tensor]) -> Tensor:

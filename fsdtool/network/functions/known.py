@@ -31,11 +31,14 @@ def register(*names: str) -> None:
         _KNOWN.update(found)
 
 
-def register_as(name: str, function: Callable[..., Any]) -> None:
-    """Make known `function` under the name 'Tensor.name', of a property or a method that changes its tensor."""
-    if f"Tensor.{name}" in _KNOWN:
-        raise ValueError(f"there is already a function 'Tensor.{name}'")
-    _KNOWN[f"Tensor.{name}"] = function
+def register_as(name: str, function: Callable[..., Any], place: str = "Tensor") -> None:
+    """Make known `function` under the name 'Tensor.name', of a property or a method that changes its tensor.
+
+    place: 'Tensor', 'torch' or 'F', of what another function is to be run for.
+    """
+    if f"{place}.{name}" in _KNOWN:
+        raise ValueError(f"there is already a function '{place}.{name}'")
+    _KNOWN[f"{place}.{name}"] = function
 
 
 def function(name: str) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ register("hstack", "vstack", "chunk", "split", "tensor_split", "unbind", "narrow
 register("take_along_dim", "unfold", "fold", "tril", "triu", "diagonal", "diag", "diag_embed", "pad", "__getitem__")
 register("scatter", "scatter_add", "index_add", "index_fill", "masked_select", "pixel_shuffle", "pixel_unshuffle")
 register("channel_shuffle", "interpolate", "upsample", "grid_sample", "affine_grid", "embedding", "one_hot")
+register("embedding_bag")
 
 register_as("view", lambda x, *shape: x.reshape(*shape))  # the strides may be others than the model's
 register_as("view_as", lambda x, other: x.reshape(other.shape))

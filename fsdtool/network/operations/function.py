@@ -6,13 +6,15 @@ arguments stand in the options as JSON values; what a plain number or text does 
     {"input": i}                       the i-th input of the step
     {"parameter": role}                a parameter, or with "shape" a view of it
     {"batch": k}                       k times the number of examples
-    {"tuple": [...]}, {"slice": [start, stop, step]}, {"ellipsis": true}, {"dtype": "float32"}, {"device": true}
+    {"tuple": [...]}, {"slice": [start, stop, step]}, {"ellipsis": true}, {"dtype": "float32"}, {"device": true},
+    {"memory_format": "contiguous_format"}
 """
 
 from __future__ import annotations
 
 import base64
 import functools
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,6 +28,7 @@ from fsdtool.network.operations.base import FUNCTION, Operation, Options, Parame
 from fsdtool.network.operations.layout import example_shape
 
 PARAMETER, BUFFER = "parameter", "buffer"
+LARGEST_CONSTANT = 2**24  # numbers
 MOST_ROLES = 64  # of one function: an LSTM of eight layers in both directions has as many weights
 
 
@@ -81,12 +84,14 @@ def packed(tensor: Tensor) -> Options:
 
 @functools.lru_cache(maxsize=64)
 def unpacked(data: str, shape: tuple[int, ...], dtype: str) -> Tensor:
-    """The inverse of `packed`; not to be written to.  Raises ValueError, TypeError or zlib.error for other text."""
+    """The inverse of `packed`; not to be written to.  Raises ValueError, TypeError or zlib.error for what is none."""
     kind = np.dtype(dtype)
-    size = kind.itemsize * int(np.prod(shape, dtype=np.int64))
+    size = kind.itemsize * math.prod(shape)
+    if kind.kind not in "biufc" or not 0 <= size <= kind.itemsize * LARGEST_CONSTANT:
+        raise ValueError(f"a constant of {size} bytes of the type {dtype}")
     decompressor = zlib.decompressobj()
     found = decompressor.decompress(base64.b85decode(data), size + 1)
-    if len(found) != size or kind.hasobject:
+    if len(found) != size:
         raise ValueError(f"a constant of {size} bytes holds {len(found)}")
     return torch.from_numpy(np.frombuffer(found, kind).reshape(shape).copy())
 
@@ -95,7 +100,8 @@ _READ: dict[str, Callable[[Any, Any], Any]] = {
     "tuple": lambda made, part: tuple(map(made, part)),
     "slice": lambda made, part: slice(*map(made, part)),
     "ellipsis": lambda made, part: ...,
-    "dtype": lambda made, part: _dtype(part),
+    "dtype": lambda made, part: _of_torch(part, torch.dtype),
+    "memory_format": lambda made, part: _of_torch(part, torch.memory_format),
 }
 
 
@@ -118,8 +124,8 @@ def _value(inputs: Sequence[Tensor], roles: Parameters, examples: int, part: Any
     return _READ[kind](functools.partial(_value, inputs, roles, examples), inner)
 
 
-def _dtype(name: str) -> torch.dtype:
+def _of_torch(name: str, kind: type) -> Any:
     found = getattr(torch, name, None)
-    if not isinstance(found, torch.dtype):
+    if not isinstance(found, kind):
         raise KeyError(name)
     return found

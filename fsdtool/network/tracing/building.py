@@ -70,6 +70,8 @@ class Builder:
                 value = step.apply([self._values[j] for j in inputs], self.state)
         except Exception as error:  # torch's complaint about arguments that no Graph can hold
             raise Refused(first_line(error)) from error
+        if not value.numel():
+            raise Refused("a tensor without entries")
         self._taken.add(name)
         self.steps.append(replace(step, shape=step.shape_of(value)))
         self._values.append(value)

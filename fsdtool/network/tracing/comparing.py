@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -100,6 +101,8 @@ class Runs:
 
     def number(self, a: Any, b: Any, c: Any) -> Any:
         """What a plain argument is in the options of a step.  Raises Refused where the data decide it."""
+        if isinstance(a, np.generic):
+            a, b, c = (part.item() if isinstance(part, np.generic) else part for part in (a, b, c))
         if isinstance(a, NUMBERS) and a == b == c and type(a) is type(b):
             return a
         if (
@@ -115,6 +118,8 @@ class Runs:
             return {"dtype": str(a).removeprefix("torch.")}
         if isinstance(a, torch.device):
             return {"device": True}
+        if isinstance(a, torch.memory_format) and a == b:
+            return {"memory_format": str(a).removeprefix("torch.")}
         if isinstance(a, NUMBERS):
             raise Refused("a number that is computed from the examples")
         raise Refused(f"an argument of the type {type(a).__name__}")
@@ -128,10 +133,13 @@ def _record(model: nn.Module, x: Tensor) -> Recording:
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same, NaN included."""
+    """Whether two tensors hold the same, NaN included; not if torch cannot compare them (those inside its vmap)."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    return torch.equal(a, b) or torch.allclose(a.double(), b.double(), rtol=0, atol=0, equal_nan=True)
+    try:
+        return torch.equal(a, b) or torch.allclose(a.double(), b.double(), rtol=0, atol=0, equal_nan=True)
+    except RuntimeError:
+        return False
 
 
 def another(x: Tensor) -> Tensor:

@@ -43,7 +43,9 @@ def trace_last_layer(model: nn.Module, example: Tensor, reasons: tuple[str, ...]
     why = "; ".join(reasons[:3])
     links = (*task.probabilities, *([ZERO_FIRST] if task.has_classes else []))
     linked = [(call, link_between(call[2], outputs, links)) for call in calls]
+    state = model.state_dict()
     matching = [(call, link) for call, link in linked if link is not None and call[1].dim() == 2]
+    matching = [pair for pair in matching if f"{pair[0][0]}.weight" in state]  # else it is computed
     matching = [pair for pair in matching if pair[1] == PLAIN] or matching
     if not matching:
         raise FsdtoolError(
@@ -61,6 +63,5 @@ def trace_last_layer(model: nn.Module, example: Tensor, reasons: tuple[str, ...]
     if link == ZERO_FIRST or (task.has_classes and z.shape[1] == 1):
         steps += (Step("zero first", "zero_first", (1,), shape=(2,)),)
         link = AS_TWO.get(link, link)
-    state = model.state_dict()
     parameters = {key: state[key].detach() for key in roles.values()}
     return Network(Graph(steps), parameters, LAST_LAYER, reasons, model, name, tuple(active), link)

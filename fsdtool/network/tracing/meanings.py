@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from fsdtool.model.factory import canonical_names
 from fsdtool.network.operations.calls import Parameter, Signal
+from fsdtool.network.operations.function import LARGEST_CONSTANT
 from fsdtool.network.tracing.building import Arranged, Builder, Fixed
 from fsdtool.network.tracing.comparing import FRONT, Layout, Refused, Runs, same
 from fsdtool.network.tracing.recording import Event, tensors
 
 CLOSE = 1e-3  # of the largest value: between a step and the call that it was read from
-LARGEST_CONSTANT = 2**24  # numbers
 OVERWRITES = "Tensor.__setitem__"
 
 
@@ -75,7 +75,10 @@ class Meanings:
             raise Refused("a tensor that is computed where no call of torch is seen")
         if tensor.numel() > LARGEST_CONSTANT:
             raise Refused(f"a constant of {tensor.numel():,} numbers")
-        return self.built.constant(tensor)
+        try:
+            return self.built.constant(tensor)
+        except (TypeError, RuntimeError) as error:  # of a dtype or layout that numpy does not have
+            raise Refused(f"a constant of the type {tensor.dtype}, {tensor.layout}") from error
 
     def settle(self, event: Event, tensor: Tensor, meaning: Any) -> None:
         """After a call the tensor means this.  Raises Refused where its step gives other values than the call did."""

@@ -25,7 +25,7 @@ class Event:
 
     spelling: of a function, see fsdtool.network.functions; of a module its path.  path: the module it is called in.
     versions: of the tensors among the arguments before the call, by id: they count in-place operations.
-    after: the version of each tensor that came out.  unchanged: whether the first argument came out as it went in.
+    after: the version of each tensor that came out.
     """
 
     spelling: str
@@ -37,7 +37,6 @@ class Event:
     versions: dict[int, int]
     value: Any = None
     after: dict[int, int] = field(default_factory=dict)
-    unchanged: bool = False
     inside: int = 0
 
 
@@ -118,9 +117,6 @@ class _Recorder(TorchFunctionMode):
     def _end(self, event: Event) -> None:
         written = (*tensors(event.value), *tensors(event.arguments[:1]))
         event.after = {id(tensor): tensor._version for tensor in written}
-        first, value = next(tensors((event.arguments, event.keywords)), None), event.value
-        if isinstance(value, Tensor) and first is not None and value.shape == first.shape:
-            event.unchanged = value.dtype == first.dtype and torch.equal(value, first)
 
     @contextmanager
     def modules(self, model: nn.Module) -> Iterator[None]:
@@ -128,6 +124,8 @@ class _Recorder(TorchFunctionMode):
         fast = torch.backends.mha.get_fastpath_enabled()
         handles = []
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # takes no such hooks
             handles.append(module.register_forward_pre_hook(self._enter(name), prepend=True, with_kwargs=True))
             handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
         torch.backends.mha.set_fastpath_enabled(False)  # one function for a whole layer of a transformer

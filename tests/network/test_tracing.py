@@ -1,0 +1,140 @@
+"""Models that real users write: their network does what they do for other examples, numbers of them and weights."""
+
+from __future__ import annotations
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fsdtool.errors import FsdtoolError
+from fsdtool.network.graph import Graph
+from fsdtool.network.traced import FULL, LAST_LAYER
+from fsdtool.network.tracing.trace import trace
+from fsdtool.summary.network_file import read_network
+from tests.network.test_graph import SERIES, VECTOR, Call, Opaque, encoder, linear
+
+
+def empty_then_written(self, x):
+    made = x.new_empty(len(x), 4)
+    made[:, ::2], made[:, 1::2] = x[:, :2].sin(), x[:, 2:4].cos()
+    return self.fc(made)
+
+
+def causal(self, x):
+    mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+    return self.fc(self.body(x, mask=mask)[:, -1])
+
+
+def other_sequence(self, x):
+    return self.fc(self.attention(self.query.expand(len(x), -1, -1), x, x)[0].flatten(1))
+
+
+AS_THEY_ARE = {
+    "empty, then written to": (VECTOR, lambda: Call(empty_then_written, fc=linear(4))),
+    "attention with a mask": ((5, 4), lambda: Call(causal, body=encoder(True), fc=linear(4))),
+    "attention to another sequence": (
+        (5, 4),
+        lambda: Call(
+            other_sequence,
+            attention=nn.MultiheadAttention(4, 2, batch_first=True),
+            query=nn.Parameter(torch.randn(1, 2, 4)),
+            fc=linear(8),
+        ),
+    ),
+    "bags of words": (
+        VECTOR,
+        lambda: Call(lambda self, x: self.fc(self.bag(x.abs().long() % 5)), bag=nn.EmbeddingBag(5, 4), fc=linear(4)),
+    ),
+    "quotients rounded down": (VECTOR, lambda: Call(lambda self, x: self.fc(x // 0.3 + 3 // (1 + x**2)), fc=linear(6))),
+    "numbers of numpy": (
+        VECTOR,
+        lambda: Call(lambda self, x: self.fc((x * np.float32(2)).T.reshape(np.int64(6), -1).T), fc=linear(6)),
+    ),
+    "spectral norm": (
+        VECTOR,
+        lambda: Call(lambda self, x: self.fc(x), fc=nn.utils.parametrizations.spectral_norm(linear(6))),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AS_THEY_ARE)
+def test_rare_functions_run_as_they_are(name):
+    torch.manual_seed(0)
+    shape, build = AS_THEY_ARE[name]
+    model = build().eval()
+    network = trace(model, torch.randn(3, *shape))
+    x = torch.randn(7, *shape)
+    assert network.mode == FULL, network.reasons
+    assert torch.allclose(network.graph.run(network.parameters, x), model(x), atol=1e-5)
+
+
+def zero_state(self, x):
+    _, last = self.net(x.transpose(1, 2), torch.zeros(1, len(x), 3))
+    return self.fc(last[0] * torch.tensor([1.0, 2.0, 3.0]) + F.one_hot((x[:, 0, 0] > 0).long(), 3).float())
+
+
+def test_a_network_runs_in_double_precision_where_its_code_makes_single():
+    model = Call(zero_state, net=nn.GRU(4, 3, batch_first=True), fc=linear(3)).eval()
+    x = torch.randn(5, *SERIES)
+    network = trace(model, x)
+    wide = {name: value.double() for name, value in network.parameters.items()}
+    found = network.graph.run(wide, x.double())
+    assert found.dtype == torch.float64
+    assert torch.allclose(found.float(), model(x), atol=1e-5)
+
+
+UNSTORED = {
+    "bfloat16": lambda self, x: self.fc(x * torch.full((6,), 0.5, dtype=torch.bfloat16)),
+    "no entries": lambda self, x: self.fc(torch.cat([x[:, :0], x], 1)),
+    "vmap": lambda self, x: self.fc(torch.func.vmap(lambda row: row * row)(x)),
+}
+
+
+@pytest.mark.parametrize("name", UNSTORED)
+def test_what_a_file_cannot_hold_leaves_the_last_layer(name):
+    network = trace(Call(UNSTORED[name], fc=linear(6)).eval(), torch.randn(3, 6))
+    assert network.mode == LAST_LAYER
+
+
+def test_a_last_layer_with_a_computed_weight_is_refused():
+    model = nn.Sequential(nn.Linear(6, 5), Opaque(), nn.utils.parametrizations.weight_norm(linear(5))).eval()
+    with pytest.raises(FsdtoolError, match="not those of a last"):
+        trace(model, torch.randn(3, 6))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tensor": "~~~~~"},
+        {"tensor": "0000000"},
+        {"shape": [-3]},
+        {"shape": [2**62, 4]},
+        {"shape": [2**40]},
+        {"dtype": "O"},
+        {"dtype": "V100000000"},
+        {"dtype": "no"},
+    ],
+    ids=str,
+)
+def test_a_constant_that_is_none_is_no_traceback(change):
+    network = trace(Call(lambda self, x: self.fc(x + torch.arange(6)), fc=linear(6)).eval(), torch.randn(3, 6))
+    steps = json.loads(json.dumps(network.graph.to_json()))
+    constant = next(step for step in steps if step["operation"] == "constant")
+    constant["options"] |= change
+    with pytest.raises(FsdtoolError, match="network in the summary"):
+        Graph.from_json(steps)
+
+
+def test_a_summary_loads_though_a_function_refuses_no_examples(tmp_path):
+    model = nn.Sequential(nn.Conv2d(4, 2, 3), nn.InstanceNorm2d(2, affine=True), nn.Flatten(), linear(72)).eval()
+    network = trace(model, torch.randn(3, 4, 8, 8))
+    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for name, content in {"graph": network.graph.to_json(), "shapes": shapes}.items():
+            file[f"model/{name}"] = np.frombuffer(json.dumps(content).encode(), np.uint8)
+        assert read_network(file)[0].parameter_names() == network.graph.parameter_names()
