@@ -14,7 +14,8 @@ from torch import nn
 from fsdtool.errors import FsdtoolError
 from fsdtool.network.graph import Graph
 from fsdtool.network.traced import FULL, LAST_LAYER
-from fsdtool.network.tracing.trace import trace
+from fsdtool.network.tracing.comparing import Untraceable
+from fsdtool.network.tracing.trace import trace, trace_full
 from fsdtool.summary.network_file import read_network
 from tests.network.test_graph import SERIES, VECTOR, Call, Opaque, encoder, linear
 
@@ -138,3 +139,86 @@ def test_a_summary_loads_though_a_function_refuses_no_examples(tmp_path):
         for name, content in {"graph": network.graph.to_json(), "shapes": shapes}.items():
             file[f"model/{name}"] = np.frombuffer(json.dumps(content).encode(), np.uint8)
         assert read_network(file)[0].parameter_names() == network.graph.parameter_names()
+
+
+def clamped(self, x):
+    with torch.no_grad():
+        self.fc.weight.clamp_(min=-0.1)
+    return self.fc(x)
+
+
+def clamped_elsewhere(self, x):
+    self.fc.weight.data.clamp_(min=-0.1)
+    return self.fc(x)
+
+
+BY_WEIGHTS = {
+    "number of a weight": lambda self, x: self.fc(x) * self.fc.bias[0].item(),
+    "tensor of a weight": lambda self, x: F.linear(x, torch.from_numpy(self.fc.weight.detach().numpy() * 2)),
+    "weight overwritten": clamped,
+    "weight overwritten by another name": clamped_elsewhere,
+}
+
+
+@pytest.mark.parametrize("name", BY_WEIGHTS)
+def test_what_other_weights_would_change_unseen_is_refused(name):
+    model = Call(BY_WEIGHTS[name], fc=linear(6)).eval()
+    model(torch.randn(3, 6))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(Untraceable, match="weight"):
+        trace_full(model, torch.randn(3, 6))
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def counted(self, x):
+    self.calls += 1
+    hidden = self.a(x)
+    self.mean.mul_(0.9).add_(0.1 * hidden.mean(0))
+    self.entropy = hidden.softmax(0).log().sum()
+    return self.fc(hidden)
+
+
+def test_what_no_output_depends_on_is_no_reason_to_refuse():
+    model = Call(counted, a=linear(6, 4), fc=linear(4), calls=torch.zeros(()), mean=torch.zeros(4)).eval()
+    network = trace(model, torch.randn(3, 6))
+    assert network.mode == FULL
+    assert [step.operation for step in network.graph.steps] == ["input", "linear", "linear"]
+
+
+class Kept(nn.Module):
+    """A layer that keeps what it computed of its weight in eval mode, as some of timm do."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.kept = nn.Parameter(torch.randn(5, 6)), {}
+
+    def train(self, mode=True):
+        self.kept = {} if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, x):
+        if "square" not in self.kept:
+            self.kept["square"] = self.weight.square()
+        return F.linear(x, self.kept["square"])
+
+
+def test_what_a_layer_keeps_of_its_weights_is_computed_again():
+    model, x = Kept().eval(), torch.randn(4, 6)
+    model(x)
+    network = trace(model, x)
+    other = {name: value + 1 for name, value in network.parameters.items()}
+    assert network.mode == FULL
+    assert torch.allclose(network.graph.run(other, x), x @ (model.weight + 1).square().T, atol=1e-5)
+
+
+def test_a_number_that_is_read_from_the_data_is_refused():
+    model = Call(lambda self, x: self.fc(x * float(x.detach().numpy().mean())), fc=linear(6)).eval()
+    with pytest.raises(Untraceable, match="a number that is computed from the examples"):
+        trace_full(model, torch.randn(3, 6))
+
+
+def test_a_part_for_each_example_is_refused():
+    model = Call(lambda self, x: self.fc(torch.stack(x.unbind(0))), fc=linear(6)).eval()
+    with pytest.raises(Untraceable, match="as many results as there are examples"):
+        trace_full(model, torch.randn(3, 6))

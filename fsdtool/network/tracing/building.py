@@ -45,6 +45,7 @@ class Builder:
         self.steps = [Step("input", "input", shape=tuple(x.shape[1:]))]
         self.state = state
         self._values = [x]
+        self._stand_ins: set[int] = set()
         self._taken = {"input"}
         self._constants: dict[int, tuple[Tensor, Fixed]] = {}  # by the tensor's id
         self._fronts: dict[int, Signal] = {}  # of a step with the examples elsewhere, the one with them in front
@@ -79,6 +80,7 @@ class Builder:
 
     def stand_in(self, value: Tensor, layout: Layout | None) -> Value:
         """A step in the place of one that was refused, so that what follows is still looked at."""
+        self._stand_ins.add(len(self.steps))
         self.steps.append(Step("", "identity", (0,), shape=tuple(value.shape[1:])))
         self._values.append(value)
         return with_layout(len(self.steps) - 1, layout)
@@ -114,14 +116,22 @@ class Builder:
         self._fronts[found.step] = source
         return found
 
-    def graph(self, result: Signal) -> Graph:
-        """The steps that `result` depends on, in order."""
-        needed, keep = [result.step], {0}
+    def is_whole(self, result: Any) -> bool:
+        """Whether `result` is a value that depends on no stand-in."""
+        return isinstance(result, (Signal, Arranged, Fixed)) and not self._needed(result.step) & self._stand_ins
+
+    def _needed(self, step: int) -> set[int]:
+        """The steps that this one depends on, itself and the input among them."""
+        needed, keep = [step], {0}
         while needed:
             i = needed.pop()
             keep.add(i)
             needed.extend(j for j in self.steps[i].inputs if j not in keep)
-        place = {old: new for new, old in enumerate(sorted(keep))}
+        return keep
+
+    def graph(self, result: Signal) -> Graph:
+        """The steps that `result` depends on, in order."""
+        place = {old: new for new, old in enumerate(sorted(self._needed(result.step)))}
         kept = [self.steps[i] for i in place]
         return Graph(tuple(replace(step, inputs=tuple(place[j] for j in step.inputs)) for step in kept))
 

@@ -5,6 +5,7 @@ The first run is on n examples, the second on fewer, the third on n of which the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from fsdtool.network.tracing.recording import Event, Recording, record, tensors
 
 FEWER = 2
+FROM_EXAMPLES = "a number that is computed from the examples"
 NUMBERS = (bool, int, float, str, type(None))
 
 
@@ -74,12 +76,14 @@ class Runs:
 
     def counted(self, index: int) -> bool:
         """Whether the number of examples is in the shape of what came out of a call."""
-        first, fewer, _ = (tensors(event.value) for event in self.at(index))
-        return any(a.shape != b.shape for a, b in zip(first, fewer, strict=True))
+        first, fewer, _ = (list(tensors(event.value)) for event in self.at(index))
+        return len(first) != len(fewer) or any(a.shape != b.shape for a, b in zip(first, fewer, strict=True))
 
     def layouts(self, index: int) -> list[Layout | None]:
         """Where each tensor that came out of a call has the examples, None where none is in it."""
         a, b, c = (list(tensors(event.value)) for event in self.at(index))
+        if not len(a) == len(b) == len(c):
+            raise Refused("as many results as there are examples")
         return [self.layout(*triple) for triple in zip(a, b, c, strict=True)]
 
     def layout(self, a: Tensor, b: Tensor, c: Tensor) -> Layout | None:
@@ -98,6 +102,12 @@ class Runs:
         other = (a != c).movedim(dim, 0).flatten(1).any(1) if a.dim() > 1 else a != c
         outer = other.unflatten(0, (self.examples, factor))[1:].any()
         return Layout(dim, factor, not outer)
+
+    def refuse_data(self, index: int) -> None:
+        """Raise Refused where the data decide a plain argument of a call."""
+        first, _, changed = self.at(index)
+        if list(_plain((first.arguments, first.keywords))) != list(_plain((changed.arguments, changed.keywords))):
+            raise Refused(FROM_EXAMPLES)
 
     def number(self, a: Any, b: Any, c: Any) -> Any:
         """What a plain argument is in the options of a step.  Raises Refused where the data decide it."""
@@ -121,8 +131,21 @@ class Runs:
         if isinstance(a, torch.memory_format) and a == b:
             return {"memory_format": str(a).removeprefix("torch.")}
         if isinstance(a, NUMBERS):
-            raise Refused("a number that is computed from the examples")
+            raise Refused(FROM_EXAMPLES)
         raise Refused(f"an argument of the type {type(a).__name__}")
+
+
+def _plain(value: Any) -> Iterator[Any]:
+    """The plain values among arguments, in order."""
+    if isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _plain(part)
+    elif isinstance(value, dict):
+        yield from _plain(tuple(value.values()))
+    elif isinstance(value, slice):
+        yield from _plain((value.start, value.stop, value.step))
+    elif isinstance(value, NUMBERS):
+        yield value
 
 
 def _record(model: nn.Module, x: Tensor) -> Recording:

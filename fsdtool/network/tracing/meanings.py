@@ -39,6 +39,10 @@ class Meanings:
         stored = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
         self._stored = {id(value): names[name] for name, value in stored if name in names}
         self.buffers = {names[name] for name, _ in model.named_buffers(remove_duplicate=False) if name in names}
+        self._places: dict[int, list[int]] = {}  # of a place in memory, the ids of what is stored there
+        for _, value in stored:
+            if id(value) in self._stored and value.layout == torch.strided:
+                self._places.setdefault(value.untyped_storage().data_ptr(), []).append(id(value))
         self._known: dict[int, tuple[Any, int]] = {id(self.runs.first.x): (Signal(0), 0)}  # with the version then
 
     @property
@@ -86,6 +90,17 @@ class Meanings:
         if tensor._version == version and not _close(self.built.value(meaning.step), tensor):
             raise Refused("gives other values when it is run again")
         self._known[id(tensor)] = meaning, version
+
+    def refuse_overwriting(self, event: Event) -> None:
+        """Raise Refused where a call writes to what is stored, which then means nothing."""
+        first = next(tensors(event.arguments[:1]), None)
+        if first is None or event.after[id(first)] == event.versions[id(first)] or first.layout != torch.strided:
+            return
+        written = self._places.get(first.untyped_storage().data_ptr(), [])
+        for key in written:
+            self._known[key] = Unknown(), event.after[id(first)]
+        if written:
+            raise Refused("a weight or buffer that the model overwrites")
 
     def settle_view(self, event: Event, meanings: list[Any]) -> bool:
         """Whether what came out of a call is a parameter in another shape, which it then means."""

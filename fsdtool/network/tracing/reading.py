@@ -48,11 +48,12 @@ class Reader:
             event = events[index]
             if event.module is not None:
                 index += event.inside if self._read_module(index, event) else 0
-            elif event.spelling in DECISIONS:
-                self._note_decision(event)
-            elif event.spelling == OVERWRITES or any(True for _ in tensors(event.value)):
+            else:
                 try:
-                    self._read_function(index, event)
+                    if event.spelling in DECISIONS:
+                        self._note_decision(event)
+                    elif event.spelling == OVERWRITES or any(True for _ in tensors(event.value)):
+                        self._read_function(index, event)
                 except Refused as refused:
                     self._refuse(index, event, str(refused))
             index += 1
@@ -60,7 +61,8 @@ class Reader:
 
     def _note_decision(self, event: Event) -> None:
         meanings = self.meanings.of_arguments(event)
-        if any(isinstance(m, (Signal, Arranged)) or (isinstance(m, Fixed) and m.of_examples) for m in meanings):
+        by_data = (Signal, Arranged, Unknown)
+        if any(isinstance(m, by_data) or (isinstance(m, Fixed) and m.of_examples) for m in meanings):
             self.decisions.append(f"{event.path or 'forward'}: {event.spelling.partition('.')[2].strip('_')}")
 
     def _read_module(self, index: int, event: Event) -> bool:
@@ -75,6 +77,8 @@ class Reader:
 
     def _read_function(self, index: int, event: Event) -> None:
         meanings = self.meanings.of_arguments(event)
+        if event.spelling != OVERWRITES:
+            self.meanings.refuse_overwriting(event)
         if all(meaning is None for meaning in meanings) and not self.runs.counted(index):
             return  # a constant
         if any(isinstance(meaning, Unknown) for meaning in meanings):
@@ -84,6 +88,7 @@ class Reader:
             return
         operation, why = reader(target_of(event)), ""
         if operation is not None:
+            self.runs.refuse_data(index)
             try:
                 if self._read_operation(index, event, operation):
                     return

@@ -54,12 +54,18 @@ def record(model: nn.Module, x: Tensor) -> Recording:
 
     x is copied first: the model may write to it.
     """
+    forget(model)
     x = x.clone()
     events: list[Event] = []
     recorder = _Recorder(events)
     with recorder.modules(model), torch.no_grad(), recorder:
         value = model(x)
     return Recording(x, events, value)
+
+
+def forget(model: nn.Module) -> None:
+    """Let layers forget what they keep of their weights in eval mode: they do when they are to be trained."""
+    model.train().eval()
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

@@ -8,6 +8,8 @@ step run (`building`).  At the end the steps must give what the model gave, for 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from fsdtool.network.tracing.comparing import Untraceable, first_line
 from fsdtool.network.tracing.endings import before_link, two_logits
 from fsdtool.network.tracing.last_layer import trace_last_layer
 from fsdtool.network.tracing.reading import Reader
+from fsdtool.network.tracing.recording import forget
 from fsdtool.tasks.task import Task, task_of
 
 log = logging.getLogger("fsdtool")
@@ -71,14 +74,17 @@ def _say_probabilities(outputs: Tensor, task: Task) -> None:
 
 
 def trace_full(model: nn.Module, example: Tensor, task: str | Task = "classification", output: str = "") -> Network:
-    """The whole model as steps.  Raises Untraceable listing every call that has no place in a Graph."""
+    """The whole model as steps.
+
+    Raises Untraceable listing every call that has no place in a Graph, unless no output depends on one.
+    """
     task = task_of(task)
     with answering(model, output), torch.no_grad():
         reader = Reader(model, example)
         result = reader.read()
-        if reader.unsupported:
-            raise Untraceable(reader.unsupported)
         built = reader.built
+        if reader.unsupported and not built.is_whole(result):
+            raise Untraceable(reader.unsupported)
         result = built.in_front(result) if isinstance(result, Arranged) else result
         if not isinstance(result, Signal):
             raise Untraceable(["outputs that do not depend on the input, or on more than torch's functions"])
@@ -92,6 +98,7 @@ def trace_full(model: nn.Module, example: Tensor, task: str | Task = "classifica
             graph, {name: built.state[name].detach() for name in graph.parameter_names()}, FULL, link=link
         )
         _check(network, reader, built.value(last), example)
+        _check_other_weights(network, model, example)
     if reader.decisions:
         log.warning(
             f"the model looks at values of its data ({some(reader.decisions)}); if it decides by them what to do, it "
@@ -111,6 +118,41 @@ def _check(network: Network, reader: Reader, together: Tensor, example: Tensor) 
         raise Untraceable([f"it fails on one example: {first_line(error)}", *reader.doubts]) from error
     if not _same(alone, expected):
         raise Untraceable(["the outputs of an example depend on the others in its batch", *reader.doubts])
+
+
+def _check_other_weights(network: Network, model: nn.Module, example: Tensor) -> None:
+    """Raise Untraceable unless the graph gives what the model does when its weights are others."""
+    try:
+        with _other_weights(model) as state:
+            expected = model(example.clone())
+            found = network.graph.run({name: state[name].detach() for name in network.parameters}, example)
+    except Exception as error:  # the user's code, or torch's complaint
+        raise Untraceable([f"it fails with other weights: {first_line(error)}"]) from error
+    if not _same(LINKS[network.link](found), expected):
+        raise Untraceable(["a number or tensor that is computed from weights where no call of torch is seen"])
+
+
+@contextmanager
+def _other_weights(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Within it, the numbers stored in `model` are larger by up to a quarter, each in another way; zeros stay zeros."""
+    state = model.state_dict()
+    parts = {value.data_ptr(): value for value in state.values() if value.is_floating_point() and _is_plain(value)}
+    before = [value.clone() for value in parts.values()]
+    generator = torch.Generator().manual_seed(0)
+    try:
+        for value in parts.values():
+            value.mul_(1 + torch.rand(value.shape, generator=generator).to(value) / 4)
+        forget(model)
+        yield state
+    finally:
+        for value, old in zip(parts.values(), before, strict=True):
+            value.copy_(old)
+        forget(model)
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether each entry has its own place in memory."""
+    return value.layout == torch.strided and 0 not in (value.stride() if value.numel() > 1 else ())
 
 
 def _same(found: Tensor, expected: Tensor) -> bool:
