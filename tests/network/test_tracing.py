@@ -222,3 +222,20 @@ def test_a_part_for_each_example_is_refused():
     model = Call(lambda self, x: self.fc(torch.stack(x.unbind(0))), fc=linear(6)).eval()
     with pytest.raises(Untraceable, match="as many results as there are examples"):
         trace_full(model, torch.randn(3, 6))
+
+
+def four_at_a_time(self, x):
+    return torch.cat([self.fc(x[start : start + 4]) for start in range(0, len(x), 4)])
+
+
+FIXED = {
+    "slices": four_at_a_time,
+    "parts": lambda self, x: torch.cat([self.fc(part) for part in x.split(4)]),
+    "parts of a sequence": lambda self, x: self.fc(torch.cat(x.T.split(4, dim=1), 1).T),
+}
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_fixed_number_of_examples_is_refused(name):
+    with pytest.raises(Untraceable, match="a fixed number of examples"):
+        trace_full(Call(FIXED[name], fc=linear(6)).eval(), torch.randn(3, 6))

@@ -5,6 +5,7 @@ The first run is on n examples, the second on fewer, the third on n of which the
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from fsdtool.network.tracing.recording import Event, Recording, record, tensors
 
 FEWER = 2
 FROM_EXAMPLES = "a number that is computed from the examples"
+MOST_ROWS = 2**31  # no slice ends behind it but one of all that there are
 NUMBERS = (bool, int, float, str, type(None))
 
 
@@ -109,6 +111,15 @@ class Runs:
         if list(_plain((first.arguments, first.keywords))) != list(_plain((changed.arguments, changed.keywords))):
             raise Refused(FROM_EXAMPLES)
 
+    def refuse_fixed_rows(self, index: int, layout: Layout) -> None:
+        """Raise Refused where a slice or split of a tensor at `layout` is of a fixed number of examples.
+
+        It is all of the few, as of a model that takes them 64 at a time, and not of more.
+        """
+        first, fewer, _ = (_rows(event, layout.dim) for event in self.at(index))
+        if first is not None and first == fewer and first <= MOST_ROWS:
+            raise Refused("a fixed number of examples")
+
     def number(self, a: Any, b: Any, c: Any) -> Any:
         """What a plain argument is in the options of a step.  Raises Refused where the data decide it."""
         if isinstance(a, np.generic):
@@ -133,6 +144,22 @@ class Runs:
         if isinstance(a, NUMBERS):
             raise Refused(FROM_EXAMPLES)
         raise Refused(f"an argument of the type {type(a).__name__}")
+
+
+def _rows(event: Event, dim: int) -> int | None:
+    """Where a slice along `dim` ends, or how long the parts of a split are; None for what is none."""
+    given = event.arguments[1:]
+    if event.spelling == "Tensor.__getitem__":
+        entries = given[0] if isinstance(given[0], tuple) else given
+        before = itertools.takewhile(lambda entry: entry is not ..., (entry for entry in entries if entry is not None))
+        entry = next(itertools.islice(before, dim, None), None)
+        rows = entry.stop if isinstance(entry, slice) else None
+    elif event.spelling.endswith(".split"):
+        along = event.keywords.get("dim", given[1] if len(given) > 1 else 0)
+        rows = given[0] if given and along == dim else None
+    else:
+        rows = None
+    return rows if isinstance(rows, int) and rows >= 0 else None
 
 
 def _plain(value: Any) -> Iterator[Any]:

@@ -127,7 +127,10 @@ class Reader:
         if not functions.is_known(spelt):
             raise Refused(why)
         arguments = Arguments(self.meanings, index)
-        layouts = [layout_of(self.meanings.of(event.arguments[0], event))] if overwrites else self.runs.layouts(index)
+        given = layout_of(self.meanings.of(event.arguments[0], event)) if event.arguments else None
+        layouts = [given] if overwrites else self.runs.layouts(index)
+        if given is not None:
+            self.runs.refuse_fixed_rows(index, given)
         for item, (tensor, layout) in enumerate(zip(tensors(changed(event)), layouts, strict=True)):
             options = arguments.options(spelt, layout, item if isinstance(event.value, (tuple, list)) else None)
             name = name_of(event)
