@@ -7,6 +7,7 @@ shapes that they say.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import h5py
@@ -22,6 +23,8 @@ from fsdtool.util.fields import is_whole
 # A graph may have this many units, or so many for each byte of the file: every gate takes bytes in it.
 FEW_UNITS, UNITS_PER_BYTE = 2**24, 64
 FEW_WEIGHTS = 2**26
+# A function may make so many numbers for each that it says or reads, and a few; an argument may be of each dimension.
+GROWTH, FEW_NUMBERS, MOST_DIMENSIONS = 64, 2**20, 3
 LARGEST_SHAPE = 2**48  # numbers in one entry of a state_dict, far beyond any
 # What torch raises on steps whose options or shapes do not fit together.
 MISFIT = (
@@ -85,10 +88,37 @@ def _check_runs(file: h5py.File, graph: Graph, named: dict[str, tuple[int, ...]]
             raise hdf5.unusable(file, f"its network gives {len(signals[-1])} rows of outputs for {examples} examples")
 
 
+def _check_growth(step: Step, inputs: list[Tensor], parameters: dict[str, Tensor]) -> None:
+    """Raise ValueError for a function that makes far more numbers than the step says, before it takes their memory.
+
+    Only what its arguments let one suspect is computed without memory: torch's first such call takes a second.
+    """
+    if step.kind != FUNCTION:
+        return
+    given = [value for key in ("arguments", "keywords") for value in _numbers(step.options.get(key))]
+    most = GROWTH * (step.units + sum(value.numel() for value in inputs) + FEW_NUMBERS)
+    if math.prod(max(1.0, abs(value)) for value in given) ** MOST_DIMENSIONS <= most:
+        return
+    with torch.device("meta"):
+        made = step.apply([value.to("meta") for value in inputs], {k: v.to("meta") for k, v in parameters.items()})
+    if made.numel() > most:
+        raise ValueError(f"it makes {made.numel():,} numbers")
+
+
+def _numbers(value: object) -> list[float]:
+    """The numbers in JSON values."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [number for part in value for number in _numbers(part)]
+    return [float(value)] if isinstance(value, (int, float)) else []
+
+
 def _try(file: h5py.File, step: Step, inputs: list[Tensor], parameters: dict[str, Tensor]) -> Tensor:
     """The output of a step, the options of which the file made up.  Raises SummaryError where it does not fit."""
     try:
         with torch.no_grad():
+            _check_growth(step, inputs, parameters)
             output = step.apply(inputs, parameters)
     except MISFIT as error:
         raise hdf5.unusable(

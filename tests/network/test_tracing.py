@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fsdtool.errors import FsdtoolError
+from fsdtool.errors import FsdtoolError, SummaryError
 from fsdtool.network.graph import Graph
 from fsdtool.network.traced import FULL, LAST_LAYER
 from fsdtool.network.tracing.comparing import Untraceable
@@ -131,14 +131,56 @@ def test_a_constant_that_is_none_is_no_traceback(change):
         Graph.from_json(steps)
 
 
-def test_a_summary_loads_though_a_function_refuses_no_examples(tmp_path):
-    model = nn.Sequential(nn.Conv2d(4, 2, 3), nn.InstanceNorm2d(2, affine=True), nn.Flatten(), linear(72)).eval()
-    network = trace(model, torch.randn(3, 4, 8, 8))
+def written(path, steps, model):
+    """A file with nothing but this network."""
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
-    with h5py.File(tmp_path / "x.h5", "w") as file:
-        for name, content in {"graph": network.graph.to_json(), "shapes": shapes}.items():
+    with h5py.File(path, "w") as file:
+        for name, content in {"graph": steps, "shapes": shapes}.items():
             file[f"model/{name}"] = np.frombuffer(json.dumps(content).encode(), np.uint8)
-        assert read_network(file)[0].parameter_names() == network.graph.parameter_names()
+    return path
+
+
+LOADING = {
+    "a function that refuses no examples": lambda: nn.Sequential(
+        nn.Conv2d(4, 2, 3), nn.InstanceNorm2d(2, affine=True), nn.Flatten(), linear(72)
+    ),
+    "a stored table of indices": lambda: Call(
+        lambda self, x: self.fc(x[:, self.order].flatten(1)), order=torch.tensor([2, 0]), fc=linear(128)
+    ),
+    "stored flags": lambda: Call(
+        lambda self, x: self.fc(x.flatten(1).masked_fill(self.out, 0.0)), out=torch.rand(256) > 0.5, fc=linear(256)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOADING)
+def test_a_network_can_be_read_from_its_file(name, tmp_path):
+    model = LOADING[name]().eval()
+    network = trace(model, torch.randn(3, 4, 8, 8))
+    with h5py.File(written(tmp_path / "x.h5", network.graph.to_json(), model)) as file:
+        graph, _ = read_network(file)
+    x = torch.randn(5, 4, 8, 8)
+    assert torch.allclose(graph.run(network.parameters, x), model(x), atol=1e-5)
+
+
+HUGE = {
+    "zeros": ("torch.zeros", [10**6, 10**5]),
+    "ones for each example": ("torch.ones", [{"batch": 10**11}]),
+    "range": ("torch.arange", [1e11]),
+    "repeated": ("Tensor.repeat", [{"input": 0}, 10**6, 10**5]),
+    "padded": ("F.pad", [{"input": 0}, [10**11, 0]]),
+    "square": ("torch.eye", [300_000]),
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_a_function_that_would_take_all_memory_is_refused_before(name, tmp_path):
+    model = Call(lambda self, x: self.fc(x * x.sin()), fc=linear(6)).eval()
+    steps = json.loads(json.dumps(trace(model, torch.randn(3, 6)).graph.to_json()))
+    step = next(step for step in steps if step["operation"] == "function")
+    step["options"]["function"], step["options"]["arguments"] = HUGE[name]
+    with h5py.File(written(tmp_path / "x.h5", steps, model)) as file, pytest.raises(SummaryError, match="it makes"):
+        read_network(file)
 
 
 def clamped(self, x):

@@ -37,6 +37,8 @@ class Meanings:
         self.built = Builder(x, model.state_dict())
         names = canonical_names(model)
         stored = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+        # A summary knows the shapes of what is stored, all of floating point: tables of indices and flags are constants.
+        stored = tuple((name, value) for name, value in stored if value.is_floating_point())
         self._stored = {id(value): names[name] for name, value in stored if name in names}
         self.buffers = {names[name] for name, _ in model.named_buffers(remove_duplicate=False) if name in names}
         self._places: dict[int, list[int]] = {}  # of a place in memory, the ids of what is stored there
