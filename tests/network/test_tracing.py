@@ -281,3 +281,12 @@ FIXED = {
 def test_a_fixed_number_of_examples_is_refused(name):
     with pytest.raises(Untraceable, match="a fixed number of examples"):
         trace_full(Call(FIXED[name], fc=linear(6)).eval(), torch.randn(3, 6))
+
+
+def test_a_detached_weight_has_no_gradient():
+    model = Call(lambda self, x: F.linear(self.a(x), self.fc.weight.detach()), a=linear(6, 6), fc=linear(6)).eval()
+    network = trace(model, torch.randn(3, 6), task="regression")
+    weights = {name: value.clone().requires_grad_() for name, value in network.parameters.items()}
+    network.graph.run(weights, torch.randn(4, 6)).sum().backward()
+    assert weights["fc.weight"].grad is None
+    assert weights["a.weight"].grad.any()

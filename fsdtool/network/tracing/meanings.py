@@ -20,6 +20,7 @@ from fsdtool.network.tracing.recording import Event, tensors
 
 CLOSE = 1e-3  # of the largest value: between a step and the call that it was read from
 OVERWRITES = "Tensor.__setitem__"
+WITHOUT_GRADIENT = ("Tensor.detach", "torch.detach", "Tensor.data")
 
 
 class Unknown:
@@ -37,7 +38,7 @@ class Meanings:
         self.built = Builder(x, model.state_dict())
         names = canonical_names(model)
         stored = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-        # A summary knows the shapes of what is stored, all of floating point: tables of indices and flags are constants.
+        # A summary knows no dtypes of what is stored: tables of indices and flags are constants.
         stored = tuple((name, value) for name, value in stored if value.is_floating_point())
         self._stored = {id(value): names[name] for name, value in stored if name in names}
         self.buffers = {names[name] for name, _ in model.named_buffers(remove_duplicate=False) if name in names}
@@ -108,6 +109,8 @@ class Meanings:
         """Whether what came out of a call is a parameter in another shape, which it then means."""
         value, found = event.value, [meaning for meaning in meanings if meaning is not None]
         if len(found) != 1 or not isinstance(found[0], Parameter) or not isinstance(value, Tensor):
+            return False
+        if event.spelling in WITHOUT_GRADIENT:
             return False
         stored = self.built.state[found[0].name]
         same_place = value.data_ptr() == stored.data_ptr() and value.numel() == stored.numel()
