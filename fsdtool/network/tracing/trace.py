@@ -27,6 +27,7 @@ from fsdtool.network.tracing.recording import forget
 from fsdtool.tasks.task import Task, task_of
 
 log = logging.getLogger("fsdtool")
+CLOSE = 1e-3  # between what the steps give and what the model does
 
 
 def trace(model: nn.Module, example: Tensor, *, task: str | Task = "classification", output: str = "") -> Network:
@@ -128,7 +129,7 @@ def _check_other_weights(network: Network, model: nn.Module, example: Tensor) ->
             found = network.graph.run({name: state[name].detach() for name in network.parameters}, example)
     except Exception as error:  # the user's code, or torch's complaint
         raise Untraceable([f"it fails with other weights: {first_line(error)}"]) from error
-    if not _same(LINKS[network.link](found), expected):
+    if not _same(LINKS[network.link](found), expected, 10 * CLOSE):  # weights of no training may magnify rounding
         raise Untraceable(["a number or tensor that is computed from weights where no call of torch is seen"])
 
 
@@ -155,8 +156,8 @@ def _is_plain(value: Tensor) -> bool:
     return value.layout == torch.strided and 0 not in (value.stride() if value.numel() > 1 else ())
 
 
-def _same(found: Tensor, expected: Tensor) -> bool:
+def _same(found: Tensor, expected: Tensor, close: float = CLOSE) -> bool:
     finite = expected[torch.isfinite(expected)].abs()
     scale = float(finite.max()) if finite.numel() and finite.any() else 1.0
     alike = found.shape == expected.shape
-    return alike and torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)
+    return alike and torch.allclose(found, expected, rtol=close, atol=close / 10 * scale, equal_nan=True)
