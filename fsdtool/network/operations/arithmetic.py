@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fsdtool.network.operations.base import AFFINE, Operation, Options, Parameters, Step, VectorMap
-from fsdtool.network.operations.calls import Call, Parameter, Parts, Signal
+from fsdtool.network.operations.calls import Call, Computed, Parameter, Signal
 
 _NO_NUMBER = "arithmetic with a tensor that is not in the state_dict"
 
@@ -128,21 +128,18 @@ class Concatenate(Operation):
     @classmethod
     def read(cls, call: Call) -> Any:
         tensors = call.arguments[0] if call.arguments else call.keywords["tensors"]
-        if isinstance(tensors, Parts):
-            sources: list[Signal | None] = [
-                call.add("slice", tensors.source, options=options) for options in tensors.slices
-            ]
-        elif isinstance(tensors, (tuple, list)):
-            sources = [tensor if isinstance(tensor, Signal) else None for tensor in tensors]
-        else:
+        if not isinstance(tensors, (tuple, list)):
             return call.other()
-        signals = [source for source in sources if source is not None]
+        sources = [tensor for tensor in tensors if not _is_empty(tensor)]  # as a cache is that holds nothing yet
+        signals = [source for source in sources if isinstance(source, Signal)]
         if not signals:
             return call.other()
         given, rank = call.given(("dim",)), call.value.dim()
         dim = given.get("dim", given.get("axis", 0))
         if len(signals) < len(sources) or dim % rank == 0:
             return call.refuse("concatenation with something that is no signal, or along the batch")
+        if len(signals) == 1:
+            return signals[0]
         return call.add("concatenate", *signals, options={"dim": dim % rank})
 
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
@@ -168,6 +165,10 @@ class Reduce(Operation):
 
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
         return getattr(inputs[0], self.name)(options["dim"], options["keepdim"])
+
+
+def _is_empty(tensor: Any) -> bool:
+    return isinstance(tensor, Computed) and tensor.tensor.numel() == 0
 
 
 def _signals(call: Call) -> tuple[Signal | None, Signal | None]:
