@@ -12,7 +12,9 @@ Damping: lambda = delta * (mean eigenvalue of the block), delta = 1, the mean fr
 
 A direction is worth keeping for what it is expected to contribute to an influence: E[g^2] / (E[g^2] + lambda) per
 entry g of the projected gradient, summed over the other side, with E[g^2] from the Kronecker factors.  Every direction
-kept costs one number per record, so the greatest contributions are taken until the budget is spent.
+kept costs one number per record, so the greatest contributions are taken until the budget is spent.  A vector of
+parameters (a norm's, a position embedding) that would get one direction alone gets none: it is flat then, and records
+leave it out.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from fsdtool.curvature.sources import SIMULATED
 from fsdtool.network.per_example_gradients import (
     Block,
     LayerIO,
+    VectorBlock,
     gradient,
     project,
     sampled_layer_io,
@@ -40,16 +43,18 @@ from fsdtool.statistics.merging import Sums
 # delta.  With 1 the datamodeling score of `influence_lds.py` (tests/benchmarks) is .267, and .268 with the rule of
 # kronfluence.
 DAMPING_FACTOR = 1.0
+SCALE_NUMBERS = 2  # that the scale of a vector's record takes in the budget of directions
 POSITIONS = 16  # per example, for the eigenbases; neighbouring positions say nearly the same
 
 
 @dataclass(frozen=True)
 class BlockCurvature:
-    """One weight's curvature, kept in its leading directions.
+    """One block's curvature, kept in its leading directions.
 
-    input_basis U_A (d_in, ka) and output_basis U_S (d_out, ks) orthonormal, eigenvalues (ks, ka), all float32;
-    mean_eigenvalue the trace of the whole block over its size.  source: 'simulated' (pseudo-samples) or 'measured'
-    (the training data).  damping_factor: delta, in mean eigenvalues.
+    weight, bias: its weight and the bias that goes with it; of a vector its first parameter and None.  input_basis U_A
+    (d_in, ka) and output_basis U_S (d_out, ks) orthonormal, eigenvalues (ks, ka), all float32; mean_eigenvalue the
+    trace of the whole block over its size.  source: 'simulated' (pseudo-samples) or 'measured' (the training data).
+    damping_factor: delta, in mean eigenvalues.  others: the rest of a vector's parameters.
     """
 
     weight: str
@@ -60,6 +65,12 @@ class BlockCurvature:
     mean_eigenvalue: float
     source: str = SIMULATED
     damping_factor: float = DAMPING_FACTOR
+    others: tuple[str, ...] = ()
+
+    @property
+    def recorded(self) -> bool:
+        """Whether records hold gradients of it: a vector may have no direction."""
+        return self.eigenvalues.numel() > 0
 
     @property
     def damping_value(self) -> float:
@@ -126,19 +137,29 @@ def eigenbases(
         for block in found:
             sums[block.weight].update(*sampled_layer_io(block, uses, POSITIONS, choice), weight)
     axes = [(sums[block.weight].s.axis(seed), sums[block.weight].a.axis(seed)) for block in found]
-    return [
-        EigenvalueSums(block, *pair, *widths)
-        for block, pair, widths in zip(found, axes, allot(axes, numbers), strict=True)
-    ]
+    kept = allot(axes, numbers, [i for i, block in enumerate(found) if isinstance(block, VectorBlock)])
+    return [EigenvalueSums(block, *pair, *widths) for block, pair, widths in zip(found, axes, kept, strict=True)]
 
 
-def allot(axes: list[tuple[Axis, Axis]], numbers: int | None) -> list[tuple[int, int]]:
+def allot(axes: list[tuple[Axis, Axis]], numbers: int | None, vectors: Sequence[int] = ()) -> list[tuple[int, int]]:
     """How many leading directions (ks, ka) of each block to keep: `numbers` in all, at least one of each side.
 
-    axes: of each block those of S and of A.  numbers: None keeps all.
+    axes: of each block those of S and of A.  numbers: None keeps all.  vectors: which blocks are vectors; of one that
+    would get one direction none is kept, (0, 1), and what it would cost goes to the others.
     """
     if numbers is None:
         return [(len(s.values), len(a.values)) for s, a in axes]
+    found = dict(enumerate(_greatest(axes, numbers - SCALE_NUMBERS * len(vectors))))
+    dropped = [i for i in vectors if found[i][0] == 1]
+    if not dropped:
+        return list(found.values())
+    rest = [i for i in found if i not in dropped]
+    again = _greatest([axes[i] for i in rest], numbers - SCALE_NUMBERS * (len(vectors) - len(dropped)))
+    return [dict(zip(rest, again, strict=True)).get(i, (0, 1)) for i in found]
+
+
+def _greatest(axes: list[tuple[Axis, Axis]], numbers: int) -> list[tuple[int, int]]:
+    """The directions (ks, ka) of each block that contribute most, `numbers` in all, at least one of each side."""
     gains, owners = [], []
     for i, (s, a) in enumerate(axes):
         product = torch.outer(s.values, a.values)
@@ -217,7 +238,8 @@ class EigenvalueSums(Sums):
         """Eigenvalues in the kept directions, and the mean of all."""
         count = float(self.count)
         mean, eigenvalues = float(self.trace) / count / self.block.size, self.sum / count
-        return BlockCurvature(self.block.weight, self.block.bias, self.u_a, self.u_s, eigenvalues, mean, source)
+        bias, others = self.block.bias, self.block.others
+        return BlockCurvature(self.block.weight, bias, self.u_a, self.u_s, eigenvalues, mean, source, others=others)
 
     def complete(self, source: str) -> BlockCurvature:
         """As `finalize`, in every direction that was found.

@@ -96,22 +96,14 @@ class GaussNewton:
 
     def named(self, vectors: Vectors) -> dict[str, Tensor]:
         """The vectors (..., d_out, d_in) as weights and biases by name (..., *shape)."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for block, v in zip(self.blocks, vectors, strict=True):
-            weight = v if block.bias is None else v[..., :-1]
-            found[block.weight] = weight.reshape(*v.shape[:-2], *self.parameters[block.weight].shape)
-            if block.bias is not None:
-                found[block.bias] = v[..., -1]
+            found |= block.split(v, self.parameters)
         return found
 
     def matrices(self, named: dict[str, Tensor], leading: int) -> Vectors:
         """The inverse of `named`, for tensors with `leading` dimensions in front."""
-        found = []
-        for block in self.blocks:
-            weight = named[block.weight].flatten(leading + 1)
-            bias = [] if block.bias is None else [named[block.bias][..., None]]
-            found.append(torch.cat([weight, *bias], -1))
-        return found
+        return [block.join(named, leading) for block in self.blocks]
 
     def product(self, vectors: Vectors) -> Vectors:
         """G v of each of the vectors (Q, d_out, d_in)."""

@@ -38,7 +38,10 @@ class DrawnGradients:
 
 
 def measured_sums(sample: Sample, draw: DrawnGradients, numbers: int, seed: int) -> list[EigenvalueSums]:
-    """The `numbers` best directions of the sample's gradients, with the eigenvalues on that sample."""
+    """The `numbers` best directions of the sample's gradients, with the eigenvalues on that sample.
+
+    Blocks that have none are not among them.
+    """
 
     def batches() -> Iterator[tuple[dict[int, LayerIO], float]]:
         compute = undrawn(draw.generator, lambda rows: (draw(sample[rows].inputs), 1.0))
@@ -46,6 +49,7 @@ def measured_sums(sample: Sample, draw: DrawnGradients, numbers: int, seed: int)
 
     found = blocks(sample.graph, sample.parameters)
     sums = eigenbases(found, batches(), numbers=numbers, seed=seed, device=sample.device)
+    sums = [block_sums for block_sums in sums if block_sums.sum.numel()]
     for uses, weight in batches():
         for block_sums in sums:
             block_sums.update(uses, weight)

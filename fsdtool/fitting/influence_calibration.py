@@ -68,7 +68,8 @@ def calibrate_influence(
     or their gradients are zero.
     """
     graph, parameters, task = sample.graph, sample.parameters, sample.task
-    found = blocks(graph, parameters)
+    by_weight = {block.weight: block for block in blocks(graph, parameters)}
+    found = [by_weight[c.weight] for c in exact]
     each = sum(c.eigenvalues.numel() for c in exact) + sum(b.size for b in found if not has_rank_one(b, graph))
     chosen = _choose(sample, min(max(NUMBERS // each, FEWEST), EXAMPLES))
     if len(chosen) < 3:
@@ -101,12 +102,14 @@ def _choose(sample: Sample, most: int) -> Sample:
 
 
 def _sides(block: Block, kept: BlockCurvature, exact: BlockCurvature, uses: dict[int, LayerIO]) -> _Sides:
-    recorded = factors(block, kept, uses)
-    output, inputs = recorded.part(slice(None))
+    whole = project(block, uses, exact.output_basis, exact.input_basis)
+    if kept.recorded:
+        output, inputs = factors(block, kept, uses).part(slice(None))
+    else:
+        output, inputs = whole[:, :0, 0], whole[:, 0, :1]
     parts: tuple[Tensor, ...] = ()
     if exact.damped_rest is not None:
         parts = vectors(block, uses) or (gradient(block, uses).flatten(1),)
-    whole = project(block, uses, exact.output_basis, exact.input_basis)
     return _Sides(whole, output[:, :, None] * inputs[:, None, :], parts)
 
 

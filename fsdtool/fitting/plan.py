@@ -24,7 +24,7 @@ from fsdtool.fitting.record_curvature import RecordCurvature, measured_direction
 from fsdtool.influence.gradient_records import numbers_within
 from fsdtool.mislabel.earlier_checkpoints import layers_each
 from fsdtool.mislabel.features import MOST_LAYERS, choose_layers
-from fsdtool.network.per_example_gradients import blocks
+from fsdtool.network.per_example_gradients import VectorBlock, blocks
 from fsdtool.network.traced import Network
 from fsdtool.statistics.accumulators import principal_basis
 from fsdtool.statistics.anchors import ANCHORS_SHARE, AnchorPlan, anchor_count
@@ -110,7 +110,7 @@ def make_plan(
         assignment=assignment,
         basis=basis,
         anchors=anchors,
-        directions=found.kept if choices.records else (),
+        directions=[c for c in found.kept if c.recorded] if choices.records else (),
         measured=found.measured,
         watched=watched_layers(network),
         watched_before=watched_layers(network, layers_each(earlier)),
@@ -147,7 +147,9 @@ def _directions(
     sample: Sample, draw: DrawnGradients, empty: StatisticsSums, choices: Choices, ids: np.ndarray
 ) -> RecordCurvature:
     """Those of the records, which a measured curvature has without records too."""
-    numbers = numbers_within(choices.record_bytes, len(blocks(sample.graph, sample.parameters)))
+    found = blocks(sample.graph, sample.parameters)
+    matrices = sum(not isinstance(block, VectorBlock) for block in found)
+    numbers = numbers_within(choices.record_bytes, matrices)
     if choices.curvature == MEASURED:
         return measured_directions(sample, draw, numbers, choices.seed)
     if choices.records:

@@ -18,7 +18,7 @@ from fsdtool.model.checkpoint import Checkpoint, apply_checkpoint, with_plain_we
 from fsdtool.model.computed_weights import computed_weights
 from fsdtool.network.frozen import check_trained, frozen_names
 from fsdtool.network.logits import AS_TWO, answer_with, say_link
-from fsdtool.network.per_example_gradients import parameters_without_block
+from fsdtool.network.per_example_gradients import blocks, parameters_without_block
 from fsdtool.network.traced import FULL, Network
 from fsdtool.network.tracing.trace import trace
 from fsdtool.tasks.task import task_of
@@ -105,6 +105,6 @@ def _say_coverage(network: Network) -> None:
     still = [name for name in network.graph.parameter_names() if name in network.graph.frozen]
     if still:
         log.info(f"influence leaves out {len(still)} frozen parameters, '{still[0]}' first")
-    omitted = parameters_without_block(network.graph, network.parameters)
+    omitted = parameters_without_block(network.graph, blocks(network.graph, network.parameters))
     if omitted:
-        log.info(f"influence leaves out {len(omitted)} parameters of batch norm and the like, '{omitted[0]}' first")
+        log.info(f"influence leaves out {len(omitted)} parameters, '{omitted[0]}' first")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fsdtool.curvature.ekfac import BlockCurvature
 from fsdtool.data.layout import fit_layout
 from fsdtool.data.repeatability import check_data
 from fsdtool.data.source import Batch, DataSource
@@ -74,6 +75,10 @@ class Examples:
         self.task, self.device, self.noun = summary.task, device, noun
         self.graph, self.parameters = self.network.graph, self.network.parameters
         self.blocks: dict[str, Block] = {block.weight: block for block in blocks(self.graph, self.parameters)}
+
+    def restrict(self, curvatures: Sequence[BlockCurvature]) -> None:
+        """Gradients are of these weights alone; summaries from before there were vectors know none of them."""
+        self.blocks = {c.weight: self.blocks[c.weight] for c in curvatures}
 
     def __len__(self) -> int:
         return len(self.source)

@@ -70,7 +70,10 @@ def self_influence(read: Read, curvatures: Sequence[BlockCurvature], examples: i
 
 
 def numbers_within(record_bytes: int, weights: int) -> int:
-    """How many factor entries `record_bytes` per example leave for a network of so many weights."""
+    """How many factor entries `record_bytes` per example leave for a network of so many weights.
+
+    What the scales of vectors take is counted where directions are allotted (fsdtool.curvature.ekfac).
+    """
     return max((record_bytes - SCALE_BYTES * weights) // FACTOR_BYTES, 0)
 
 

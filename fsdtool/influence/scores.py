@@ -117,6 +117,7 @@ def influence(
     _check_arguments(summary, misclassified, solver, data, matrix)
     candidates, used = _candidates(summary, data, model, device, batch_size, damping_factor)
     explained = Examples(summary, queries, model=model, device=device, noun="query")
+    explained.restrict(used)
     asked = ask(summary, explained, misclassified, batch_size)
     asked = asked.of_mean() if mean else asked
     whole = ConjugateGradients(_gauss_newton(summary, explained), used) if solver == CG else None
@@ -299,6 +300,7 @@ def _streamed(
 ) -> tuple[Streamed, list[BlockCurvature]]:
     examples = Examples(summary, data, model=model, device=device, noun="training")
     used = _damped(whole_curvature(summary, device), damping_factor)
+    examples.restrict(used)
     return Streamed(summary, examples, used, batch_size), used
 
 
@@ -310,7 +312,7 @@ def _damped(curvatures: list[BlockCurvature], factor: float) -> list[BlockCurvat
 
 
 def _say_coverage(examples: Examples, used: list[BlockCurvature]) -> None:
-    omitted = parameters_without_block(examples.graph, examples.parameters)
+    omitted = parameters_without_block(examples.graph, examples.blocks.values())
     without = f", without {len(omitted)} parameters such as '{omitted[0]}'" if omitted else ""
     still = [name for name in examples.graph.parameter_names() if name in examples.graph.frozen]
     without += f", without {len(still)} frozen ones such as '{still[0]}'" if still else ""

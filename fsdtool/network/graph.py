@@ -19,7 +19,7 @@ from torch import Tensor
 from fsdtool.errors import FsdtoolError
 from fsdtool.network import operations
 from fsdtool.network.operations.base import ACTIVATION, AFFINE, INPUT, Gated, Options, Parameters, Step
-from fsdtool.network.operations.weighted import Weighted
+from fsdtool.network.operations.weighted import Parametric, Weighted
 from fsdtool.util.fields import is_whole
 
 GateRule = Callable[[Step, Tensor], Tensor]
@@ -60,6 +60,23 @@ class Graph:
         biases = {weight: {self.steps[i].parameters.get("bias") for i in steps} for weight, steps in uses.items()}
         shared = {weight: found.pop() if len(found) == 1 else None for weight, found in biases.items()}
         return {w: (steps, None if shared[w] in self.frozen else shared[w]) for w, steps in uses.items()}
+
+    def vector_uses(self) -> dict[str, tuple[int, ...]]:
+        """Each trained parameter whose gradients are vectors, in order of first use, and its steps.
+
+        Not one of weighted steps' weights and the biases that go with them, nor one that a step uses in another way.
+        """
+        matrices = self.weight_uses()
+        others = {name for weight, (_, bias) in matrices.items() for name in (weight, bias)} | self.frozen
+        uses: dict[str, list[int]] = {}
+        for i, step in enumerate(self.steps):
+            vectors = step.definition.vector_roles(step) if isinstance(step.definition, Parametric) else ()
+            for role, name in step.parameters.items():
+                if role in vectors:
+                    uses.setdefault(name, []).append(i)
+                else:
+                    others.add(name)
+        return {name: tuple(dict.fromkeys(steps)) for name, steps in uses.items() if name not in others}
 
     def parameter_names(self) -> list[str]:
         """Every parameter and buffer that a step reads, in order of first use."""

@@ -5,38 +5,63 @@ An affine layer y = W a + b used at positions p (pixels, tokens, or one) has the
 d_out outputs and d_in inputs per output, plus one for the bias.  A weight used at several places of the network sums
 over its uses.  Projected on bases U_S (d_out, ks) and U_A (d_in, ka): U_S^T G U_A = sum_p (U_S^T b_p) (U_A^T [a_p;
 1])^T.
+
+Parameters that are no matrix (norms, position embeddings, class tokens) are vectors: their G = g 1 (n, 1) has b = g,
+the gradient of one example itself, and a = 1.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from fsdtool.network.graph import GateRule, Graph, Observer, Parameters, Step
-from fsdtool.network.operations.weighted import Block, LayerIO, Weighted, weighted
+from fsdtool.network.operations.weighted import Block, LayerIO, VectorBlock, Weighted, parametric, weighted
 
 GRADIENT_NUMBERS = 2**24  # of gradients formed whole at once
 PAIRING = 1.0  # cost of a multiplication between pairs of positions, in those that form a gradient
+FEW_NUMBERS = 2**14  # of a vector that is longer than the outputs of its steps
+MOST_NUMBERS = 2**18  # of any vector: that of the position embedding of a ViT-L has 2^17.6
 UNFOLDING = 3.0  # cost of a multiplication on unfolded patches, in those of a convolution (measured, CPU)
 
 
 def blocks(graph: Graph, parameters: Parameters) -> list[Block]:
-    """The trained weights of the graph, in order of first use."""
-    found = []
+    """The trained parameters of the graph: weights in order of first use, then vectors in theirs.
+
+    parameters: of which the shapes count.
+    """
+    found: list[Block] = []
     for weight, (steps, bias) in graph.weight_uses().items():
         shape = parameters[weight].shape
         d_in = math.prod(shape[1:]) + (bias is not None)
         found.append(Block(weight, bias, tuple(steps), shape[0], d_in, tuple(shape[2:])))
-    return found
+    return found + _vector_blocks(graph, parameters)
 
 
-def parameters_without_block(graph: Graph, parameters: Parameters) -> list[str]:
-    """Trained parameters that no block covers: those of batch norm, scales by hand, several biases of one weight."""
-    covered = {name for b in blocks(graph, parameters) for name in (b.weight, b.bias)} | graph.frozen
+def _vector_blocks(graph: Graph, parameters: Parameters) -> list[Block]:
+    """Parameters that the same steps use are one block, as scale and shift of a norm."""
+    together: dict[tuple[int, ...], list[str]] = {}
+    for name, steps in graph.vector_uses().items():
+        units = max(graph.steps[i].units for i in steps)
+        if 0 < parameters[name].numel() <= min(max(units, FEW_NUMBERS), MOST_NUMBERS):
+            together.setdefault(steps, []).append(name)
+    return [
+        VectorBlock(names[0], None, steps, sum(parameters[name].numel() for name in names), 1, others=tuple(names[1:]))
+        for steps, names in together.items()
+    ]
+
+
+def parameters_without_block(graph: Graph, found: Iterable[Block]) -> list[str]:
+    """Trained parameters that none of these blocks covers.
+
+    No block covers very long vectors, and parameters of functions that have the examples elsewhere than in front, as
+    some recurrent nets do.
+    """
+    covered = {name for b in found for name in b.names} | graph.frozen
     trained = [
         name for step in graph.steps for role, name in step.parameters.items() if role not in step.definition.buffers
     ]
@@ -57,17 +82,18 @@ def capture(
     `output_gradient(logits)` gives the gradient at the outputs (batch, O).  `observe(step, inputs, output)`
     sees every step, outside the gradient's graph.  Weight gradients are never formed.
     """
-    seen: dict[int, tuple[Step, Tensor, Tensor]] = {}
+    seen: dict[int, tuple[Step, list[Tensor], Tensor]] = {}
+    vectors_of = {graph.steps[i].name for steps in graph.vector_uses().values() for i in steps}
     index = {step.name: i for i, step in enumerate(graph.steps)}
 
     def watch(step: Step, inputs: list[Tensor], output: Tensor) -> Tensor | None:
         if observe is not None:
             with torch.no_grad():
                 observe(step, [a.detach() for a in inputs], output.detach())
-        if not isinstance(step.definition, Weighted):
+        if not isinstance(step.definition, Weighted) and step.name not in vectors_of:
             return None
         output = output if output.requires_grad else output.requires_grad_()
-        seen[index[step.name]] = (step, inputs[0].detach(), output)
+        seen[index[step.name]] = (step, [a.detach() for a in inputs], output)
         return output
 
     with torch.enable_grad():
@@ -76,17 +102,24 @@ def capture(
         # of a scalar: for a vector torch first imports its symbolic shapes, which takes half a second
         inner = (logits * output_gradient(logits.detach())).sum()
         gradients = torch.autograd.grad(inner, outputs)
-    uses = {i: LayerIO(step, a, gradient) for (i, (step, a, _)), gradient in zip(seen.items(), gradients, strict=True)}
+    uses = {
+        i: LayerIO(step, inputs[0], gradient, tuple(inputs[1:]), step.roles(parameters))
+        for (i, (step, inputs, _)), gradient in zip(seen.items(), gradients, strict=True)
+    }
     return logits.detach(), uses
 
 
 def project(block: Block, uses: dict[int, LayerIO], u_s: Tensor, u_a: Tensor) -> Tensor:
     """U_S^T G U_A (batch, ks, ka) of every example for bases `u_s` (d_out, ks) and `u_a` (d_in, ka)."""
+    if isinstance(block, VectorBlock):
+        return (_vector(block, uses) @ u_s)[:, :, None] * u_a[0]
     return functools.reduce(torch.add, (_project(block, uses[i], u_s, u_a) for i in block.steps))
 
 
 def gradient(block: Block, uses: dict[int, LayerIO]) -> Tensor:
     """G (batch, d_out, d_in) of every example."""
+    if isinstance(block, VectorBlock):
+        return _vector(block, uses)[:, :, None]
     return functools.reduce(torch.add, (weighted(uses[i].step).gradient(block, uses[i]) for i in block.steps))
 
 
@@ -106,6 +139,9 @@ def squared_norms(block: Block, uses: dict[int, LayerIO]) -> Tensor:
 
 def vectors(block: Block, uses: dict[int, LayerIO]) -> tuple[Tensor, Tensor] | None:
     """b (batch, d_out) and [a; 1] (batch, d_in) of G = b [a; 1]^T; None where G is a sum of them."""
+    if isinstance(block, VectorBlock):
+        g = _vector(block, uses)
+        return g, g.new_ones(len(g), 1)
     use = uses[block.steps[0]]
     if len(block.steps) > 1 or not weighted(use.step).has_rank_one(use.step):
         return None
@@ -114,7 +150,9 @@ def vectors(block: Block, uses: dict[int, LayerIO]) -> tuple[Tensor, Tensor] | N
 
 
 def has_rank_one(block: Block, graph: Graph) -> bool:
-    """Whether every example's G is one outer product: a linear layer used once, on vectors."""
+    """Whether every example's G is one outer product: a vector, or a linear layer used once, on vectors."""
+    if isinstance(block, VectorBlock):
+        return True
     step = graph.steps[block.steps[0]]
     return len(block.steps) == 1 and weighted(step).has_rank_one(step)
 
@@ -127,8 +165,21 @@ def sampled_layer_io(
     For a grouped convolution an input belongs to one group, so its gradients are zero outside the
     group's outputs.
     """
+    if isinstance(block, VectorBlock):
+        g = _vector(block, uses)
+        return g, g.new_ones(len(g), 1)
     pairs = [weighted(uses[i].step).choose(block, uses[i], most, generator) for i in block.steps]
     return torch.cat([b for _, b in pairs]), torch.cat([a for a, _ in pairs])
+
+
+def _vector(block: VectorBlock, uses: dict[int, LayerIO]) -> Tensor:
+    """g (batch, n) of every example."""
+    parts: dict[str, Tensor] = {}
+    for i in block.steps:
+        roles = {role: name for role, name in uses[i].step.parameters.items() if name in block.names}
+        for role, g in parametric(uses[i].step).vectors(uses[i], tuple(roles)).items():
+            parts[roles[role]] = parts[roles[role]] + g if roles[role] in parts else g
+    return torch.cat([parts[name] for name in block.names], 1)
 
 
 def _gradients(block: Block, uses: dict[int, LayerIO]) -> Iterator[Tensor]:

@@ -6,12 +6,13 @@ It is read without torch, as plain data: that the network runs is checked by tho
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 
+from fsdtool.curvature.sources import MEASURED
 from fsdtool.statistics.fit import described
 from fsdtool.summary import hdf5
 from fsdtool.summary.catalogue import Catalogue, open_catalogue, read_distance_calibration
@@ -19,10 +20,7 @@ from fsdtool.summary.identity import read_names, read_values
 from fsdtool.util.fields import Fields
 
 FULL = "full"  # mode of a network that was traced whole
-# Operations whose weight has a block (those of fsdtool.network.operations that are `Weighted`), and what the roles of
-# parameters that are not trained begin with.
-WITH_BLOCK = ("linear", "conv1d", "conv2d", "conv3d")
-NOT_TRAINED = ("running_", "buffer")
+NOT_TRAINED = ("running_", "buffer")  # what the roles of parameters that are not trained begin with
 
 OTHER = "other"
 PARTS = {
@@ -86,6 +84,8 @@ def _header(summary: Catalogue, stored: dict[str, int]) -> list[tuple[str, str]]
     file = summary.open_file()
     held = read_values(file, *SHOWN)
     steps, frozen = _steps(file), read_names(file).texts("frozen")
+    trained = trained_parameters(steps, frozen)
+    blocks = [hdf5.group(file, f"curvature/{name}") for name in trained if hdf5.has(file, f"curvature/{name}")]
     network = "traced in full" if held["mode"] == FULL else f"last layer '{held['head']}' only"
     lines = [
         ("written", f"{held['created']} by fsdtool {held['tool_version']}"),
@@ -96,7 +96,7 @@ def _header(summary: Catalogue, stored: dict[str, int]) -> list[tuple[str, str]]
         ("data", f"{summary.data_spec} ({summary.examples:,} examples, fingerprint {held['fingerprint'][:16]}...)"),
         *([] if summary.fit is None else [("fit", described(summary.fit))]),
         ("components", _components(file, summary, stored)),
-        *_curvature(file, steps, frozen),
+        *_curvature(blocks),
     ]
     read = dict.fromkeys(name for step in steps for name in step["parameters"].values())
     if still := [name for name in read if name in frozen]:
@@ -107,8 +107,10 @@ def _header(summary: Catalogue, stored: dict[str, int]) -> list[tuple[str, str]]
     if summary.influence is not None:
         factor = f"multiplied by {summary.influence.scale:.3g}, themselves by {summary.influence.self_scale:.3g}"
         lines.append(("influence", f"values from records: {summary.influence}; {factor}"))
-    if omitted := parameters_without_block(steps, frozen):
-        lines.append(("not in influence", f"{len(omitted)} parameters of batch norm and the like: {_few(omitted)}"))
+    covered = {name for block in blocks for name in _names(block)}
+    if omitted := [name for name in trained if blocks and name not in covered]:
+        where = "influence" if hdf5.Attributes(blocks[0]).text("source") == MEASURED else "records"
+        lines.append((f"not in {where}", f"{len(omitted)} parameters: {_few(omitted)}"))
     if held["reasons"]:
         lines.append(("not traced", "; ".join(held["reasons"][:3])))
     return lines
@@ -127,15 +129,20 @@ def _components(file: h5py.File, summary: Catalogue, stored: dict[str, int]) -> 
     return f"{components} ({hdf5.Attributes(group).text('kind')}), {each:,} bytes each"
 
 
-def _curvature(file: h5py.File, steps: list[dict[str, Any]], frozen: Collection[str]) -> list[tuple[str, str]]:
+def _curvature(blocks: Sequence[h5py.Group]) -> list[tuple[str, str]]:
     """Where the curvature is from, and how much of it is kept; nothing in a file without."""
-    weights = list(_weights(steps, frozen)) if hdf5.has(file, "curvature") else []
-    if not weights:
+    if not blocks:
         return []
-    blocks = [hdf5.group(file, f"curvature/{weight}") for weight in weights]
     directions = sum(sum(hdf5.dataset(block, "eigenvalues", (None, None)).shape) for block in blocks)
     source = hdf5.Attributes(blocks[0]).text("source")
     return [("curvature", f"{source}, {len(blocks)} weights, {directions:,} directions")]
+
+
+def _names(block: h5py.Group) -> set[str]:
+    """The parameters that a curvature is of."""
+    attributes = hdf5.Attributes(block)
+    others = attributes.texts("others") if "others" in attributes else ()
+    return {attributes.text("weight"), attributes.text("bias"), *others}
 
 
 def _steps(file: h5py.File) -> list[dict[str, Any]]:
@@ -147,19 +154,7 @@ def _steps(file: h5py.File) -> list[dict[str, Any]]:
     return found
 
 
-def _weights(steps: list[dict[str, Any]], frozen: Collection[str]) -> dict[str, set[str | None]]:
-    """Each trained weight that has a block, in order of first use, and the biases (None: none) it is used with."""
-    uses: dict[str, set[str | None]] = {}
-    for step in steps:
-        parameters = step["parameters"]
-        if step["operation"] in WITH_BLOCK and parameters.get("weight", "") not in {"", *frozen}:
-            uses.setdefault(parameters["weight"], set()).add(parameters.get("bias"))
-    return uses
-
-
-def parameters_without_block(steps: list[dict[str, Any]], frozen: Collection[str]) -> list[str]:
-    """As fsdtool.network.per_example_gradients says it of a graph, of steps as plain data."""
-    uses = _weights(steps, frozen)
-    covered = {*frozen, *uses, *(bias for biases in uses.values() if len(biases) == 1 for bias in biases)}
+def trained_parameters(steps: list[dict[str, Any]], frozen: Collection[str]) -> list[str]:
+    """The trained parameters that steps as plain data read, in order of first use."""
     trained = (name for step in steps for role, name in step["parameters"].items() if not role.startswith(NOT_TRAINED))
-    return [name for name in dict.fromkeys(trained) if name not in covered]
+    return [name for name in dict.fromkeys(trained) if name not in frozen]

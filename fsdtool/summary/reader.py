@@ -10,7 +10,6 @@ no links and runs no code: what does not look as expected is a SummaryError.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -26,6 +25,8 @@ from fsdtool.curvature.sources import SOURCES
 from fsdtool.data.preprocessing import Preprocessing
 from fsdtool.laftr.penalty import Penalty
 from fsdtool.network.graph import Graph
+from fsdtool.network.operations.weighted import Block, VectorBlock
+from fsdtool.network.per_example_gradients import blocks
 from fsdtool.network.traced import FULL, LAST_LAYER
 from fsdtool.statistics.anchors import Anchors
 from fsdtool.statistics.component_laws import GateStatistics, OutputSample, Statistics
@@ -217,24 +218,25 @@ def _read_gates(group: h5py.Group, graph: Graph, index: int, components: int) ->
 def _read_curvature(file: h5py.File, identity: Identity) -> list[BlockCurvature]:
     """The blocks in the order of the network."""
     found = []
-    for weight, (_, bias) in identity.graph.weight_uses().items():
-        group = hdf5.group(file, f"curvature/{weight}")
-        block = _read_block(group, identity.shapes)
-        if (block.weight, block.bias) != (weight, bias):
-            raise hdf5.unusable(group, f"the curvature of '{weight}' is of other parameters than the network's")
-        found.append(block)
+    for block in blocks_of(identity):
+        if isinstance(block, VectorBlock) and not hdf5.has(file, f"curvature/{block.weight}"):
+            continue  # it was not worth its bytes, or the summary is from before there were vectors
+        found.append(_read_block(hdf5.group(file, f"curvature/{block.weight}"), block))
     return found
 
 
-def _read_block(group: h5py.Group, shapes: dict[str, tuple[int, ...]]) -> BlockCurvature:
+def blocks_of(identity: Identity) -> list[Block]:
+    """The trained parameters that curvature may be of."""
+    return blocks(identity.graph, {name: torch.empty(shape, device="meta") for name, shape in identity.shapes.items()})
+
+
+def _read_block(group: h5py.Group, block: Block) -> BlockCurvature:
     attributes = hdf5.Attributes(group)
     weight, bias = attributes.text("weight"), attributes.text("bias") or None
-    shape = shapes.get(weight, ())
-    if len(shape) < 2:
-        raise hdf5.unusable(group, f"'{group.name}' is of '{weight}', which is no weight of a layer")
-    rows, columns = shape[0], math.prod(shape[1:]) + (bias is not None)
-    inputs = tensor(group, "input_basis", (columns, None))
-    outputs = tensor(group, "output_basis", (rows, None))
+    if (weight, bias) != (block.weight, block.bias):
+        raise hdf5.unusable(group, f"the curvature of '{weight}' is of other parameters than the network's")
+    inputs = tensor(group, "input_basis", (block.d_in, None))
+    outputs = tensor(group, "output_basis", (block.d_out, None))
     eigenvalues = tensor(group, "eigenvalues", (outputs.shape[1], inputs.shape[1]))
     mean, source = attributes.number("mean_eigenvalue"), attributes.text("source")
     if mean < 0 or not eigenvalues.numel() or eigenvalues.min() < 0:

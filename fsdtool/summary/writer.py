@@ -210,6 +210,8 @@ class Writer:
             self.put(f"{name}/eigenvalues", c.eigenvalues, "E[(U_S^T G U_A)^2] (ks, ka)", "loss^2 per weight^2")
             names = {"weight": c.weight, "bias": c.bias or "", "source": c.source}
             self.file[name].attrs["mean_eigenvalue"] = c.mean_eigenvalue
+            if c.others:
+                self.file[name].attrs["others"] = _fixed(c.others)
             for key, text in names.items():
                 self.file[name].attrs[key] = _bytes(text)
 

@@ -15,7 +15,7 @@ from fsdtool.curvature.gauss_newton import ConjugateGradients, GaussNewton
 from fsdtool.curvature.simulated import simulated_curvature
 from fsdtool.data.formats.load import load_dataset
 from fsdtool.influence.scores import whole_curvature
-from fsdtool.network.per_example_gradients import blocks
+from fsdtool.network.per_example_gradients import blocks, has_rank_one
 from tests.conftest import gaussian_classes, perceptron
 from tests.influence.test_scores import assert_close_to_scale, matrix_of, weight_gradients
 from tests.influence.test_streamed_influence import CASES
@@ -31,9 +31,7 @@ def dense(matrix: GaussNewton) -> Tensor:
     """The whole Gauss-Newton matrix in float64 from Jacobians under the recorded gates, in the order of the blocks."""
     total = 0
     for draw in matrix.pool:
-        point = {
-            name: matrix.parameters[name] for block in matrix.blocks for name in (block.weight, block.bias) if name
-        }
+        point = {name: matrix.parameters[name] for block in matrix.blocks for name in block.names}
 
         def outputs(changed, draw=draw):
             return matrix.graph.run({**matrix.parameters, **changed}, draw.x, gate=draw.tape.replay)
@@ -143,8 +141,9 @@ def test_influence_by_conjugate_gradients_is_the_dense_answer(case, arrays, tmp_
     )
     whole = dense(matrix) + torch.diag(offsets.double())
     expected = of_queries @ torch.linalg.solve(whole, of_training.T) / 50
-    assert_close_to_scale(found, expected, 2e-2)
-    if summary.curvature[0].damped_rest is None and len(summary.identity.graph.input_shape) == 1:
+    assert_close_to_scale(found, expected, 3e-2)
+    exact = all(has_rank_one(block, matrix.graph) for block in matrix.blocks)
+    if exact and summary.curvature[0].damped_rest is None:
         recorded = matrix_of(summary, asked, tmp_path / "r.npy", solver="cg")  # exact factors in every direction
         assert_close_to_scale(recorded, expected, 5e-2)
 

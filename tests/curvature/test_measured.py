@@ -67,12 +67,14 @@ def test_measured_curvature_serves_influence_with_and_without_records(summarized
         assert all(abs(ours[i] - theirs[i]) < 0.01 * biggest for i in ours)
 
 
-def test_inspect_says_which_curvature_and_what_it_leaves_out(summarized, tmp_path):
+def test_inspect_says_which_curvature_and_what_it_leaves_out(summarized, edited):
     network = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, CLASSES))
     summary = summarized(network, *gaussian_classes(50, 4, CLASSES), curvature="measured")
     header = dict(inspect_rows(summary.path)[0])
-    assert header["curvature"].startswith("measured, 2 weights")
-    assert header["not in influence"] == "2 parameters of batch norm and the like: 1.weight, 1.bias"
+    assert header["curvature"].startswith("measured, 3 weights")
+    assert "not in influence" not in header
+    header = dict(inspect_rows(edited(summary.path, lambda file: file["curvature"].pop("1.weight")))[0])
+    assert header["not in influence"] == "2 parameters: 1.weight, 1.bias"
     plain = summarized(perceptron(4, CLASSES), *gaussian_classes(50, 4, CLASSES), name="p.h5")
     header = dict(inspect_rows(plain.path)[0])
     assert header["curvature"].startswith("simulated, 1 weights")

@@ -20,6 +20,7 @@ from fsdtool.influence.gradient_records import read_factors
 from fsdtool.influence.scores import influence, self_influence
 from fsdtool.influence.top_k import TopK
 from fsdtool.model.factory import load_model
+from fsdtool.network.per_example_gradients import blocks
 from fsdtool.summary.reader import Summary, load
 from tests.conftest import gaussian_classes, perceptron, unseen
 
@@ -27,7 +28,7 @@ HALF = 3e-3  # a few roundings of float16, of unit vectors
 
 
 def weight_gradients(network: nn.Module, summary: Summary, x: Tensor, y: Tensor) -> list[Tensor]:
-    """Per weight of the summary, G (N, rows, columns) float64: weight and bias, from autograd one by one."""
+    """Per block of the summary, G (N, rows, columns) float64, from autograd one by one."""
     network = network.double().eval()
     parameters = {name: p.detach() for name, p in network.named_parameters()}
 
@@ -35,15 +36,12 @@ def weight_gradients(network: nn.Module, summary: Summary, x: Tensor, y: Tensor)
         return summary.task.loss(functional_call(network, p, (x[None],)), y[None])[0]
 
     each = torch.vmap(torch.func.grad(example_loss), (None, 0, 0))(parameters, x.double(), y)
-    found = []
-    for c in summary.curvature:
-        parts = [each[c.weight].flatten(2)] + ([each[c.bias][:, :, None]] if c.bias else [])
-        found.append(torch.cat(parts, 2))
-    return found
+    found = {block.weight: block for block in blocks(summary.identity.graph, summary.parameters)}
+    return [found[c.weight].join(each, 1) for c in summary.curvature]
 
 
 def projected(summary: Summary, gradients: list[Tensor]) -> list[Tensor]:
-    """S^T G A (N, ks, ka) float64 per weight."""
+    """S^T G A (N, ks, ka) float64 per block that is recorded."""
     return [
         c.output_basis.T.double() @ g @ c.input_basis.double()
         for c, g in zip(summary.curvature, gradients, strict=True)

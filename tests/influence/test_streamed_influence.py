@@ -15,11 +15,12 @@ from fsdtool.data.formats.load import load_dataset
 from fsdtool.errors import FsdtoolError
 from fsdtool.influence import query_solves
 from fsdtool.influence.scores import influence, self_influence, whole_curvature
-from fsdtool.summary.reader import Summary
+from fsdtool.network.per_example_gradients import blocks
+from fsdtool.summary.reader import Summary, load
 from tests.conftest import gaussian_classes, perceptron
 from tests.influence.test_scores import assert_close_to_scale, matrix_of, weight_gradients
 
-SINGLE = 1e-4  # float32 against float64
+SINGLE = 5e-4  # float32 against float64
 
 
 def dense_inverse(c) -> Tensor:
@@ -45,6 +46,32 @@ def small_conv() -> nn.Module:
     )  # fmt: skip
 
 
+class SmallTransformer(nn.Module):
+    """Twelve numbers as four tokens, one of its own, places, attention between two layer norms, a scale."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.qkv, self.out = nn.Linear(3, 4), nn.Linear(4, 12), nn.Linear(4, 3)
+        self.token, self.place = nn.Parameter(torch.randn(1, 1, 4)), nn.Parameter(torch.randn(1, 5, 4))
+        self.before, self.after, self.scale = nn.LayerNorm(4), nn.LayerNorm(4), nn.Parameter(torch.rand(4))
+        nn.init.normal_(self.before.weight, 1, 0.3)
+        nn.init.normal_(self.after.bias, 0, 0.3)
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), self.embed(x.unflatten(1, (4, 3)))], 1) + self.place
+        q, k, v = self.qkv(self.before(x)).chunk(3, -1)
+        x = x + self.scale * (torch.softmax(q @ k.mT, -1) @ v)
+        return self.out(self.after(x)[:, 0])
+
+
+def sequences(examples: int, seed: int = 0):
+    generator = np.random.default_rng(seed)
+    y = generator.integers(0, 3, examples)
+    x = generator.normal(size=(examples, 4, 3)) + y[:, None, None] * np.linspace(0, 1, 3)
+    return x.reshape(examples, 12).astype(np.float32), y
+
+
 def images(examples: int, seed: int = 0):
     generator = np.random.default_rng(seed)
     y = generator.integers(0, 3, examples)
@@ -55,6 +82,7 @@ def images(examples: int, seed: int = 0):
 CASES = {
     "fully connected": (lambda: perceptron(4, 6, 3), lambda n, seed: gaussian_classes(n, 4, 3, seed)),
     "convolutions": (small_conv, images),
+    "norms and positions": (SmallTransformer, sequences),
 }
 
 
@@ -79,6 +107,46 @@ def test_a_summary_without_records_equals_the_dense_formula(case, tmp_path):
     summary, data, asked, of_queries, of_training = case
     found = matrix_of(summary, asked, tmp_path / "m.npy", data=data)
     assert_close_to_scale(found, dense(summary, whole_curvature(summary), of_queries, of_training), SINGLE)
+
+
+@pytest.mark.parametrize("curvature", ["simulated", "measured"])
+def test_every_parameter_is_in_a_block_and_the_sum_of_all_is_dense(curvature, summarized, arrays, tmp_path):
+    (x, y), (queries, labels) = sequences(60, 0), sequences(8, 1)
+    network = SmallTransformer()
+    summary = summarized(network, x, y, curvature=curvature, record_bytes=4096)
+    found = blocks(summary.identity.graph, summary.parameters)
+    assert sorted(name for block in found for name in block.names) == sorted(network.state_dict())
+    assert [c.weight for c in summary.curvature] == [block.weight for block in found]
+    pairs = [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in ((queries, labels), (x, y))]
+    of_queries, of_training = (weight_gradients(network, summary, *pair) for pair in pairs)
+    expected = dense(summary, whole_curvature(summary), of_queries, of_training)
+    asked, data = (load_dataset(str(arrays(*p, n))) for p, n in (((queries, labels), "q.npz"), ((x, y), "t.npz")))
+    assert_close_to_scale(matrix_of(summary, asked, tmp_path / "m.npy", data=data), expected, 1e-3)
+    recorded = matrix_of(summary, asked, tmp_path / "r.npy")
+    assert np.corrcoef(recorded.ravel(), expected.numpy().ravel())[0, 1] > 0.9
+
+
+def test_a_summary_from_before_there_were_vectors_is_scored_without_them(summarized, arrays, edited, tmp_path):
+    (x, y), asked = sequences(60, 0), load_dataset(str(arrays(*sequences(8, 1), "q.npz")))
+    network = SmallTransformer()
+    vectors = ["before.weight", "after.weight", "place", "token", "scale"]
+
+    def forget(file):
+        for name in vectors:
+            del file[f"curvature/{name}"], file[f"records/gradients/{name}"]
+
+    old = load(edited(summarized(network, x, y, curvature="measured", record_bytes=4096).path, forget))
+    assert [c.weight for c in old.curvature] == ["embed.weight", "qkv.weight", "out.weight"]
+    recorded = matrix_of(old, asked, tmp_path / "r.npy")
+    data = load_dataset(str(arrays(x, y, "t.npz")))
+    of_queries, of_training = (
+        weight_gradients(network, old, *map(torch.from_numpy, part)) for part in (sequences(8, 1), (x, y))
+    )
+    expected = dense(old, old.curvature, of_queries, of_training)
+    exact = matrix_of(old, asked, tmp_path / "e.npy", data=data, solver="kronecker")
+    assert_close_to_scale(exact, expected, 1e-3)
+    assert np.corrcoef(recorded.ravel(), exact.ravel())[0, 1] > 0.9
+    assert np.isfinite(matrix_of(old, asked, tmp_path / "c.npy", solver="cg")).all()
 
 
 def test_blocks_of_queries_and_batches_change_nothing(case, tmp_path, monkeypatch):
@@ -114,7 +182,8 @@ def test_directions_that_are_not_kept_count_as_flat(name, summarized, arrays, tm
     network, (x, y) = build(), draw(60, 0)
     summary = summarized(network, x, y, records=False)
     identity = summary.identity
-    cut = simulated_curvature(identity.graph, summary.parameters, summary.statistics, seed=0, numbers=14)
+    numbers = 18 if name == "norms and positions" else 14
+    cut = simulated_curvature(identity.graph, summary.parameters, summary.statistics, seed=0, numbers=numbers)
     assert all(c.damped_rest is not None for c in cut)
     summary.curvature = cut
     gradients = weight_gradients(network, summary, torch.from_numpy(x), torch.from_numpy(y))

@@ -1,4 +1,4 @@
-"""Per-example gradients of every weight against torch.autograd, one example at a time."""
+"""Per-example gradients of every parameter against torch.autograd, one example at a time, in float64."""
 
 from __future__ import annotations
 
@@ -71,6 +71,56 @@ class Functional(nn.Module):
         return F.linear(torch.tanh(y).mean((2, 3)), self.v)
 
 
+class EveryNorm(nn.Module):
+    """Every norm, with positions and without."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.batch = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.group, self.instance = nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True)
+        self.planes, self.channels, self.rms = nn.LayerNorm((5, 4)), nn.LayerNorm(4), nn.RMSNorm(4)
+        self.fc, self.features = nn.Linear(4, 6), nn.BatchNorm1d(6)
+        self.layer, self.groups, self.out = nn.LayerNorm(6, bias=False), nn.GroupNorm(3, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = torch.tanh(self.instance(self.group(self.batch(self.conv(x)))))
+        x = self.planes(x) + self.channels(x.movedim(1, -1)).movedim(-1, 1) + self.rms(x)
+        x = self.groups(self.layer(self.features(self.fc(x.mean((2, 3))))))
+        return self.out(torch.tanh(x))
+
+
+class SequenceFirst(nn.Module):
+    """Layer norm on tokens of which the examples come second, and on windows that are counted with the examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.norm, self.windows, self.out = nn.Linear(5, 4), nn.LayerNorm(4), nn.LayerNorm(4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        batch = x.shape[0]
+        x = torch.tanh(self.norm(self.fc(x.transpose(0, 1)))).transpose(0, 1)
+        x = self.windows(x.reshape(batch * 2, -1, 4)).reshape(batch, -1, 4)
+        return self.out(torch.tanh(x).mean(1))
+
+
+class Vectors(nn.Module):
+    """Parameters by hand: a class token, positions, scales, a quotient, a shift used twice, and an activation's."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.out, self.act = nn.Linear(5, 4), nn.Linear(4, 3), nn.PReLU(4)
+        self.token, self.position = nn.Parameter(torch.randn(1, 1, 4)), nn.Parameter(torch.randn(1, 5, 4))
+        self.scale, self.plane = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(5, 1))
+        self.one, self.divisor = nn.Parameter(torch.randn(())), nn.Parameter(torch.rand(4) + 1)
+        self.shift, self.slopes = nn.Parameter(torch.randn(4)), nn.Parameter(torch.rand(4))
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), self.fc(x)], 1) + self.position
+        x = self.plane * x * self.scale[None] * self.one / self.divisor + self.shift
+        x = torch.tanh(self.act(x[:, 0]) + F.prelu(self.shift - x[:, 1:].mean(1), self.slopes))
+        return self.out(x)
+
+
 def convolution(kind, *args, head: int, **kwargs):
     pool = {
         nn.Conv1d: nn.AdaptiveAvgPool1d,
@@ -100,6 +150,9 @@ MODELS = {
     "shared": ((3, 5, 5), Shared),
     "tied weight, two biases": ((5,), TiedWeight),
     "functional": ((2, 5, 6), Functional),
+    "norms": ((2, 5, 4), EveryNorm),
+    "sequence first": ((4, 5), SequenceFirst),
+    "vectors": ((4, 5), Vectors),
     "batch norm and pooling": (
         (2, 8, 8),
         lambda: nn.Sequential(
@@ -135,15 +188,16 @@ def seen(name: str):
     """The blocks of a model, what capture saw, and the gradients of every example by parameter name."""
     torch.manual_seed(0)
     shape, build = MODELS[name]
-    model = build().eval()
+    model = build().double().eval()
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             nn.init.uniform_(module.running_var, 0.5, 2)
             nn.init.normal_(module.running_mean)
+        if type(module).__name__.rstrip("123d").endswith("Norm") and hasattr(module, "weight"):
             nn.init.uniform_(module.weight, 0.5, 2)
-    x, y = torch.randn(EXAMPLES, *shape), torch.tensor([0, 2, 1, 1])
-    if "norm" in name:
-        x, y = torch.randn(EXAMPLES, *shape), y * 0
+    x, y = torch.randn(EXAMPLES, *shape).double(), torch.tensor([0, 2, 1, 1])
+    if name == "batch norm and pooling":
+        x, y = torch.randn(EXAMPLES, *shape).double(), y * 0
     network = trace(model, x)
 
     def loss_gradient(logits):
@@ -163,10 +217,7 @@ def seen(name: str):
 
 def reference(block, expected) -> torch.Tensor:
     """(examples, rows, columns) from the loop over examples."""
-    whole = torch.stack([grads[block.weight].flatten(1) for grads in expected])
-    if block.bias is None:
-        return whole
-    return torch.cat([whole, torch.stack([grads[block.bias] for grads in expected])[:, :, None]], 2)
+    return block.join({name: torch.stack([grads[name] for grads in expected]) for name in block.names}, 1)
 
 
 def assert_close(found, expected, tolerance=1e-5):
@@ -176,15 +227,14 @@ def assert_close(found, expected, tolerance=1e-5):
 
 def bases(block, ks=2, ka=3):
     generator = torch.Generator().manual_seed(1)
-    rows = torch.randn(block.d_out, min(ks, block.d_out), generator=generator)
-    return rows, torch.randn(block.d_in, min(ka, block.d_in), generator=generator)
+    rows = torch.randn(block.d_out, min(ks, block.d_out), generator=generator).double()
+    return rows, torch.randn(block.d_in, min(ka, block.d_in), generator=generator).double()
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_equal_a_loop_of_autograd(name):
     found, uses, expected, _ = seen(name)
-    covered = {n for block in found for n in (block.weight, block.bias) if n}
-    assert {block.weight for block in found} == {n for n in expected[0] if n in covered and "bias" not in n}
+    assert {n for block in found for n in block.names} == set(expected[0])
     for block in found:
         whole = reference(block, expected)
         assert whole[0].numel() == block.size
@@ -248,13 +298,40 @@ def test_vectors_are_given_only_where_the_gradient_has_rank_one():
         assert (vectors(found[0], uses) is not None) == expected
 
 
-def test_parameters_that_no_block_covers_are_named():
+def test_scale_and_shift_are_one_block_after_the_weights():
     found, _, _, network = seen("batch norm and pooling")
-    assert [(block.weight, block.bias) for block in found] == [("0.weight", "0.bias"), ("4.weight", "4.bias")]
-    assert parameters_without_block(network.graph, network.parameters) == ["1.weight", "1.bias"]
-    found, _, _, network = seen("tied weight, two biases")
-    assert [(block.weight, block.bias, block.steps) for block in found] == [("a.weight", None, (1, 3))]
-    assert parameters_without_block(network.graph, network.parameters) == ["a.bias", "b.bias"]
+    names = [block.names for block in found]
+    assert names == [("0.weight", "0.bias"), ("4.weight", "4.bias"), ("1.weight", "1.bias")]
+    assert (found[2].d_out, found[2].d_in, found[2].bias) == (8, 1, None)
+    assert parameters_without_block(network.graph, found) == []
+    assert parameters_without_block(network.graph, found[:2]) == ["1.weight", "1.bias"]
+
+
+def test_biases_of_one_weight_are_blocks_of_their_own():
+    found, *_ = seen("tied weight, two biases")
+    assert [(block.names, block.steps) for block in found] == [
+        (("a.weight",), (1, 3)),
+        (("a.bias",), (1,)),
+        (("b.bias",), (3,)),
+    ]
+
+
+def test_very_long_vectors_are_left_out_and_named(monkeypatch):
+    found, _, _, network = seen("vectors")
+    assert parameters_without_block(network.graph, found) == []
+    monkeypatch.setattr(per_example_gradients, "MOST_NUMBERS", 8)
+    kept = blocks(network.graph, network.parameters)
+    assert parameters_without_block(network.graph, kept) == ["position"]
+    assert [block.names for block in kept] == [block.names for block in found if "position" not in block.names]
+
+
+def test_a_vector_splits_into_its_parameters_and_back():
+    found, _, expected, network = seen("norms")
+    for block in found:
+        v = torch.randn(3, block.d_out, block.d_in).double()
+        parts = block.split(v, network.parameters)
+        assert {name: part.shape[1:] for name, part in parts.items()} == {n: expected[0][n].shape for n in block.names}
+        assert torch.equal(block.join(parts, 1), v)
 
 
 def test_capture_follows_the_gates_it_is_given():

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from fsdtool.network import operations
-from fsdtool.network.operations.weighted import Weighted
-from fsdtool.network.per_example_gradients import parameters_without_block
+from fsdtool.network.frozen import frozen_names
+from fsdtool.network.per_example_gradients import blocks
 from fsdtool.network.traced import FULL
 from fsdtool.network.tracing.trace import trace
 from fsdtool.summary import inspection
+from tests.conftest import gaussian_classes
 
 
 class Shared(nn.Module):
@@ -36,22 +39,30 @@ NETS = {
 
 @pytest.mark.parametrize("frozen", [0, 1])
 @pytest.mark.parametrize("net", NETS)
-def test_parameters_without_a_block_are_those_of_the_graph(net, frozen):
+def test_trained_parameters_are_those_that_blocks_are_of(net, frozen):
     torch.manual_seed(0)
     model = NETS[net]().eval()
     for parameter in list(model.parameters())[:frozen]:
         parameter.requires_grad_(False)
     network = trace(model, torch.zeros(2, 4))
-    graph = network.graph
-    found = inspection.parameters_without_block(graph.to_json(), graph.frozen)
-    assert found == parameters_without_block(graph, network.parameters)
-    assert found
+    graph = replace(network.graph, frozen=frozen_names(model))
+    found = inspection.trained_parameters(graph.to_json(), graph.frozen)
+    assert set(found) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert set(found) == {name for block in blocks(graph, network.parameters) for name in block.names}
+
+
+@pytest.mark.parametrize(("curvature", "where"), [("simulated", "records"), ("measured", "influence")])
+def test_what_was_not_worth_its_bytes_is_said(curvature, where, summarized):
+    net, (x, y) = NETS["mlp"](), gaussian_classes(60, 4, 3)
+    few = dict(inspection.inspect_rows(summarized(net, x, y, curvature=curvature, record_bytes=24).path)[0])
+    assert few["curvature"].startswith(f"{curvature}, 2 weights")
+    assert few[f"not in {where}"] == "2 parameters: 1.weight, 1.bias"
+    many = dict(inspection.inspect_rows(summarized(net, x, y, curvature=curvature, name="m.h5").path)[0])
+    assert many["curvature"].startswith(f"{curvature}, 3 weights")
+    assert not any(label.startswith("not in") for label in many)
 
 
 def test_the_words_are_those_of_the_network():
     assert inspection.FULL == FULL
-    known = [operations.named(name) for name in operations.names()]
-    own = [operation for operation in known if type(operation).__module__.startswith("fsdtool.")]  # not those of tests
-    assert set(inspection.WITH_BLOCK) == {operation.name for operation in own if isinstance(operation, Weighted)}
-    buffers = {role for operation in own for role in operation.buffers}
+    buffers = {role for name in operations.names() for role in operations.named(name).buffers}
     assert all(role.startswith(inspection.NOT_TRAINED) for role in buffers)

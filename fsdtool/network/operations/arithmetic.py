@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fsdtool.network.operations.base import AFFINE, Operation, Options, Parameters, Step, VectorMap
 from fsdtool.network.operations.calls import Call, Computed, Parameter, Signal
+from fsdtool.network.operations.weighted import LayerIO, Parametric, sum_to
 
 _NO_NUMBER = "arithmetic with a tensor that is not in the state_dict"
 
@@ -78,11 +80,22 @@ class Shift(Operation):
         return VectorMap(torch.ones_like(shift), shift)
 
 
-class WithParameter(Operation):
+class WithParameter(Parametric):
     """A signal and a parameter in the view `shape`, entry by entry."""
 
     kind = AFFINE
     first_is_signal = False
+
+    @abstractmethod
+    def slopes(self, use: LayerIO, parameter: Tensor) -> Tensor:
+        """The gradient at the output times the derivative of each entry in its own of the parameter, in its view."""
+
+    def vector_roles(self, step: Step) -> tuple[str, ...]:
+        return ("parameter",)
+
+    def vectors(self, use: LayerIO, roles: Sequence[str]) -> dict[str, Tensor]:
+        shape = use.step.options["shape"]
+        return {role: sum_to(self.slopes(use, use.roles[role].reshape(shape)), shape) for role in roles}
 
     @classmethod
     def read(cls, call: Call) -> Any:
@@ -97,6 +110,9 @@ class AddParameter(WithParameter):
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
         return inputs[0] + options["sign"] * roles["parameter"].reshape(options["shape"])
 
+    def slopes(self, use: LayerIO, parameter: Tensor) -> Tensor:
+        return use.step.options["sign"] * use.gradient
+
 
 class MultiplyParameter(WithParameter):
     """The signal times the parameter."""
@@ -107,6 +123,9 @@ class MultiplyParameter(WithParameter):
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
         return inputs[0] * roles["parameter"].reshape(options["shape"])
 
+    def slopes(self, use: LayerIO, parameter: Tensor) -> Tensor:
+        return use.gradient * use.input
+
 
 class DivideParameter(WithParameter):
     """The signal divided by the parameter."""
@@ -116,6 +135,9 @@ class DivideParameter(WithParameter):
 
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
         return inputs[0] / roles["parameter"].reshape(options["shape"])
+
+    def slopes(self, use: LayerIO, parameter: Tensor) -> Tensor:
+        return -use.gradient * use.input / parameter.square()
 
 
 class Concatenate(Operation):

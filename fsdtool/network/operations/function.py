@@ -22,17 +22,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import vjp, vmap
 
 from fsdtool.network import functions
-from fsdtool.network.operations.base import FUNCTION, Operation, Options, Parameters
+from fsdtool.network.operations.base import FUNCTION, Operation, Options, Parameters, Step
 from fsdtool.network.operations.layout import example_shape
+from fsdtool.network.operations.weighted import LayerIO, Parametric
 
 PARAMETER, BUFFER = "parameter", "buffer"
 LARGEST_CONSTANT = 2**24  # numbers
 MOST_ROLES = 64  # of one function: an LSTM of eight layers in both directions has as many weights
 
 
-class Function(Operation):
+class Function(Parametric):
     """`function` by its name, on `arguments` and `keywords`; of several results the one at `item`.
 
     examples: which input has the examples, at which dimension, and how many entries of each; result: the last two of
@@ -50,6 +52,29 @@ class Function(Operation):
             *map(made, options["arguments"]), **{key: made(part) for key, part in options["keywords"].items()}
         )
         return value[options["item"]] if "item" in options else value
+
+    def vector_roles(self, step: Step) -> tuple[str, ...]:
+        """Where examples are in front, and in no input but one."""
+        given, result = tuple(step.options["examples"]), step.options["result"]
+        in_front = given == (0, 0, 1) and result is not None and tuple(result) == (0, 1) and len(step.inputs) == 1
+        return tuple(role for role in step.parameters if role not in self.buffers) if in_front else ()
+
+    def vectors(self, use: LayerIO, roles: Sequence[str]) -> dict[str, Tensor]:
+        """By the function's own derivative, of all examples at once or, where torch cannot, of each."""
+
+        def of_one(x: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+            def output(*values: Tensor) -> Tensor:
+                parameters = {**use.roles, **dict(zip(roles, values, strict=True))}
+                return self.run([x[None]], parameters, use.step.options)
+
+            return vjp(output, *(use.roles[role] for role in roles))[1](b[None])
+
+        try:
+            found = vmap(of_one)(use.input, use.gradient)
+        except RuntimeError:  # a function without a rule for batches
+            each = [of_one(x, b) for x, b in zip(use.input, use.gradient, strict=True)]
+            found = tuple(torch.stack(parts) for parts in zip(*each, strict=True))
+        return {role: part.reshape(len(part), -1) for role, part in zip(roles, found, strict=True)}
 
     def shape(self, output: Tensor, options: Options) -> tuple[int, ...]:
         return tuple(output.shape) if options["result"] is None else example_shape(output.shape, *options["result"])

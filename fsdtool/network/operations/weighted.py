@@ -1,20 +1,40 @@
-"""Operations with a weight matrix W and perhaps a bias: y_p = W a_p + b at positions p (pixels, tokens, or one).
+"""Operations with trained parameters, and the gradient of each example in them.
 
-The gradient of one example is G = sum_p b_p [a_p; 1]^T, with a_p the input at p and b_p the gradient of the loss at the
-output there (see fsdtool.network.per_example_gradients).  A new such operation says its `positions`; the rest follows,
-and is overridden where something is cheaper.
+Weights are matrices: y_p = W a_p + b at positions p (pixels, tokens, or one).  The gradient of one example is
+G = sum_p b_p [a_p; 1]^T, with a_p the input at p and b_p the gradient of the loss at the output there (see
+fsdtool.network.per_example_gradients).  A new such operation says its `positions`; the rest follows, and is overridden
+where something is cheaper.
+
+All other parameters theta (n,) are vectors, such as the scale and shift of a norm, a position embedding or a class
+token: the gradient of one example is g (n,), which an operation gives by its `vectors`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fsdtool.network.operations.base import AFFINE, Operation, Step
+from fsdtool.network.operations.base import AFFINE, Operation, Parameters, Step
 from fsdtool.network.operations.calls import Call, Parameter
+
+
+@dataclass(frozen=True)
+class LayerIO:
+    """What one step with parameters saw: its input (batch, ...) and the gradient at its output (batch, ...).
+
+    more: its other inputs.  roles: its parameters.
+    """
+
+    step: Step
+    input: Tensor
+    gradient: Tensor
+    more: tuple[Tensor, ...] = ()
+    roles: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -27,23 +47,70 @@ class Block:
     d_out: int
     d_in: int  # the bias column included
     kernel: tuple[int, ...] = ()  # spatial size of a convolution's kernel
+    others: tuple[str, ...] = ()  # more parameters of a vector
 
     @property
     def size(self) -> int:
         return self.d_out * self.d_in
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its parameters."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    def split(self, v: Tensor, parameters: Parameters) -> dict[str, Tensor]:
+        """Vectors (..., d_out, d_in) as its parameters (..., *shape) by name."""
+        weight = v if self.bias is None else v[..., :-1]
+        found = {self.weight: weight.reshape(*v.shape[:-2], *parameters[self.weight].shape)}
+        return found if self.bias is None else {**found, self.bias: v[..., -1]}
+
+    def join(self, named: Mapping[str, Tensor], leading: int) -> Tensor:
+        """The inverse of `split`, for tensors with `leading` dimensions in front."""
+        weight = named[self.weight].flatten(leading + 1)
+        return weight if self.bias is None else torch.cat([weight, named[self.bias][..., None]], -1)
+
 
 @dataclass(frozen=True)
-class LayerIO:
-    """What one use of a weight saw: its input (batch, ...) and the gradient at its output (batch, ...)."""
+class VectorBlock(Block):
+    """Parameters that are no matrix and are used by the same steps, one after the other: a vector (n, 1).
 
-    step: Step
-    input: Tensor
-    gradient: Tensor
+    weight: the first of them.  others: the names of the rest.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.weight, *self.others)
+
+    def split(self, v: Tensor, parameters: Parameters) -> dict[str, Tensor]:
+        shapes = [parameters[name].shape for name in self.names]
+        parts = v[..., 0].split([math.prod(shape) for shape in shapes], -1)
+        return {
+            name: part.reshape(*v.shape[:-2], *shape)
+            for name, part, shape in zip(self.names, parts, shapes, strict=True)
+        }
+
+    def join(self, named: Mapping[str, Tensor], leading: int) -> Tensor:
+        parts = [named[name] for name in self.names]
+        return torch.cat([part.reshape(*part.shape[:leading], -1) for part in parts], -1)[..., None]
 
 
-class Weighted(Operation):
-    """The weight is the role 'weight', W in its first dimension (d_out) and the rest; 'bias' (d_out,)."""
+class Parametric(Operation):
+    """An operation with parameters, of some of which the gradients of the examples can be said as vectors."""
+
+    def vector_roles(self, step: Step) -> tuple[str, ...]:
+        """The roles of the parameters that can be part of a vector."""
+        raise NotImplementedError
+
+    def vectors(self, use: LayerIO, roles: Sequence[str]) -> dict[str, Tensor]:
+        """The gradient (batch, n) of every example in each of these roles, n numbers as the parameter is stored."""
+        raise NotImplementedError
+
+
+class Weighted(Parametric):
+    """The weight is the role 'weight', W in its first dimension (d_out) and the rest; 'bias' (d_out,).
+
+    A bias that is no column of its weight's block, as where two layers share a weight, is a vector.
+    """
 
     kind = AFFINE
 
@@ -59,6 +126,13 @@ class Weighted(Operation):
             return call.refuse("weights that are computed, not stored")
         roles = {role: parameter.name for role, parameter in weights.items()}
         return call.add(cls.variant(call), call.source, options=options, parameters=roles)
+
+    def vector_roles(self, step: Step) -> tuple[str, ...]:
+        return ("bias",) if "bias" in step.parameters else ()
+
+    def vectors(self, use: LayerIO, roles: Sequence[str]) -> dict[str, Tensor]:
+        b, last = use.gradient, self.channels_last
+        return {role: b.flatten(1, -2).sum(1) if last and b.dim() > 2 else of_channels(b) for role in roles}
 
     def positions(self, block: Block, use: LayerIO) -> tuple[Tensor, Tensor]:
         """Inputs [a_p; 1] (batch, P, d_in), 1 where the block has a bias, and gradients b_p (batch, P, d_out)."""
@@ -115,3 +189,26 @@ def choice(count: int, most: int, generator: torch.Generator | None) -> Tensor:
 def append_one(block: Block, a: Tensor) -> Tensor:
     """[a; 1] in the last dimension where the block has a bias, else a."""
     return torch.cat([a, torch.ones_like(a[..., :1])], -1) if block.bias is not None else a
+
+
+def parametric(step: Step) -> Parametric:
+    """The operation of a step with parameters.  Raises TypeError for another."""
+    definition = step.definition
+    if not isinstance(definition, Parametric):
+        raise TypeError(f"step '{step.name}' has no parameters with gradients")
+    return definition
+
+
+def sum_to(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """Of each example the sum (batch, n) of values (batch, ...) over what a parameter of this shape is repeated over.
+
+    The shape is aligned with the last dimensions of the values; the first, if it is there, is 1.
+    """
+    padded = (*[1] * (values.dim() - len(shape)), *shape)
+    repeated = [d for d in range(1, values.dim()) if padded[d] == 1 and values.shape[d] > 1]
+    return (values.sum(repeated) if repeated else values).reshape(len(values), -1)
+
+
+def of_channels(values: Tensor) -> Tensor:
+    """The sums (batch, channels) of values (batch, channels, *positions)."""
+    return values.flatten(2).sum(2) if values.dim() > 2 else values
