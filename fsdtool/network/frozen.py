@@ -33,7 +33,7 @@ def frozen_names(model: nn.Module, patterns: Sequence[str] = ()) -> frozenset[st
 def check_trained(network: Network) -> None:
     """Raise FsdtoolError where every weight that influence could be of is frozen."""
     graph = network.graph
-    if not graph.weight_uses() and graph.frozen:
+    if not graph.weight_uses() and not graph.vector_uses() and graph.frozen:
         still = [name for name in graph.parameter_names() if name in graph.frozen]
         raise FsdtoolError(
             f"every linear and convolution weight in reach is frozen ({some(still)}), so that there is nothing that "

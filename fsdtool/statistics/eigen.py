@@ -17,6 +17,9 @@ from fsdtool.errors import FsdtoolError
 LARGEST = 1024  # dimensions decomposed whole
 MOST_VECTORS = 4096  # kept of wider ones
 LEADING = 512  # directions found of wider ones
+# Numbers of the vectors kept and of the directions found, of which wider ones than 32,768 so have fewer: of a position
+# embedding of 150,000 numbers they take 540 and 67 MB.
+MOST_NUMBERS, LEADING_NUMBERS = 2**27, 2**24
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class SecondMoment:
         first = -self._seen % self._stride
         self._seen += len(x)
         self._kept.append(x[first :: self._stride].clone())
-        if sum(len(part) for part in self._kept) > MOST_VECTORS:  # thin by half, evenly over all seen so far
+        most = min(MOST_VECTORS, MOST_NUMBERS // self.dimensions)
+        if sum(len(part) for part in self._kept) > most:  # thin by half, evenly over all seen so far
             self._kept = [torch.cat(self._kept)[::2]]
             self._stride *= 2
 
@@ -58,7 +62,9 @@ class SecondMoment:
         rows = torch.cat(self._kept)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            _, singular, vectors = torch.svd_lowrank(rows, q=min(LEADING, *rows.shape), niter=2)
+            _, singular, vectors = torch.svd_lowrank(
+                rows, q=min(LEADING, LEADING_NUMBERS // self.dimensions, *rows.shape), niter=2
+            )
         kept = float(rows.square().sum(dtype=torch.float64))
         scale = self._total / kept if kept > 0 else 1.0
         return Axis(singular.double().square() * scale, vectors, self._total)

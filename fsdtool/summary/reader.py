@@ -243,7 +243,7 @@ def _read_block(group: h5py.Group, block: Block) -> BlockCurvature:
         raise hdf5.unusable(group, f"the curvature of '{weight}' has no or negative eigenvalues")
     if source not in SOURCES:
         raise hdf5.unusable(group, f"the curvature of '{weight}' is '{source}', which is not known")
-    return BlockCurvature(weight, bias, inputs, outputs, eigenvalues, mean, source)
+    return BlockCurvature(weight, bias, inputs, outputs, eigenvalues, mean, source, others=block.others)
 
 
 def _read_parameters(file: h5py.File, identity: Identity) -> dict[str, Tensor]:

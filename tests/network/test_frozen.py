@@ -106,6 +106,13 @@ def test_a_network_that_is_all_frozen_is_refused_but_for_statistics(summarized, 
     assert summary.curvature == []
 
 
+def test_norms_alone_may_be_trained(summarized, data):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 3))
+    summary = summarized(model, *data, frozen=["0.*", "3.*"])
+    assert [(c.weight, c.others) for c in summary.curvature] == [("1.weight", ("1.bias",))]
+
+
 def test_a_tied_weight_is_frozen_under_all_its_names(summarized, data):
     model = perceptron(4, 4, 4, 3)
     model[2].weight = model[0].weight
