@@ -17,8 +17,8 @@ import fsdtool
 
 # Data flows down this list, imports go up it. `fsdtool` itself holds the errors.
 ORDER = """
-fsdtool util tasks model network.functions network.activations network.operations network network.tracing data
-data.sources data.formats statistics laftr.gates laftr curvature summary fsd influence.matrix_formats influence
+fsdtool util tasks model network.functions network.activations network.operations network network.tracing data.inputs
+data data.sources data.formats statistics laftr.gates laftr curvature summary fsd influence.matrix_formats influence
 mislabel.noise mislabel mislabel.regression mislabel.multilabel fitting report.formats report cli cli.commands
 """
 # What these hold is found by importing all of it: their faces do so.

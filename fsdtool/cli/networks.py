@@ -97,6 +97,7 @@ def rebuild(summary: Summary, spec: str | None, arguments: Sequence[str] | None,
 
     It returns the output that was summarized.
     """
+    from fsdtool.data.inputs.handing import hand_over
     from fsdtool.network.logits import answer_with
 
     identity, given = summary.identity, key_values(arguments)
@@ -107,6 +108,7 @@ def rebuild(summary: Summary, spec: str | None, arguments: Sequence[str] | None,
         given = added | given
     network = build_model(spec, given, checkpoint)
     answer_with(network, identity.output)
+    hand_over(network, identity.preprocessing.parts)
     return network
 
 

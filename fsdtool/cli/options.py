@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fsdtool.curvature.sources import SIMULATED, SOURCES
+from fsdtool.curvature.sources import SOURCES
 from fsdtool.data.registry import data_help
 from fsdtool.influence.solvers import KRONECKER, SOLVERS
 from fsdtool.laftr.form_choice import AUTO, FORMS
@@ -39,7 +39,7 @@ Form = Enum("Form", {name: name for name in FORMS}, type=str)  # type: ignore[mi
 Gates = Enum("Gates", {name: name for name in policy_names()}, type=str)  # type: ignore[misc]
 Curvature = Enum("Curvature", {name: name for name in SOURCES}, type=str)  # type: ignore[misc]
 Solver = Enum("Solver", {name: name for name in SOLVERS}, type=str)  # type: ignore[misc]
-DEFAULT_FORM, DEFAULT_CURVATURE, DEFAULT_SOLVER = Form(AUTO), Curvature(SIMULATED), Solver(KRONECKER)
+DEFAULT_FORM, DEFAULT_SOLVER = Form(AUTO), Solver(KRONECKER)
 
 SummaryFile = Annotated[Path, typer.Argument(metavar="SUMMARY", help="The file written by 'fsdtool summarize'.")]
 OutputFormat = Annotated[

@@ -5,18 +5,17 @@ A fully connected network takes an image in any order of its numbers, and knows 
 
 from __future__ import annotations
 
-import functools
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fsdtool.data.preprocessing import IMAGE_MODES
+from fsdtool.data.complaints import complaint_of
+from fsdtool.data.model_inputs import as_whole_numbers, fit_parts
 from fsdtool.data.repeatability import spread
 from fsdtool.data.source import DataSource
-from fsdtool.errors import DataError, FsdtoolError, describe
+from fsdtool.errors import DataError, FsdtoolError
 from fsdtool.network.logits import zero_first
 
 log = logging.getLogger("fsdtool")
@@ -26,8 +25,6 @@ FITS = 0.9  # of the loss of a constant answer: a network that knows the data st
 HALVED = 0.5  # of the first layout's loss
 MORE_RIGHT = 5  # examples that only another layout gets right, on balance
 LEAD = 0.1  # of accuracy
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-LAYERS = (nn.Linear, *CONVOLUTIONS)
 
 
 def fit_layout(source: DataSource, model: nn.Module, *, workers: int = 0) -> DataSource:
@@ -38,6 +35,8 @@ def fit_layout(source: DataSource, model: nn.Module, *, workers: int = 0) -> Dat
     `workers` processes, decides: the first stays unless another is clearly better. Raises DataError that names the
     numbers of channels or features where those differ, and quotes the model otherwise.
     """
+    if source.preprocessing.parts:
+        return fit_parts(source, model)
     layouts = [source.preprocessing.layout] if source.preprocessing.layout else source.layouts()
     complaints, taken = [], {}
     for layout in layouts:
@@ -46,12 +45,14 @@ def fit_layout(source: DataSource, model: nn.Module, *, workers: int = 0) -> Dat
         except FsdtoolError as error:  # the mean has one value per channel of another layout
             complaints.append(str(error))
             continue
-        batch = next(arranged.batches(2, indices=range(min(2, len(source)))))
-        complaint = _complaint(model, batch.x)
+        complaint = complaint_of(arranged, model)
         if complaint is None:
             taken[layout] = arranged
         else:
             complaints.append(f"{complaint} (inputs of shape {arranged.input_shape}, layout: {layout})")
+    whole = as_whole_numbers(source, model, taken)
+    if whole is not None:
+        return whole
     if taken:
         layout, why = _best_layout(taken, model, workers)
         if layout != "as is" or why:
@@ -143,49 +144,3 @@ def _fit(source: DataSource, model: nn.Module, workers: int) -> _Fit | None:
         return _Fit(losses, constant, f"mean loss {float(losses.mean()):.3g}", None)
     right = torch.from_numpy(task.right(outputs.numpy(), targets))
     return _Fit(losses, constant, f"accuracy {float(right.double().mean()):.3f}", right)
-
-
-def _complaint(model: nn.Module, x: Tensor) -> str | None:
-    """Why `model(x)` is not one row of outputs per example, or None if it is."""
-    device = next((p.device for p in model.parameters()), x.device)
-    entered: list[tuple[str, nn.Module, Tensor]] = []
-    hooks = [
-        module.register_forward_pre_hook(functools.partial(_enter, entered, name))
-        for name, module in model.named_modules()
-        if isinstance(module, LAYERS)
-    ]
-    try:
-        with torch.no_grad():
-            output = model(x.to(device))
-    except FsdtoolError:  # what the model returns
-        raise
-    except Exception as error:  # whatever a user's forward may raise
-        return (_misfit(*entered[-1]) if entered else None) or describe(error)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not isinstance(output, Tensor):
-        return f"it returned a {type(output).__name__}, not a tensor of shape (examples, outputs)"
-    if output.ndim != 2 or len(output) != len(x) or not output.is_floating_point():
-        kind = str(output.dtype).removeprefix("torch.")
-        return f"it returned {kind} of shape {tuple(output.shape)}, not floating ({len(x)}, outputs)"
-    return None
-
-
-def _enter(entered: list[tuple[str, nn.Module, Tensor]], name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-    if inputs and isinstance(inputs[0], Tensor):
-        entered.append((name or type(module).__name__, module, inputs[0]))
-
-
-def _misfit(name: str, layer: nn.Module, x: Tensor) -> str | None:
-    """What the layer that failed wants and what it got, where the numbers of channels or features differ."""
-    if isinstance(layer, nn.Linear):
-        wanted, found, what = layer.in_features, x.shape[-1], "features"
-    elif isinstance(layer, CONVOLUTIONS) and x.ndim == layer.weight.ndim:
-        wanted, found, what = layer.in_channels, x.shape[1], "channels"
-    else:
-        return None
-    if wanted == found:
-        return None
-    hint = f"; `channels={wanted}` converts image files" if {wanted, found} <= set(IMAGE_MODES) else ""
-    return f"its layer '{name}' takes {wanted} {what[: -1 if wanted == 1 else None]} and gets {found}{hint}"

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fsdtool.data.inputs.packing import check_whole
+from fsdtool.data.inputs.part import WHOLE
 from fsdtool.data.preprocessing import Preprocessing
 from fsdtool.data.readers import channels_last
 from fsdtool.errors import DataError
@@ -60,6 +62,8 @@ class Pipeline:
 
     def __call__(self, stored: np.ndarray, ids: np.ndarray) -> Tensor:
         """The inputs of the examples `ids` (B,), never sharing memory with `stored`; raises DataError."""
+        if [part.dtype for part in self.preprocessing.parts] == [WHOLE]:
+            check_whole(stored, ids, self.preprocessing.parts[0].key)
         x = as_float(stored, ids)
         for step in self._steps:
             x = step(x)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fsdtool.data.inputs.part import Part, listed
 from fsdtool.errors import DataError, describe
 from fsdtool.model.factory import import_torchvision, load_factory
 
@@ -28,6 +29,7 @@ class Preprocessing:
     `mean` and `std` have one value, or one per channel (per feature for tables), in the scale after uint8 has
     become [0, 1]. `image_size` (pixels) resizes the shorter side of images and crops the centre; `channels` (1, 3
     or 4) is what image files are converted to. `layout` is one of LAYOUTS. `transform` is the spec of a transform.
+    `parts` are the inputs that the network takes, where they are several or whole numbers (fsdtool.data.inputs).
     """
 
     mean: tuple[float, ...] | None = None
@@ -36,6 +38,7 @@ class Preprocessing:
     layout: str | None = None
     channels: int | None = None
     transform: str | None = None
+    parts: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -53,6 +56,11 @@ class Preprocessing:
         if self.transform is not None and self._steps():
             raise DataError(
                 f"`transform={self.transform}` stands for the whole preprocessing; leave out `{self._steps()[0]}`"
+            )
+        if self.parts and (self.mean is not None or self.std is not None):
+            given = "mean" if self.mean is not None else "std"
+            raise DataError(
+                f"`{given}` is for one input of numbers, and the network takes {listed(self.parts)}; leave it out"
             )
 
     def _steps(self) -> list[str]:
@@ -80,8 +88,9 @@ class Preprocessing:
             if not (transform is None or isinstance(transform, str)):
                 raise TypeError(f"the transform is a {type(transform).__name__}")
             layout = value.get("layout")
-            return cls(mean=mean, std=std, image_size=size, layout=layout, channels=channels, transform=transform)
-        except (AttributeError, TypeError, ValueError, OverflowError) as error:
+            parts = tuple(map(Part.from_json, value.get("parts", ())))
+            return cls(mean, std, size, layout, channels, transform, parts)
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"the stored preprocessing cannot be read ({describe(error)}); write it again") from error
 
 

@@ -13,6 +13,10 @@ import torch
 from torch import Tensor
 
 from fsdtool.data.images import image_array, is_image
+from fsdtool.data.inputs.items import several, split_item
+from fsdtool.data.inputs.keys import named_inputs
+from fsdtool.data.inputs.packing import packed_item, part_of, rows_of
+from fsdtool.data.inputs.part import Part
 from fsdtool.data.preprocessing import Preprocessing, load_transform
 from fsdtool.errors import DataError, FsdtoolError, describe, some
 from fsdtool.tasks.task import Task
@@ -32,12 +36,16 @@ class Reader(Protocol):
 
 @dataclass
 class Found:
-    """What a spec leads to: a reader, the ids, the class names that the data itself gives, and what was chosen."""
+    """What a spec leads to: a reader, the ids, the class names that the data itself gives, and what was chosen.
+
+    parts: of several inputs, which the reader gives as packed rows.
+    """
 
     reader: Reader
     ids: np.ndarray
     class_names: list[str] | None
     note: str
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,20 +73,12 @@ class ArrayReader:
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As Reader says.  Raises DataError where the file cannot be read there."""
         try:
-            return self._rows(rows), self._y[rows]
+            return rows_of(self._x, rows), self._y[rows]
         except (OSError, RuntimeError) as error:
             raise DataError(
                 f"the inputs of rows {rows.min()} to {rows.max()} cannot be read: {describe(error)}; "
                 "the data file is damaged or needs a filter that is not installed"
             ) from error
-
-    def _rows(self, rows: np.ndarray) -> np.ndarray:
-        first = int(rows[0])
-        if np.array_equal(rows, np.arange(first, first + len(rows))):
-            return self._x[first : first + len(rows)]
-        # HDF5 selects rows in increasing order, each once
-        unique, position = np.unique(rows, return_inverse=True)
-        return self._x[unique][position]
 
 
 class TransformedReader:
@@ -107,7 +107,7 @@ class TransformedReader:
 
 
 class ItemReader:
-    """Items (x, y) of a map-style data set, one by one.
+    """Items (x, y) of a map-style data set, one by one; several inputs as packed rows, whose parts are `parts`.
 
     `reopen` makes the data set again in a worker process, where a user's class cannot be unpickled.
     """
@@ -115,6 +115,11 @@ class ItemReader:
     def __init__(self, reopen: Callable[[], Any], dataset: Any, ids: np.ndarray, request: Request) -> None:
         self._reopen, self._dataset = reopen, dataset
         self._ids, self._task, self._preprocessing = ids, request.task, request.preprocessing
+        self._y_key = request.y_key
+        self._wanted = named_inputs(request.x_key, request.preprocessing.parts)
+        if request.x_key is not None and not self._wanted:
+            self._wanted = [("", request.x_key)]
+        self.parts: tuple[Part, ...] = ()
         self._pictures = False  # whether the examples are images
         first = self._first_readable()
         self.shape, self._dtype, self.target_shape = first[0].shape, first[0].dtype, first[1].shape
@@ -153,13 +158,14 @@ class ItemReader:
             self._dataset = self._reopen()
         try:
             item = self._dataset[row]
-            if not isinstance(item, (tuple, list)) or len(item) != 2:
+            pair = split_item(item, self._y_key)
+            if pair is None:
                 raise DataError(
                     f"example {self._ids[row]} is {_in_words(item)}, not a pair (x, y); "
-                    "wrap the data set in one whose __getitem__ returns (x, y)",
+                    "wrap the data set in one whose __getitem__ returns (x, y), or a dict with a label (`y_key`)",
                     example=self._ids[row],
                 )
-            return self._as_array(item[0]), self._target(item[1], row)
+            return self._inputs(pair[0], self._ids[row]), self._target(pair[1], row)
         except FsdtoolError:
             raise
         except Exception as error:  # a damaged image, or whatever a user's code may raise
@@ -168,6 +174,23 @@ class ItemReader:
                 "repair or remove it, or give `skip_bad=True`",
                 example=self._ids[row],
             ) from error
+
+    def _inputs(self, x: Any, identifier: Any) -> np.ndarray:
+        """A single input as it is stored, several as one row."""
+        found = several(x, self._wanted, identifier)
+        if not found or (len(found) == 1 and not (self._wanted and found[0][1])):
+            return self._as_array(found[0][2] if found else x)
+        if self._preprocessing.transform is not None:
+            raise TypeError("`transform` is for one input, and this has several")
+        pictures, self._pictures = self._pictures, False  # of each part on its own
+        values = {key: self._as_array(value) for key, _, value in found}
+        self._pictures = pictures
+        if not self.parts:
+            self.parts = tuple(part_of(key, name, values[key].shape, values[key].dtype) for key, name, _ in found)
+        missing = [part.key for part in self.parts if part.key not in values]
+        if missing:
+            raise TypeError(f"it has no input '{missing[0]}', and the first has")
+        return packed_item(values, self.parts, identifier)
 
     def _target(self, y: Any, row: int) -> np.ndarray:
         found = np.asarray(np.nan if y is None else y)

@@ -27,6 +27,8 @@ def scale_note(reader: Reader, count: int, preprocessing: Preprocessing, spec: s
     count: the number of examples. can_set: whether the user can set mean and std, or a summary has. Warns where these
     look like those of another scale.
     """
+    if preprocessing.parts:  # each has a scale of its own
+        return ""
     stored = _first(reader, count)
     if stored is None or not stored.size:
         return ""

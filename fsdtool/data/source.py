@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fsdtool.data.examples import StoredExamples
+from fsdtool.data.inputs.part import Part
 from fsdtool.data.pipeline import Pipeline, layouts
 from fsdtool.data.preprocessing import Preprocessing
 from fsdtool.errors import DataError, FsdtoolError, describe, some
@@ -120,6 +121,10 @@ class DataSource:
     def with_task(self, task: Task) -> DataSource:
         """The same data for another task, whose targets are stored alike."""
         return DataSource(self.examples.with_task(task), self.preprocessing)
+
+    def handed_as(self, parts: tuple[Part, ...]) -> DataSource:
+        """The same data, of which the model takes these parts."""
+        return DataSource(self.examples, replace(self.preprocessing, parts=parts))
 
     def as_stored(self) -> DataSource:
         """The same data in its stored shape, without mean and std, for looking at it; uint8 is scaled to [0, 1]."""

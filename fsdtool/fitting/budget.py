@@ -30,7 +30,8 @@ class StatisticsPlan:
     """How statistics are kept: `count` components of a `kind` ('class', 'cluster' or 'all').
 
     bits: of a gate probability.  rank: directions of the input covariance.  sampled: numbers that the sample of outputs
-    may hold.  anchor_rank: directions that anchors keep, even where the budget leaves fewer to `rank`.
+    may hold.  anchor_rank: directions that anchors keep, even where the budget leaves fewer to `rank`.  numbers:
+    whether the inputs are numbers, of which moments are kept.
     """
 
     kind: str
@@ -39,10 +40,13 @@ class StatisticsPlan:
     rank: int
     sampled: int
     anchor_rank: int
+    numbers: bool = True
 
     def size(self, graph: Graph, task: Task, components: int | None = None) -> int:
         """Bytes of the statistics of so many components (None: `count`)."""
-        count, inputs, outputs = components or self.count, graph.steps[0].units, graph.outputs
+        count, outputs = components or self.count, graph.outputs
+        inputs = graph.steps[0].units if self.numbers else 0
+        core = self.rank**2 if self.numbers else 0
         gates = sum(gate_bytes(graph.steps[i], self.bits) for i in graph.indices("activation"))
         hessian = 4 * outputs**2 if OutputMoments.keeps(task, outputs) else 0
         basis = 2 * inputs * self.rank if self.rank < inputs else 0
@@ -50,16 +54,21 @@ class StatisticsPlan:
         if not task.quadratic:
             vectors = count * max(self.sampled // (count * outputs), 2)
             sample = vectors * (OUTPUT_BYTES * outputs + COMPONENT_BYTES)
-        return count * (gates + 4 * (2 * inputs + self.rank**2) + hessian) + basis + sample
+        return count * (gates + 4 * (2 * inputs + core) + hessian) + basis + sample
 
 
 def plan_statistics(
-    graph: Graph, task: Task, budget: int, components: int | None = None, rank: int | None = None
+    graph: Graph,
+    task: Task,
+    budget: int,
+    components: int | None = None,
+    rank: int | None = None,
+    numbers: bool = True,
 ) -> StatisticsPlan:
     """The best plan whose statistics take at most `budget` bytes, or the smallest, which a warning says.
 
     components: None is one per class, or one where there are none.  rank: directions of the input covariance,
-    None to choose.
+    None to choose.  numbers: whether the inputs are numbers, not ids.
     """
     classes = components is None and task.has_classes
     wanted = graph.outputs if classes else components or 1
@@ -69,9 +78,10 @@ def plan_statistics(
         kind, wanted = "all", 1
     most = min(rank or _usual_rank(graph), graph.steps[0].units)
     sampled = min(OutputReservoir.NUMBERS, budget // (SAMPLE_SHARE * OUTPUT_BYTES))
-    best = StatisticsPlan(kind, wanted, 16, most, sampled, most)
+    best = StatisticsPlan(kind, wanted, 16, most, sampled, most, numbers)
     tried = [best, replace(best, bits=8)]
-    tried += [replace(best, bits=8, rank=max(most // part, 1)) for part in ((2, 4) if rank is None else ())]
+    parts = (2, 4) if rank is None and numbers else ()
+    tried += [replace(best, bits=8, rank=max(most // part, 1)) for part in parts]
     plan = next((plan for plan in tried if plan.size(graph, task) <= budget), None)
     if plan is None:
         plan = _fewer(tried[-1], graph, task, budget)

@@ -31,7 +31,6 @@ from fsdtool.mislabel.features import FeatureStore
 from fsdtool.network.graph import Step
 from fsdtool.network.traced import Network
 from fsdtool.statistics.anchors import AnchorRows, Anchors
-from fsdtool.statistics.collector import StatisticsSums
 from fsdtool.statistics.component_laws import Statistics
 from fsdtool.statistics.merging import BatchView, PassAccumulator
 from fsdtool.summary.writer import Writer
@@ -70,9 +69,7 @@ class Pass:
         graph, data = network.graph, reader.data
         self.network, self.reader, self.plan = network, reader, plan
         self.features = EvidenceFeatures(network, plan, earlier, store, data.ids)
-        self.statistics = StatisticsSums(
-            graph, plan.assignment, plan.basis, data.task, reader.device, sampled=plan.statistics.sampled
-        )
+        self.statistics = plan.sums(graph, data.task, reader.device)
         directions = [c.to(reader.device) for c in plan.directions]
         self.records = GradientRecords(network, data.task, writer, directions, len(data))
         self.outputs = ExampleOutputs(data.task, graph.outputs, data.ids)
@@ -104,7 +101,7 @@ class Pass:
     def finalize(self) -> Seen:
         """What was seen."""
         present, statistics = (self.statistics.inputs.count > 0).cpu(), self.statistics.finalize()
-        anchors = None if self.anchors is None else self.anchors.finalize(present, statistics.gaussian)
+        anchors = None if self.anchors is None else self.anchors.finalize(present, statistics)
         curvature = self.plan.directions if self.measured is None else self.measured.finalize()
         return Seen(
             statistics=statistics,

@@ -7,8 +7,9 @@ which gradients are recorded.  Accumulators of the same plan can be merged (fsdt
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from fsdtool.curvature.ekfac import BlockCurvature, EigenvalueSums
 from fsdtool.curvature.measured import DrawnGradients
 from fsdtool.curvature.sources import MEASURED, SIMULATED
+from fsdtool.errors import FsdtoolError
 from fsdtool.fitting.budget import StatisticsPlan, plan_statistics
 from fsdtool.fitting.influence_calibration import calibrate_influence
 from fsdtool.fitting.reader import Reader
@@ -24,14 +26,19 @@ from fsdtool.fitting.record_curvature import RecordCurvature, measured_direction
 from fsdtool.influence.gradient_records import numbers_within
 from fsdtool.mislabel.earlier_checkpoints import layers_each
 from fsdtool.mislabel.features import MOST_LAYERS, choose_layers
+from fsdtool.network.graph import Graph
 from fsdtool.network.per_example_gradients import VectorBlock, blocks
 from fsdtool.network.traced import Network
+from fsdtool.network.whole_inputs import takes_whole_numbers
 from fsdtool.statistics.accumulators import principal_basis
 from fsdtool.statistics.anchors import ANCHORS_SHARE, AnchorPlan, anchor_count
 from fsdtool.statistics.collector import StatisticsSums
 from fsdtool.statistics.mixture import Assignment, GatePattern, k_means
 from fsdtool.statistics.sample import Sample
 from fsdtool.summary.catalogue import InfluenceCalibration
+from fsdtool.tasks.task import Task
+
+log = logging.getLogger("fsdtool")
 
 FIRST_SAMPLE = 2048
 SAMPLE_UNITS = 2**26  # scalars of input held for the first sample
@@ -46,7 +53,7 @@ class Choices:
     records: bool = True
     record_bytes: int = 1024
     statistics_budget: int = 32 * 10**6
-    curvature: str = SIMULATED
+    curvature: str | None = None
     input_rank: int | None = None
 
 
@@ -57,7 +64,7 @@ class Plan:
     basis (n, r) float64, in which the input covariance is resolved (None: all directions).  anchors: None without
     records.  directions: of the gradient records, one curvature for each weight; none without records.  measured: of a
     curvature that the pass measures, else none.  watched: the layers that give evidence, and whether their channels
-    come last; watched_before: those of each earlier checkpoint.
+    come last; watched_before: those of each earlier checkpoint.  numbers: whether the inputs are numbers, not ids.
     """
 
     seed: int
@@ -69,6 +76,12 @@ class Plan:
     measured: Sequence[EigenvalueSums]
     watched: Mapping[str, bool]
     watched_before: Mapping[str, bool]
+    numbers: bool = True
+
+    def sums(self, graph: Graph, task: Task, device: torch.device) -> StatisticsSums:
+        """Empty sums for the statistics."""
+        sampled = self.statistics.sampled
+        return StatisticsSums(graph, self.assignment, self.basis, task, device, sampled=sampled, numbers=self.numbers)
 
 
 def first_sample(reader: Reader, network: Network) -> Sample:
@@ -91,19 +104,23 @@ def make_plan(
     """
     graph, data, budget = network.graph, reader.data, choices.statistics_budget
     of_statistics = budget - budget // ANCHORS_SHARE * choices.records
-    statistics = plan_statistics(graph, data.task, of_statistics, choices.components, choices.input_rank)
+    numbers = not takes_whole_numbers(graph, network.parameters, sample.inputs[:1])
+    choices = choices if numbers else _of_ids(choices)
+    statistics = plan_statistics(graph, data.task, of_statistics, choices.components, choices.input_rank, numbers)
     assignment = _components(sample, statistics, data.class_names, choices.seed)
-    basis = _basis(sample, assignment, statistics.rank, choices.seed)
+    basis = _basis(sample, assignment, statistics.rank, choices.seed) if numbers else None
     with reader.track("curvature", None):
         draw = DrawnGradients(graph, network.parameters, data.task, reader.generator)
-        empty = StatisticsSums(graph, assignment, basis, data.task, reader.device, sampled=statistics.sampled)
+        empty = StatisticsSums(
+            graph, assignment, basis, data.task, reader.device, sampled=statistics.sampled, numbers=numbers
+        )
         found = _directions(sample, draw, empty, choices, data.ids)
         calibrated = calibrate_influence(sample, found.kept, found.exact) if choices.records else None
     anchors = None
     if choices.records:
-        own = statistics.rank < statistics.anchor_rank
+        own = numbers and statistics.rank < statistics.anchor_rank
         of_anchors = _basis(sample, assignment, statistics.anchor_rank, choices.seed) if own else basis
-        anchors = _anchors(sample, len(data), of_anchors, budget)
+        anchors = _anchors(sample, len(data), of_anchors, budget, numbers)
     plan = Plan(
         seed=choices.seed,
         statistics=statistics,
@@ -114,6 +131,7 @@ def make_plan(
         measured=found.measured,
         watched=watched_layers(network),
         watched_before=watched_layers(network, layers_each(earlier)),
+        numbers=numbers,
     )
     return plan, calibrated
 
@@ -122,6 +140,20 @@ def watched_layers(network: Network, most: int = MOST_LAYERS) -> dict[str, bool]
     """The layers that give evidence, at most so many, and (in full mode) whether their channels come last."""
     layers = network.evidence_layers()
     return {name: layers[name] for name in choose_layers(list(layers), most)}
+
+
+def _of_ids(choices: Choices) -> Choices:
+    """The choices where the network takes ids.  Raises FsdtoolError where they need inputs that are drawn."""
+    if choices.curvature == SIMULATED:
+        raise FsdtoolError(
+            "the network takes whole numbers (token ids, categories), of which none can be simulated; give "
+            f'`curvature="{MEASURED}"`, or leave it out'
+        )
+    log.info(
+        "the network takes whole numbers (token ids, categories): none are simulated, so that distances are over kept "
+        "examples and the curvature is measured (`curvature`)"
+    )
+    return replace(choices, curvature=MEASURED if choices.records else None)
 
 
 def _components(sample: Sample, plan: StatisticsPlan, class_names: Sequence[str] | None, seed: int) -> Assignment:
@@ -157,7 +189,7 @@ def _directions(
     return RecordCurvature((), (), ())
 
 
-def _anchors(sample: Sample, examples: int, basis: Tensor | None, budget: int) -> AnchorPlan:
+def _anchors(sample: Sample, examples: int, basis: Tensor | None, budget: int, numbers: bool) -> AnchorPlan:
     dimensions = sample.vectors.shape[1] if basis is None else basis.shape[1]
     count = anchor_count(sample.graph, examples, dimensions + sample.graph.outputs, budget)
-    return AnchorPlan.of(examples, count, basis, sample.vectors)
+    return AnchorPlan.of(examples, count, basis, sample.vectors, numbers=numbers)

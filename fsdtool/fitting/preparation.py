@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
+from fsdtool.data.inputs.handing import hand_over
 from fsdtool.data.layout import fit_layout
 from fsdtool.data.repeatability import check_data, check_outputs, spread_inputs
 from fsdtool.data.source import DataSource
@@ -79,6 +80,7 @@ def prepare(given: Given, *, gradients: bool, device: torch.device, workers: int
     answer = answer_with(model, given.output_name)
     data = fit_layout(given.data, model, workers=workers)
     answer.say()
+    hand_over(model, data.preprocessing.parts)
     together = spread_inputs(check_data(data, workers=workers).x)
     check_outputs(model, together)
     network = trace(model, together, task=data.task, output=given.output_name).to(device)

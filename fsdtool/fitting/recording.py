@@ -94,6 +94,7 @@ class EvidenceFeatures(ExampleRows):
     ):
         super().__init__(len(ids))
         self.network, self.earlier, self.store, self.ids, self.basis = network, earlier, store, ids, plan.basis
+        self.numbers = plan.numbers
         self.watched, self.watched_before = dict(plan.watched), dict(plan.watched_before)
         self._rows = slice(0)
         self._observe = observe(self.watched, self._keep)
@@ -102,6 +103,8 @@ class EvidenceFeatures(ExampleRows):
         """What the graph takes as input for x (batch, ...), the first of the features on these rows."""
         self._rows = rows
         signal = self.network.signal(x, watch(self.watched, self._keep) if self.watched else None)
+        if not self.numbers:
+            return signal
         flat = signal.flatten(1)
         features = flat if self.basis is None else flat @ self.basis.to(flat)
         self.store.put(INPUT if self.network.mode == FULL else FEATURES, rows, features)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fsdtool.curvature.sources import MEASURED, SIMULATED
+from fsdtool.curvature.sources import MEASURED
 from fsdtool.data.source import DataSource
 from fsdtool.fitting.contents import Findings, write_summary
 from fsdtool.fitting.outcome import Report, coverage, say_small_components, say_weights
@@ -69,7 +69,7 @@ def summarize(
     records: bool = True,
     record_bytes: int = 1024,
     statistics_budget: int = 32 * 10**6,
-    curvature: str = SIMULATED,
+    curvature: str | None = None,
     input_rank: int | None = None,
     keep_weights: bool = True,
     frozen: Sequence[str] = (),
@@ -83,7 +83,8 @@ def summarize(
     (fsdtool.mislabel.earlier_checkpoints).  components: None is one per class, or one where there are none; an integer
     is that many clusters of gate patterns.  record_bytes: gradient factors per example.  statistics_budget: bytes that
     all statistics may take (fsdtool.fitting.budget).  curvature: 'simulated' from the statistics, or 'measured' on the
-    data in the same pass, which costs a second backward pass and is kept without records too.  input_rank: directions
+    data in the same pass, which costs a second backward pass and is kept without records too; None is simulated, but
+    measured where the network takes whole numbers, which are not simulated.  input_rank: directions
     in which the input covariance is resolved.  frozen: patterns of parameters that influence leaves out, beside those
     without requires_grad.  output_name: which of the model's outputs is meant.  Raises FsdtoolError for any fault of
     the input, before or while reading it.

@@ -15,6 +15,7 @@ from fsdtool.laftr.distance_calibration import (
     calibrate_anchors,
     calibrate_simulation,
     calibration_examples,
+    no_estimate,
 )
 from fsdtool.laftr.distance_forms import default_samples, on_pseudo_samples
 from fsdtool.mislabel.label_evidence import LabelEvidence
@@ -47,6 +48,8 @@ def calibrate_distance(plan: Plan, sample: Sample, seen: Seen, likely: Tensor | 
     statistics, seed = seen.statistics, plan.seed
     few = sample if seen.anchors is None else sample.evenly(calibration_examples(len(seen.losses)))
     labels = None if likely is None else likely[few.rows].to(few.device)
+    if seen.anchors is None and not statistics.drawn:
+        return no_estimate(tuple(few.task.metrics))
     if seen.anchors is not None:
         anchors = anchors_of(few, plan, seen, seen.anchors.basis)
         return calibrate_anchors(few, labels, statistics=statistics, anchors=anchors, seed=seed)
@@ -74,7 +77,7 @@ def anchors_of(few: Sample, plan: Plan, seen: Seen, basis: Tensor | None) -> Anc
 
     for batch in few.batch_size.parts(len(few), view):
         found.update(batch)
-    anchors = found.finalize(seen.present, seen.statistics.gaussian)
+    anchors = found.finalize(seen.present, seen.statistics)
     if basis is None:
         return anchors
     inputs, scale = stored(anchors.inputs)

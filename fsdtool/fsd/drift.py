@@ -23,7 +23,7 @@ from fsdtool.fsd.result import Distance, Distances
 from fsdtool.fsd.weights import Build, ComparedWeights, compared_weights
 from fsdtool.laftr.distance_calibration import DOUBTFUL, UNKNOWN, DistanceCalibration
 from fsdtool.laftr.distance_forms import Estimate, default_samples, in_closed_form, on_anchors, on_pseudo_samples
-from fsdtool.laftr.form_choice import AUTO, CLOSED, EXAMPLES, choose_form
+from fsdtool.laftr.form_choice import AUTO, CLOSED, EXAMPLES, NONE, choose_form
 from fsdtool.laftr.gates.policy import DEFAULT
 from fsdtool.laftr.metrics import check_metric, default_metric, measure
 from fsdtool.model.checkpoint import Checkpoint
@@ -77,7 +77,10 @@ def distances(
     metric = metric or default_metric(summary.task)
     check_metric(metric, summary.task, summary.path)
     graph, statistics, anchors = summary.identity.graph, summary.statistics, summary.anchors
-    form = choose_form(form, metric, graph, statistics, anchors, gates, source=summary.path)
+    if data is not None and form == AUTO and gates is None and anchors is None and not statistics.drawn:
+        form = NONE
+    else:
+        form = choose_form(form, metric, graph, statistics, anchors, gates, source=summary.path)
     if data is not None and (summary.identity.mode == FULL or model is None):
         check_exact(summary, data)
     whole = model is not None and data is not None
@@ -106,6 +109,8 @@ def _estimates(
     """The distance of each checkpoint in the form chosen, before it is corrected."""
     graph = summary.identity.graph
     common = (graph, weights.theta0, weights.others, summary.statistics)
+    if form == NONE:
+        return [Estimate(math.nan, None, torch.empty(0))] * len(weights.others)
     if form == CLOSED:
         return in_closed_form(*common, metric, device)
     if form == EXAMPLES:
@@ -142,8 +147,9 @@ def _told(
         _corrected(checkpoint.path, estimate, metric, form, calibration, known)
         for checkpoint, estimate, known in zip(checkpoints, found, exact, strict=True)
     ]
-    _warn(summary, [d for d, names in zip(corrected, moved, strict=True) if not names])
-    return [_without_estimate(d) if names else d for d, names in zip(corrected, moved, strict=True)]
+    unseen = [bool(names) or form == NONE for names in moved]
+    _warn(summary, [d for d, hidden in zip(corrected, unseen, strict=True) if not hidden])
+    return [_without_estimate(d) if hidden else d for d, hidden in zip(corrected, unseen, strict=True)]
 
 
 def _without_estimate(d: Distance) -> Distance:

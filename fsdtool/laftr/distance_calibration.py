@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fsdtool.laftr.form_choice import EXAMPLES, SAMPLED
+from fsdtool.laftr.form_choice import EXAMPLES, NONE, SAMPLED
 from fsdtool.laftr.metrics import measure
 from fsdtool.network.graph import Parameters
 from fsdtool.statistics.anchors import AnchoredOutputs, Anchors
@@ -68,6 +68,11 @@ def calibrate_anchors(
         return found
 
     return _calibrate(EXAMPLES, examples, likely, seed, estimate)
+
+
+def no_estimate(metrics: Sequence[str]) -> DistanceCalibration:
+    """Of a summary that neither keeps examples nor can simulate any."""
+    return DistanceCalibration(NONE, 0, 0, dict.fromkeys(metrics, 1.0), dict.fromkeys(metrics, UNKNOWN))
 
 
 def calibrate_simulation(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fsdtool.statistics.component_laws import Statistics
 
 AUTO, EXAMPLES, CLOSED, SAMPLED = "auto", "examples", "closed", "sampled"
+NONE = "none"  # of a summary from which no distance can be estimated
 FORMS = (AUTO, EXAMPLES, CLOSED, SAMPLED)
 SIMULATE = f'use `form="{SAMPLED}"`'
 
@@ -47,6 +48,12 @@ def choose_form(
         obstacles.append(f"the metric is {metric}, and it knows kl2 and squared_error")
     if metric == "kl2" and statistics.output_hessian is None:
         obstacles.append("the summary has no output Hessian (too many outputs)")
+    if not statistics.drawn and (form == SAMPLED or gates is not None or anchors is None):
+        remedy = f'use `form="{EXAMPLES}"`' if anchors is not None else "give `data`, or summarize with records"
+        raise FsdtoolError(
+            f"'{source}' is of a network that takes whole numbers (token ids, categories), of which none can be "
+            f"simulated; {remedy}"
+        )
     if form == CLOSED and obstacles:
         raise FsdtoolError(f"there is no closed form: {'; '.join(obstacles)}; {SIMULATE}")
     if form == EXAMPLES and anchors is None:

@@ -35,7 +35,8 @@ class LayerObserver:
     def __init__(self, summary: Summary, examples: Examples, models: ClassModels):
         self.summary, self.examples, self.models = summary, examples, models
         self.network = _hooked(examples.network, models.layers, summary)
-        basis = summary.statistics.gaussian.basis
+        self.numbers = summary.statistics.drawn
+        basis = summary.statistics.gaussian.basis if self.numbers else None
         self.basis = None if basis is None else basis.to(examples.device)
         layers = self.network.evidence_layers()
         self.watched = {name: last for name, last in layers.items() if name in models.layers}
@@ -82,8 +83,10 @@ class LayerObserver:
 
         with torch.no_grad():
             signal = self.network.signal(batch.x.to(self.examples.device), watch(self.watched, keep))
-            flat = signal.flatten(1)
-            keep(INPUT if self.network.mode == FULL else FEATURES, flat if self.basis is None else flat @ self.basis)
+            if self.numbers:
+                flat = signal.flatten(1)
+                name = INPUT if self.network.mode == FULL else FEATURES
+                keep(name, flat if self.basis is None else flat @ self.basis)
             outputs = self.network.graph.run(self.network.parameters, signal, observe=observe(self.watched, keep)).cpu()
         missing = [layer for layer in self.models.layers[:-1] if layer not in features]
         if missing:

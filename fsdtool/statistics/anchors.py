@@ -29,7 +29,6 @@ from torch import Tensor
 
 from fsdtool.network.graph import Graph, Parameters
 from fsdtool.statistics.component_laws import Statistics
-from fsdtool.statistics.gaussian_inputs import GaussianInputs
 from fsdtool.statistics.merging import BatchView, RowTensors, State, joined, part_of
 from fsdtool.statistics.sample import even_rows
 from fsdtool.tasks.task import Task
@@ -101,9 +100,12 @@ class AnchorPlan:
     precision: Tensor
 
     @classmethod
-    def of(cls, examples: int, count: int, basis: Tensor | None, sample: Tensor) -> AnchorPlan:
-        """`count` of so many examples; sample (m, n): some inputs, which say how far out others lie."""
-        most_alone = count // ALONE if count < examples else 0
+    def of(cls, examples: int, count: int, basis: Tensor | None, sample: Tensor, *, numbers: bool = True) -> AnchorPlan:
+        """`count` of so many examples; sample (m, n): some inputs, which say how far out others lie.
+
+        numbers: whether the inputs are such; of ids none lies farther out than others.
+        """
+        most_alone = count // ALONE if numbers and count < examples else 0
         centre = sample.mean(0)
         plan = cls(even_rows(examples, count - most_alone), most_alone, basis, centre, centre)
         spread = plan.coefficients(sample).std(0, unbiased=False)
@@ -181,7 +183,7 @@ class AnchorRows:
         self._far = {name: torch.from_numpy(far[name]).to(value.dtype) for name, value in self._far.items()}
         return self
 
-    def finalize(self, present: Tensor, statistics: GaussianInputs) -> Anchors:
+    def finalize(self, present: Tensor, statistics: Statistics) -> Anchors:
         """The anchors, their components numbered among those `present` (K,) bool, which `statistics` describe."""
         plan, far, even = self.plan, self._far, self._even.values
         number = present.cpu().long().cumsum(0) - 1
@@ -191,7 +193,8 @@ class AnchorRows:
         component = number[component]
         if plan.basis is None:
             return Anchors(inputs, outputs, component, alone, None)
-        away = (plan.centre.double().cpu() - statistics.mean.double().cpu()) @ plan.basis.double().cpu()  # (K, r)
+        centres = plan.centre.double().cpu() - statistics.gaussian.mean.double().cpu()
+        away = centres @ plan.basis.double().cpu()  # (K, r)
         inputs = (inputs.double() + away[component]).float()
         return Anchors(inputs, outputs, component, alone, plan.basis.cpu())
 
@@ -217,7 +220,7 @@ class AnchoredOutputs:
     ):
         self.graph, self.reference = graph, reference
         self.anchors = anchors.to(device)
-        self.inputs = statistics.to(device, torch.float32).gaussian
+        self.inputs = None if anchors.basis is None else statistics.to(device, torch.float32).gaussian
         self.meet = task.has_classes and anchors.basis is not None and graph.outputs > 1
 
     def batches(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
@@ -231,12 +234,15 @@ class AnchoredOutputs:
 
     def _batch(self, rows: slice) -> tuple[slice, Tensor, Tensor, Tensor]:
         anchors, shape = self.anchors, (-1, *self.graph.input_shape)
-        x = expand(self.inputs.mean, anchors.basis, anchors.inputs[rows], anchors.component[rows]).reshape(shape)
+        x, component = anchors.inputs[rows], anchors.component[rows]
+        if self.inputs is not None and anchors.basis is not None:
+            x = expand(self.inputs.mean, anchors.basis, x, component)
+        x = x.reshape(shape)
         recorded = anchors.outputs[rows]
         with torch.no_grad():
             simulated = self.graph.run(self.reference, x)
-        if self.meet:
-            variance = self.inputs.diagonal[anchors.component[rows]].reshape(x.shape)
+        if self.meet and self.inputs is not None:
+            variance = self.inputs.diagonal[component].reshape(x.shape)
             moved = met(self.graph, self.reference, x, recorded, variance)
             with torch.no_grad():
                 after = self.graph.run(self.reference, moved)
@@ -246,9 +252,9 @@ class AnchoredOutputs:
         return rows, x, simulated, recorded
 
 
-def expand(mean: Tensor, basis: Tensor | None, coefficients: Tensor, component: Tensor) -> Tensor:
+def expand(mean: Tensor, basis: Tensor, coefficients: Tensor, component: Tensor) -> Tensor:
     """x~ (batch, n) of coefficients (batch, r) and components (batch,) with these means (K, n)."""
-    return coefficients if basis is None else mean[component] + coefficients @ basis.T
+    return mean[component] + coefficients @ basis.T
 
 
 def met(graph: Graph, parameters: Parameters, x: Tensor, recorded: Tensor, variance: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from fsdtool.statistics.accumulators import CentredMoments, GateMoments, OutputM
 from fsdtool.statistics.component_laws import Statistics
 from fsdtool.statistics.merging import Accumulator, BatchView, State, joined, part_of
 from fsdtool.statistics.mixture import Assignment
+from fsdtool.statistics.no_inputs import ExampleCounts
 from fsdtool.tasks.task import Task
 
 
@@ -26,7 +27,7 @@ class StatisticsSums:
     """Accumulates the Statistics of one graph over the components of an assignment.
 
     basis: as in fsdtool.statistics.accumulators.  sampled: numbers that the sample of outputs may hold (None: the
-    usual).
+    usual).  numbers: whether the inputs are numbers, which have moments.
     """
 
     def __init__(
@@ -37,10 +38,15 @@ class StatisticsSums:
         task: Task,
         device: torch.device | None = None,
         sampled: int | None = None,
+        numbers: bool = True,
     ):
         count = len(assignment)
         self.graph, self.assignment, self.basis = graph, assignment, basis
-        self.inputs = CentredMoments(count, graph.steps[0].units, basis, device)
+        self.inputs: CentredMoments | ExampleCounts = (
+            CentredMoments(count, graph.steps[0].units, basis, device)
+            if numbers
+            else ExampleCounts(count, graph.steps[0].units, device)
+        )
         self.gates = {
             graph.steps[i].name: GateMoments(graph.steps[i], count, device) for i in graph.indices("activation")
         }
@@ -163,7 +169,7 @@ class StatisticsSums:
             self.outputs.task,
         ).to(torch.device("cpu"))
 
-    def _sums(self) -> dict[str, CentredMoments | OutputMoments | GateMoments]:
+    def _sums(self) -> dict[str, CentredMoments | ExampleCounts | OutputMoments | GateMoments]:
         return {
             "inputs": self.inputs,
             "outputs": self.outputs,

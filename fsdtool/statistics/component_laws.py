@@ -15,6 +15,7 @@ from fsdtool.errors import FsdtoolError
 from fsdtool.network.activations import Pieces
 from fsdtool.statistics.gaussian_inputs import GaussianInputs
 from fsdtool.statistics.input_model import InputModel
+from fsdtool.statistics.no_inputs import NoInputs
 from fsdtool.tasks.task import Task, task_of
 
 
@@ -78,6 +79,11 @@ class Statistics:
     def weight(self) -> Tensor:
         """Mixture weights pi (K,), float64."""
         return self.count.double() / self.count.sum()
+
+    @property
+    def drawn(self) -> bool:
+        """Whether there is an input model to draw pseudo-inputs from."""
+        return not isinstance(self.input, NoInputs)
 
     @property
     def gaussian(self) -> GaussianInputs:

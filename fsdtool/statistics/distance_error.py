@@ -26,6 +26,8 @@ class DistanceCalibration:
 
     def __str__(self) -> str:
         """For people: what distances in the default form rest on, and how far they are off."""
+        if self.form == "none":
+            return "only over data given: no examples are kept, and none can be simulated"
         kept = "kept examples" if self.form == "examples" else "simulated examples"
         if not self.changes:
             return f"over {kept}, exact for them"

@@ -126,7 +126,7 @@ def load(path: str | PathLike[str]) -> Summary:
             statistics=statistics,
             curvature=curvature,
             parameters=parameters,
-            anchors=_read_anchors(file, statistics, identity.graph.outputs) if hdf5.has(file, "anchors") else None,
+            anchors=_read_anchors(file, statistics, identity.graph) if hdf5.has(file, "anchors") else None,
             distance_calibration=read_distance_calibration(file, catalogue.task),
         )
 
@@ -188,8 +188,9 @@ def _read_outputs(group: h5py.Group, components: int, outputs: int) -> OutputSam
     return OutputSample(values, component)
 
 
-def _read_anchors(file: h5py.File, statistics: Statistics, outputs: int) -> Anchors:
-    group, components, n = hdf5.group(file, "anchors"), *statistics.gaussian.mean.shape
+def _read_anchors(file: h5py.File, statistics: Statistics, graph: Graph) -> Anchors:
+    n, outputs = graph.steps[0].units, graph.outputs
+    group, components = hdf5.group(file, "anchors"), len(statistics.names)
     basis = None  # without a scale inputs are whole
     if hdf5.has(group, "scale"):
         basis = tensor(group, "basis", (n, None)) if hdf5.has(group, "basis") else statistics.gaussian.basis

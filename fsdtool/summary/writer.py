@@ -173,7 +173,7 @@ class Writer:
     def _write_input(self, statistics: Statistics) -> None:
         for name, part in statistics.input.stored().items():
             self.put(f"statistics/input/{name}", part.values, part.description, part.units)
-        self.file["statistics/input"].attrs["model"] = _bytes(statistics.input.name)
+        self.file.require_group("statistics/input").attrs["model"] = _bytes(statistics.input.name)
 
     def write_anchors(self, anchors: Anchors, statistics: Statistics) -> None:
         """`/anchors`: float16 of scaled projections, or float32 of whole inputs where there is no basis."""
@@ -183,7 +183,7 @@ class Writer:
             self.put("anchors/scale", scale, "what each coefficient is divided by (r,)", "input units")
         kept = "projections B^T (x - mean of its component) of a sample of examples (R, r), or x without a basis"
         self.put("anchors/inputs", inputs, kept, "input units")
-        shared = statistics.gaussian.basis
+        shared = statistics.gaussian.basis if statistics.drawn else None
         if anchors.basis is not None and (shared is None or shared.shape != anchors.basis.shape):
             self.put("anchors/basis", anchors.basis.half(), "directions of the projections (n, r)")
         self.put("anchors/outputs", anchors.outputs, "outputs of the reference on them (R, O)")

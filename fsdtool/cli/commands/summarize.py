@@ -15,7 +15,6 @@ from fsdtool.cli.groups import WeightOptions
 from fsdtool.cli.networks import build_model, key_values, read_checkpoint
 from fsdtool.cli.options import (
     DATA_HELP,
-    DEFAULT_CURVATURE,
     MODEL_HELP,
     Curvature,
     Device,
@@ -62,11 +61,12 @@ class KeptOptions:
         float, typer.Option(metavar="MB", min=0, help="Largest size of the statistics, in megabytes.")
     ] = 32
     curvature: Annotated[
-        Curvature,
+        Curvature | None,
         typer.Option(
-            help="For influence: simulated from the statistics, or measured on the data in the pass (slower)."
+            help="For influence: simulated from the statistics, or measured on the data in the pass (slower). "
+            "[default: simulated, measured for token ids and the like]"
         ),
-    ] = DEFAULT_CURVATURE
+    ] = None
     input_rank: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Rank kept of the covariance of large inputs.")
     ] = None
@@ -96,7 +96,7 @@ class KeptOptions:
             "records": self.records,
             "record_bytes": self.record_bytes,
             "statistics_budget": int(self.statistics_budget * MEGABYTE),
-            "curvature": self.curvature.value,
+            "curvature": self.curvature and self.curvature.value,
             "input_rank": self.input_rank,
             "keep_weights": self.weights,
             "frozen": self.frozen or (),
@@ -143,7 +143,7 @@ class InputOptions:
     skip_bad: SkipBad = False
     missing: Missing = None
 
-    def scaling(self) -> dict[str, tuple[float, ...] | None]:
+    def scaling(self) -> dict[str, Any]:
         """The numbers of --mean and --std.  Raises FsdtoolError where they are none."""
         return {"mean": numbers(self.mean, "--mean"), "std": numbers(self.std, "--std")}
 

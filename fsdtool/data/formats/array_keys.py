@@ -17,12 +17,14 @@ import numpy as np
 
 from fsdtool.data.formats.hdf5_arrays import H5File
 from fsdtool.data.formats.numpy_files import CLASS_NAMES_KEY, Entry, NpyFiles, NpzFile
+from fsdtool.data.inputs.keys import TOKENS, Named, named_inputs, tokens_among
+from fsdtool.data.inputs.packing import ArraysReader, part_of
 from fsdtool.data.readers import ROW_NUMBERS, ArrayReader, Found, Request
 from fsdtool.data.sources.npy import npy_files, pair_of_files
 from fsdtool.data.targets import numbered
 from fsdtool.errors import DataError, some
 
-INPUT_KEYS = ("x", "X", "images", "inputs", "data")
+INPUT_KEYS = ("x", "X", "images", "inputs", "input_ids", "data")
 TARGET_KEYS = ("y", "Y", "labels", "targets", "target")
 ID_KEYS = ("ids", "id")
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation")
@@ -49,18 +51,11 @@ def open_npy_files(spec: str, request: Request) -> Found:
 def open_arrays(file: ArrayFile | PairedFiles, spec: str, request: Request) -> Found:
     """Inputs, targets, ids and class names among the arrays of `file`."""
     view = _choose_split(file.entries, request, spec)
-    x_key, y_key = _choose_keys(view, request, spec)
-    x, y = file.entries[x_key], file.entries[y_key]
-    if not x.is_number:
-        raise DataError(f"the inputs '{x_key}' of '{spec}' have dtype {x.dtype}; give numbers")
-    if x.shape[:1] != y.shape[:1]:
-        raise DataError(
-            f"'{spec}' has inputs '{x_key}' {x.shape} but targets '{y_key}' {y.shape}; give one target each"
-        )
-    count = x.shape[0] if x.shape else 0
-    if count == 0:
-        raise DataError(f"'{spec}' is empty: '{x_key}' has shape {x.shape}; give at least one example")
-    id_key = _choose_ids(view, request, (x_key, y_key), spec)
+    named = _several(view, request)
+    x_keys, y_key = _choose_keys(view, request, named, spec)
+    y = file.entries[y_key]
+    count = _count(file.entries, x_keys, y_key, spec)
+    id_key = _choose_ids(view, request, (*x_keys, y_key), spec)
     ids = np.arange(count) if id_key is None else _ids(file.read(id_key), count, spec)
     names = file.class_names(y_key)
     names = None if names is None else [_text(name) for name in np.atleast_1d(names)]
@@ -70,15 +65,45 @@ def open_arrays(file: ArrayFile | PairedFiles, spec: str, request: Request) -> F
         targets, names = numbered(labels, replace(request, class_names=request.class_names or names), spec)
     converted = request.task.targets(targets, ids, request.skip_bad)
     one_hot = request.task.has_classes and targets.ndim == 2 and targets.shape[1] > 1
+    shown = ", ".join(f"'{key}' {file.entries[key].dtype} {file.entries[key].shape}" for key in x_keys)
     note = "".join(
         (
-            f"inputs '{x_key}' {x.dtype} {x.shape} (`x_key`), targets '{y_key}' {y.dtype} {y.shape} (`y_key`)",
+            f"inputs {shown} (`x_key`), targets '{y_key}' {y.dtype} {y.shape} (`y_key`)",
             f", one-hot labels read as {targets.shape[1]} classes" if one_hot else "",
             f", split {view.split} of {', '.join(view.splits)} (`split`)" if view.split else "",
             ", ids are row numbers (`id_key`)" if id_key is None else f", ids '{id_key}' (`id_key`)",
         )
     )
-    return Found(ArrayReader(file.rows(x_key), converted), ids, names, note)
+    if not named:
+        return Found(ArrayReader(file.rows(x_keys[0]), converted), ids, names, note)
+    entries = [file.entries[key] for key in x_keys]
+    parts = tuple(part_of(key, name, e.shape[1:], e.dtype) for (name, key), e in zip(named, entries, strict=True))
+    return Found(ArraysReader([file.rows(key) for key in x_keys], parts, converted, ids), ids, names, note, parts)
+
+
+def _several(view: _View, request: Request) -> Named:
+    """The argument and the key of each of several inputs; those of tokens where no other is named."""
+    found = named_inputs(request.x_key, request.preprocessing.parts, (*view.keys, *view.keys.values()))
+    if found or request.x_key is not None or (set(INPUT_KEYS) & set(view.keys)) - {TOKENS[0]}:
+        return found
+    tokens = tokens_among(view.keys)
+    return tokens if len(tokens) > 1 else []
+
+
+def _count(entries: Mapping[str, Entry], x_keys: Sequence[str], y_key: str, spec: str) -> int:
+    """How many examples there are.  Raises DataError for inputs that are no numbers, or not one for each target."""
+    y = entries[y_key]
+    for x_key in x_keys:
+        x = entries[x_key]
+        if not x.is_number:
+            raise DataError(f"the inputs '{x_key}' of '{spec}' have dtype {x.dtype}; give numbers")
+        if x.shape[:1] != y.shape[:1]:
+            raise DataError(
+                f"'{spec}' has inputs '{x_key}' {x.shape} but targets '{y_key}' {y.shape}; give one target each"
+            )
+        if not x.shape or not x.shape[0]:
+            raise DataError(f"'{spec}' is empty: '{x_key}' has shape {x.shape}; give at least one example")
+    return y.shape[0]
 
 
 class PairedFiles:
@@ -160,9 +185,10 @@ def _choose_split(entries: Mapping[str, Entry], request: Request, spec: str) -> 
     parts = {key: split_of(key, known) for key in entries}
     splits = list(dict.fromkeys(split for split, _ in parts.values() if split is not None))
     whole = {key: key for key, (split, _) in parts.items() if split is None}
-    by_key = [parts[key][0] for key in (request.x_key, request.y_key) if key in parts]
+    given: list[str | None] = [key for _, key in named_inputs(request.x_key, (), entries)] or [request.x_key]
+    by_key = [parts[key][0] for key in (*given, request.y_key) if key in parts]
     wanted = request.split.lower() if request.split is not None else next(iter(by_key), None)
-    named = wanted is None and (by_key or any(key in whole for key in (*INPUT_KEYS, request.x_key)))
+    named = wanted is None and (by_key or any(key in whole for key in (*INPUT_KEYS, *given)))
     if (not splits and wanted is None) or named:
         return _View(entries, {key: key for key in entries}, None, splits)
     chosen = choose_split(splits, wanted, spec)
@@ -170,8 +196,11 @@ def _choose_split(entries: Mapping[str, Entry], request: Request, spec: str) -> 
     return _View(entries, whole | mine, chosen, splits)
 
 
-def _choose_keys(view: _View, request: Request, spec: str) -> tuple[str, str]:
-    """The arrays of inputs and targets: as given, else by the usual names, else the only possible ones."""
+def _choose_keys(view: _View, request: Request, named: Named, spec: str) -> tuple[list[str], str]:
+    """The arrays of inputs and targets: as given, else by the usual names, else the only possible ones.
+
+    named: of several inputs, argument and key of each.
+    """
     entries = {short: view.entries[key] for short, key in view.keys.items()}
     listed = some([f"{key} {view.entries[key].shape}" for key in view.keys.values()], 12) or "nothing"
     x_given, y_given = view.short(request.x_key), view.short(request.y_key)
@@ -191,20 +220,22 @@ def _choose_keys(view: _View, request: Request, spec: str) -> tuple[str, str]:
     others = {key: e for key, e in entries.items() if key not in aside}
     not_inputs = (y_given, *TARGET_KEYS)
     inputs = [key for key, e in others.items() if e.is_number and len(e.shape) > 1 and key not in not_inputs]
-    x_key = choose("inputs", "x_key", x_given, INPUT_KEYS, inputs)
-    count = entries[x_key].shape[:1]
+    asked = [view.short(key) for _, key in named] or [x_given]
+    x_keys = [choose("inputs", "x_key", given, INPUT_KEYS, inputs) for given in asked]
+    count = entries[x_keys[0]].shape[:1]
     flat = [k for k, e in others.items() if len(e.shape) in (1, 2) or e.shape[:1] == (math.prod(e.shape),)]
-    targets = [key for key in flat if entries[key].shape[:1] == count and key != x_key]
+    targets = [key for key in flat if entries[key].shape[:1] == count and key not in x_keys]
     if y_given is None and not targets and not set(TARGET_KEYS) & set(entries):
+        beside = some([f"'{key}'" for key in x_keys])
         raise DataError(
-            f"'{spec}' has no array of targets beside the inputs '{x_key}': it holds {listed}; "
+            f"'{spec}' has no array of targets beside the inputs {beside}: it holds {listed}; "
             "give inputs and targets in two files as inputs.h5,targets.h5 (or .npy, .npz)"
         )
     y_key = choose("targets", "y_key", y_given, TARGET_KEYS, targets)
-    return view.keys[x_key], view.keys[y_key]
+    return [view.keys[x_key] for x_key in x_keys], view.keys[y_key]
 
 
-def _choose_ids(view: _View, request: Request, taken: tuple[str, str], spec: str) -> str | None:
+def _choose_ids(view: _View, request: Request, taken: tuple[str, ...], spec: str) -> str | None:
     if request.id_key == ROW_NUMBERS and ROW_NUMBERS not in view.keys:
         return None
     if request.id_key is None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fsdtool.data.examples import StoredExamples
+from fsdtool.data.inputs.part import Part, listed
 from fsdtool.data.preprocessing import Preprocessing
 from fsdtool.data.readers import Found, ItemReader, Request, TransformedReader
 from fsdtool.data.registry import find_source, offered
@@ -49,9 +50,10 @@ def load_dataset(
     """Open the data set that `spec` names; `fsdtool docs data` lists the kinds. One note says what was chosen in it.
 
     `x_key`, `y_key` and `id_key` name the arrays (columns of a table, separated by commas) where the usual names do
-    not lead to one of each; the id key 'row' numbers the rows. `split` chooses among several. `labels` is a CSV file
-    of targets by id that replace those of the data. `ids` keeps these examples alone. `skip_bad` reads everything
-    once (by `workers` processes) and leaves out what cannot be read. `class_names` fixes the number of each class:
+    not lead to one of each; the id key 'row' numbers the rows. Several inputs are named as fsdtool.data.inputs.keys
+    says. `split` chooses among several. `labels` is a CSV file of targets by id that replace those of the data. `ids`
+    keeps these examples alone. `skip_bad` reads everything once (by `workers` processes) and leaves out what cannot be
+    read. `class_names` fixes the number of each class:
     labels that the data gives as names (text, folders) are numbered by it instead of in sorted order. `missing` are
     the labels in text that say that there is none, besides the empty one (default: MISSING of `fsdtool.data.targets`).
     `prepared` says that the preprocessing is that of a summary, which notes then do not ask to change.
@@ -67,6 +69,7 @@ def load_dataset(
     )
     found, task = (_open(spec, request), request.task) if task is not None else _open_by_targets(spec, request)
     reader = found.reader
+    preprocessing = replace(preprocessing, parts=_agreed(found.parts, preprocessing.parts, spec, prepared))
     if preprocessing.transform is not None and not isinstance(reader, ItemReader):
         reader = TransformedReader(reader, preprocessing.transform, found.ids)
     log.info(f"'{spec}': {found.note}{scale_note(reader, len(found.ids), preprocessing, spec, not prepared)}")
@@ -145,6 +148,17 @@ def _open(spec: str, request: Request) -> Found:
     if source.suffixes and not path.stat().st_size:
         raise DataError(f"'{spec}' is damaged or not a {path.suffix} file: it has no bytes; write it again")
     return source.opens(spec, request)
+
+
+def _agreed(found: tuple[Part, ...], asked: tuple[Part, ...], spec: str, prepared: bool) -> tuple[Part, ...]:
+    """How the inputs are handed over: as the data have them, or as a network takes them that was summarized."""
+    if not prepared:
+        return found
+    packed = asked if any(part.key or part.name for part in asked) else ()
+    if [part.shape for part in found] != [part.shape for part in packed]:
+        own, other = (listed(parts) or "one input" for parts in (found, packed))
+        raise DataError(f"'{spec}' has {own}, the summarized data {other}; give data of the same kind (`x_key`)")
+    return asked
 
 
 def _check_unique(ids: np.ndarray, spec: str) -> None:

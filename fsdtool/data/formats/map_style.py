@@ -17,6 +17,7 @@ import numpy as np
 from torch.utils.data import DataLoader, IterableDataset
 
 from fsdtool.data.formats.image_folders import is_hidden
+from fsdtool.data.inputs.part import listed
 from fsdtool.data.readers import Found, ItemReader, Request
 from fsdtool.errors import DataError, describe, some
 from fsdtool.model.factory import check_arguments, import_torchvision, load_factory, parse_value
@@ -53,10 +54,11 @@ def open_items(open_dataset: Callable[[], Any], spec: str, request: Request) -> 
     ids = np.arange(count)
     reader = ItemReader(open_dataset, dataset, ids, request)
     split = f", split {request.split}" if request.split else ""
-    note = f"{count:,} examples with inputs {reader.shape}{split}, ids are row numbers"
+    shown = listed(reader.parts) or reader.shape
+    note = f"{count:,} examples with inputs {shown}{split}, ids are row numbers"
     if request.task.has_classes and math.prod(reader.target_shape) != 1:
         note += f", one-hot labels of shape {reader.target_shape}"
-    return Found(reader, ids, classes or None, note)
+    return Found(reader, ids, classes or None, note, reader.parts)
 
 
 def _check_map_style(dataset: Any, spec: str) -> None:
