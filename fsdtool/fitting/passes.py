@@ -101,7 +101,7 @@ class Pass:
     def finalize(self) -> Seen:
         """What was seen."""
         present, statistics = (self.statistics.inputs.count > 0).cpu(), self.statistics.finalize()
-        anchors = None if self.anchors is None else self.anchors.finalize(present, statistics)
+        anchors = None if self.anchors is None else self.anchors.finalize(present, statistics.input)
         curvature = self.plan.directions if self.measured is None else self.measured.finalize()
         return Seen(
             statistics=statistics,

@@ -77,7 +77,7 @@ def anchors_of(few: Sample, plan: Plan, seen: Seen, basis: Tensor | None) -> Anc
 
     for batch in few.batch_size.parts(len(few), view):
         found.update(batch)
-    anchors = found.finalize(seen.present, seen.statistics)
+    anchors = found.finalize(seen.present, seen.statistics.input)
     if basis is None:
         return anchors
     inputs, scale = stored(anchors.inputs)

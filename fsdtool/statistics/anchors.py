@@ -29,6 +29,8 @@ from torch import Tensor
 
 from fsdtool.network.graph import Graph, Parameters
 from fsdtool.statistics.component_laws import Statistics
+from fsdtool.statistics.gaussian_inputs import GaussianInputs
+from fsdtool.statistics.input_model import InputModel
 from fsdtool.statistics.merging import BatchView, RowTensors, State, joined, part_of
 from fsdtool.statistics.sample import even_rows
 from fsdtool.tasks.task import Task
@@ -183,8 +185,8 @@ class AnchorRows:
         self._far = {name: torch.from_numpy(far[name]).to(value.dtype) for name, value in self._far.items()}
         return self
 
-    def finalize(self, present: Tensor, statistics: Statistics) -> Anchors:
-        """The anchors, their components numbered among those `present` (K,) bool, which `statistics` describe."""
+    def finalize(self, present: Tensor, inputs_of: InputModel) -> Anchors:
+        """The anchors, their components numbered among those `present` (K,) bool, which `inputs_of` describes."""
         plan, far, even = self.plan, self._far, self._even.values
         number = present.cpu().long().cumsum(0) - 1
         shared = ~torch.isin(plan.rows, far["row"])
@@ -193,7 +195,8 @@ class AnchorRows:
         component = number[component]
         if plan.basis is None:
             return Anchors(inputs, outputs, component, alone, None)
-        centres = plan.centre.double().cpu() - statistics.gaussian.mean.double().cpu()
+        assert isinstance(inputs_of, GaussianInputs)  # there is a basis
+        centres = plan.centre.double().cpu() - inputs_of.mean.double().cpu()
         away = centres @ plan.basis.double().cpu()  # (K, r)
         inputs = (inputs.double() + away[component]).float()
         return Anchors(inputs, outputs, component, alone, plan.basis.cpu())

@@ -127,6 +127,7 @@ def calls(install) -> Calls:
             model_spec="",
             model_arguments={},
             output="",
+            preprocessing=SimpleNamespace(parts=()),
         ),
     )
     install("model.factory", load_model=calls.answer("load_model", "network"))
@@ -429,7 +430,7 @@ def test_summarize_passes_everything_on_and_writes_to_stderr_only(shell, calls, 
         "records": False,
         "record_bytes": 1024,
         "statistics_budget": 1_500_000,
-        "curvature": "simulated",
+        "curvature": None,
         "input_rank": None,
         "frozen": (),
         "output_name": "",

@@ -11,6 +11,7 @@ from fsdtool.errors import FsdtoolError
 from fsdtool.statistics.component_laws import Statistics
 from fsdtool.statistics.gaussian_inputs import GaussianInputs
 from fsdtool.statistics.input_model import InputModel, Stored, input_models
+from fsdtool.statistics.no_inputs import NoInputs
 from fsdtool.summary.reader import load
 
 
@@ -34,7 +35,7 @@ class Constant(InputModel):
 
 
 def test_the_models_are_found():
-    assert input_models() == {"gaussian": GaussianInputs}
+    assert input_models() == {"gaussian": GaussianInputs, "none": NoInputs}
 
 
 def test_another_model_is_drawn_from_but_has_no_moments():
