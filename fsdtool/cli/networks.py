@@ -79,7 +79,7 @@ def build_model(spec: str | None, arguments: dict[str, str], checkpoint: Checkpo
     if spec is not None and not spec.startswith("mlp:"):
         from fsdtool.model.factory import load_model
 
-        return load_model(spec, arguments, checkpoint.hyper_parameters)
+        return load_model(spec, arguments, checkpoint.hyper_parameters, Path(checkpoint.path).parent)
     if spec is None and checkpoint.network is not None:
         from fsdtool.model.factory import prepare
 

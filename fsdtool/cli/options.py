@@ -105,7 +105,9 @@ BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Examples compu
 Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of everything drawn at random.")]
 
 DATA_HELP = data_help()
-MODEL_HELP = "path/file.py:factory, package.module:factory, torchvision:NAME or mlp:ACTIVATION."
+MODEL_HELP = (
+    "path/file.py:factory, package.module:factory, torchvision:NAME, timm:NAME, transformers:CLASS or mlp:ACTIVATION."
+)
 
 LastLayerModel = Annotated[
     str | None, typer.Option("--model", metavar="SPEC", help=f"Only for a summary in last layer mode: {MODEL_HELP}")

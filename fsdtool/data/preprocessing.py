@@ -16,7 +16,8 @@ from typing import Any
 
 from fsdtool.data.inputs.part import Part, listed
 from fsdtool.errors import DataError, describe
-from fsdtool.model.factory import import_torchvision, load_factory
+from fsdtool.model.factory import load_factory
+from fsdtool.model.libraries import import_torchvision
 
 LAYOUTS = ("as is", "channels first", "one channel", "flat")
 IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> PIL's name

@@ -1,15 +1,13 @@
 """Models: a spec names the code that builds a network; no other code of the user's runs.
 
-A spec is `path/file.py:factory`, `package.module:factory` or `torchvision:resnet18`; calling the factory
-gives the network. It is used in eval mode, whatever mode the factory leaves it in.
+A spec is `path/file.py:factory`, `package.module:factory` or a library's, such as `torchvision:resnet18`; calling the
+factory gives the network. It is used in eval mode, whatever mode the factory leaves it in.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
-import functools
 import hashlib
 import importlib
 import importlib.util
@@ -26,21 +24,26 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fsdtool.errors import FsdtoolError, ModelError, describe, perhaps, some
+from fsdtool.model.libraries import import_torchvision, is_library, library_builder, misses_operator
 
 log = logging.getLogger("fsdtool")
 
 
 def load_model(
-    spec: str, arguments: Mapping[str, str] | None = None, recorded: Mapping[str, object] | None = None
+    spec: str,
+    arguments: Mapping[str, str] | None = None,
+    recorded: Mapping[str, object] | None = None,
+    folder: Path | None = None,
 ) -> nn.Module:
     """Build the network that `spec` names, in eval mode, on the CPU, in float32.
 
     `arguments` go to the factory by name, read as Python literals where they are one and as text otherwise; those
-    left out are taken from `recorded`, the hyper-parameters of a checkpoint, where it has them. Wrappers for
+    left out are taken from `recorded`, the hyper-parameters of a checkpoint, where it has them; `folder` is that of the
+    checkpoint, where transformers describes a network. Wrappers for
     compiled and parallel execution are taken off. Raises ModelError when there is no such factory, when it needs
     other arguments, when it raises, or when what it returns is not a network of known size.
     """
-    factory = load_factory(spec)
+    factory = load_factory(spec, folder)
     if isinstance(factory, nn.Module) and not arguments:
         model: Any = factory
     else:
@@ -106,16 +109,19 @@ def _recorded(
     return taken
 
 
-def load_factory(spec: str) -> Callable[..., Any]:
-    """The callable that `path/file.py:name`, `package.module:name` or `torchvision:name` stands for."""
+def load_factory(spec: str, folder: Path | None = None) -> Callable[..., Any]:
+    """The callable that `path/file.py:name`, `package.module:name` or `torchvision:name` stands for.
+
+    folder: that of the checkpoint, for the libraries that describe a network there.
+    """
     place, separator, name = spec.rpartition(":")
     if not separator or not place or not name:
         raise ModelError(
             f"'{spec}' names no factory; write path/file.py:factory, package.module:factory or torchvision:resnet18",
             path=spec,
         )
-    if place == "torchvision":
-        return _torchvision_builder(name)
+    if is_library(place):
+        return library_builder(place, name, folder)
     module = _load_file(Path(place)) if place.endswith(".py") else _load_package(place)
     factory: Any = module
     for part in name.split("."):
@@ -135,7 +141,7 @@ def script_names(spec: str | None) -> Iterator[None]:
     A network pickled by the script that trained it is looked up in `__main__`, where no file that is imported is.
     """
     place, _, _ = (spec or "").rpartition(":")
-    if not place or place in ("torchvision", "mlp"):
+    if not place or place == "mlp" or is_library(place):
         yield
         return
     module = _load_file(Path(place)) if place.endswith(".py") else _load_package(place)
@@ -236,8 +242,8 @@ def _run_user_import(load: Callable[[], ModuleType], *, folder: Path, what: str)
         with _importable(folder):
             try:
                 return load()
-            except RuntimeError as error:
-                if _OPERATOR_MISSING not in str(error):
+            except (RuntimeError, ImportError) as error:
+                if not misses_operator(error):
                     raise
                 import_torchvision()
                 return load()
@@ -276,45 +282,3 @@ def _lies_in(folder: Path, name: str) -> bool:
         return False
     path = Path(origin)
     return folder in (path.parent, path.parent.parent if path.name == "__init__.py" else None)
-
-
-_OPERATOR_MISSING = "operator torchvision::nms does not exist"
-
-
-def import_torchvision() -> ModuleType:
-    """Import torchvision, also where its compiled extension does not fit the installed torch.
-
-    A CUDA build of torchvision beside a CPU build of torch cannot load its operators, and then fails to
-    describe two of them. Declaring those is enough for its data sets, transforms and classification models.
-    """
-    try:
-        return importlib.import_module("torchvision")
-    except ModuleNotFoundError as error:
-        raise ModelError(f"torchvision is needed and missing ({error}); pip install torchvision") from error
-    except (ImportError, RuntimeError) as error:
-        if _OPERATOR_MISSING not in str(error):
-            raise ModelError(
-                f"torchvision cannot be imported: {describe(error)}; "
-                f"install the release that fits torch {torch.__version__}"
-            ) from error
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    _declare_torchvision_operators()
-    return importlib.import_module("torchvision")
-
-
-@functools.cache  # a Library withdraws its declarations when it is collected
-def _declare_torchvision_operators() -> torch.library.Library:
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
-
-
-def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
-    models = import_torchvision().models
-    known = models.list_models(module=models)
-    if name not in known:
-        near = difflib.get_close_matches(name, known) or known
-        raise ModelError(f"torchvision has no classification model '{name}'; it has {some(near)}")
-    return getattr(models, name)

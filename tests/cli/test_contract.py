@@ -389,7 +389,7 @@ def test_summarize_passes_everything_on_and_writes_to_stderr_only(shell, calls, 
     )  # fmt: skip
     assert (code, out) == (0, "")
     assert err == (f"note: c.pt: wrapper undone\nwrote {output}\n  examples: 3\n  size:     1.2 MB\n")
-    assert calls["load_model"] == (("m.py:mlp", {"width": "64"}, {"width": 3}), {})
+    assert calls["load_model"] == (("m.py:mlp", {"width": "64"}, {"width": 3}, Path()), {})
     assert calls["choose_device"] == (("auto",), {})
     assert calls["Preprocessing"][1] == {
         "mean": (0.5, 0.25), "std": None, "image_size": None, "layout": "channels first", "channels": None,

@@ -17,7 +17,8 @@ from PIL import Image
 from fsdtool.cli import main
 from fsdtool.data.formats.load import load_dataset
 from fsdtool.data.preprocessing import Preprocessing
-from fsdtool.model.factory import import_torchvision, load_model
+from fsdtool.model.factory import load_model
+from fsdtool.model.libraries import import_torchvision
 from fsdtool.summary.reader import load
 
 N = 24

@@ -173,7 +173,7 @@ def by_torchvision(summarize):
     x = np.random.default_rng(0).normal(size=(6, 3, 32, 32)).astype(np.float32)
     np.savez("train.npz", x=x, y=np.arange(6) % 2)
     torch.manual_seed(0)
-    from fsdtool.model.factory import import_torchvision
+    from fsdtool.model.libraries import import_torchvision
 
     state = import_torchvision().models.squeezenet1_1(num_classes=2).state_dict()
     torch.save(state, "a.pt")

@@ -16,7 +16,7 @@ from fsdtool import cli
 from fsdtool.errors import FsdtoolError
 from fsdtool.fsd.drift import distances
 from fsdtool.model.checkpoint import apply_checkpoint, read_checkpoint
-from fsdtool.model.factory import import_torchvision
+from fsdtool.model.libraries import import_torchvision
 from fsdtool.model.state_dict_names import match_state
 from fsdtool.summary.reader import load
 from tests.conftest import gaussian_classes

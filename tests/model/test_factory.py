@@ -18,7 +18,8 @@ from torch import nn
 
 from fsdtool.errors import ExitStatus, FsdtoolError, describe, some
 from fsdtool.model.checkpoint import Checkpoint, apply_checkpoint, read_checkpoint
-from fsdtool.model.factory import import_torchvision, load_factory, load_model, parse_value
+from fsdtool.model.factory import load_factory, load_model, parse_value
+from fsdtool.model.libraries import import_torchvision
 from fsdtool.model.state_dict_names import match_state
 from fsdtool.model.unwrapping import WRAPPERS
 

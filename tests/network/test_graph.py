@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fsdtool.errors import FsdtoolError
-from fsdtool.model.factory import import_torchvision
+from fsdtool.model.libraries import import_torchvision
 from fsdtool.network import activations
 from fsdtool.network.graph import Graph
 from fsdtool.network.operations.base import gated

@@ -20,7 +20,8 @@ from fsdtool.data.formats.image_folders import is_hidden
 from fsdtool.data.inputs.part import listed
 from fsdtool.data.readers import Found, ItemReader, Request
 from fsdtool.errors import DataError, describe, some
-from fsdtool.model.factory import check_arguments, import_torchvision, load_factory, parse_value
+from fsdtool.model.factory import check_arguments, load_factory, parse_value
+from fsdtool.model.libraries import import_torchvision
 
 log = logging.getLogger("fsdtool")
 DATA_ROOT_VARIABLE = "FSDTOOL_DATA_ROOT"

@@ -20,7 +20,7 @@ from fsdtool.data.layout import fit_layout
 from fsdtool.data.preprocessing import Preprocessing
 from fsdtool.data.source import Batch, DataSource, Fingerprint
 from fsdtool.errors import FsdtoolError
-from fsdtool.model.factory import import_torchvision
+from fsdtool.model.libraries import import_torchvision
 from fsdtool.tasks.task import task_of
 
 N = 7  # divisible by none of the batch sizes used
