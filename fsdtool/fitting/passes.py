@@ -133,6 +133,5 @@ class Pass:
         return BatchView(rows, x, signal, y, logits, self.statistics.assign())
 
     def _observe(self, step: Step, inputs: list[Tensor], output: Tensor) -> None:
-        if step.kind == "activation":
-            self.statistics.see(step, inputs)
-            self.features.see(step, inputs, output)
+        self.statistics.see(step, inputs)  # activations alone
+        self.features.see(step, inputs, output)

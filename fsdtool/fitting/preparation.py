@@ -7,24 +7,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fsdtool.data.inputs.handing import hand_over
+from fsdtool.data.inputs.part import TRUTH, WHOLE
 from fsdtool.data.layout import fit_layout
 from fsdtool.data.repeatability import check_data, check_outputs, spread_inputs
 from fsdtool.data.source import DataSource
-from fsdtool.errors import FsdtoolError
+from fsdtool.errors import FsdtoolError, ModelError
 from fsdtool.mislabel.earlier_checkpoints import EarlierCheckpoint, check_distinct, earlier_networks
 from fsdtool.model.checkpoint import Checkpoint, apply_checkpoint, with_plain_weights
 from fsdtool.model.computed_weights import computed_weights
 from fsdtool.network.frozen import check_trained, frozen_names
-from fsdtool.network.logits import AS_TWO, answer_with, say_link
+from fsdtool.network.logits import AS_TWO, LINKS, answer_with, say_link
 from fsdtool.network.per_example_gradients import blocks, parameters_without_block
 from fsdtool.network.traced import FULL, Network
 from fsdtool.network.tracing.trace import trace
 from fsdtool.tasks.task import task_of
 
 log = logging.getLogger("fsdtool")
+CLOSE = 1e-3  # of the largest output, as in fsdtool.network.tracing.trace
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,11 @@ def prepare(given: Given, *, gradients: bool, device: torch.device, workers: int
     data = fit_layout(given.data, model, workers=workers)
     answer.say()
     hand_over(model, data.preprocessing.parts)
-    together = spread_inputs(check_data(data, workers=workers).x)
+    together = _padded_first(spread_inputs(check_data(data, workers=workers).x), data)
     check_outputs(model, together)
-    network = trace(model, together, task=data.task, output=given.output_name).to(device)
+    network = trace(model, together, task=data.task, output=given.output_name)
+    _check_others(network, model, together)
+    network = network.to(device)
     network = replace(network, graph=replace(network.graph, frozen=frozen))
     say_link(network.link)
     if network.link in AS_TWO.values():
@@ -93,6 +97,34 @@ def prepare(given: Given, *, gradients: bool, device: torch.device, workers: int
     trajectory = earlier_networks(model, network, earlier)
     _say_coverage(network)
     return Prepared(network, data, trajectory, computed)
+
+
+def _padded_first(x: Tensor, data: DataSource) -> Tensor:
+    """The inputs x (n, ...), those with the most zeros in whole numbers and masks first.
+
+    Code that asks whether a mask is needed at all (transformers does) is then traced where it is.
+    """
+    start, zeros = 0, torch.zeros(len(x))
+    flat = x.flatten(1)
+    for part in data.preprocessing.parts:
+        if part.dtype in (WHOLE, TRUTH):
+            zeros += (flat[:, start : start + part.size] == 0).sum(1)
+        start += part.size
+    return x[zeros.argsort(descending=True, stable=True)]
+
+
+def _check_others(network: Network, model: nn.Module, x: Tensor) -> None:
+    """Raise ModelError unless the network traced on the first of the inputs x (n, ...) is the model on all of them."""
+    if network.mode != FULL:
+        return
+    with torch.no_grad():
+        expected = model(x.clone()).nan_to_num()
+        found = LINKS[network.link](network.graph.run(network.parameters, x)).nan_to_num()
+    if found.shape != expected.shape or (found - expected).abs().max() > CLOSE * expected.abs().max().clamp(min=1e-30):
+        raise ModelError(
+            "the model does with some examples other than with those it was traced on: its code decides by values of the "
+            "data; let it do the same for all (a mask, torch.where)"
+        )
 
 
 def _say_coverage(network: Network) -> None:

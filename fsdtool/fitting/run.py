@@ -165,7 +165,7 @@ def _report(
         output=output,
         examples=len(data),
         network=coverage(network),
-        layers=len(network.evidence_layers()),
+        layers=len(network.evidence_layers()) - len(network.graph.embeddings()),
         components=f"{len(names)} ({seen.statistics.kind})",
         statistics_bytes=plan.statistics.size(network.graph, data.task, len(names)),
         curvature=curvature[0].source if curvature else "none",

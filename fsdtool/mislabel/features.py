@@ -19,6 +19,7 @@ from torch import Tensor
 from fsdtool.errors import FsdtoolError
 from fsdtool.network.activations import Activation
 from fsdtool.network.graph import Observer, Step
+from fsdtool.network.operations.base import ACTIVATION
 from fsdtool.network.traced import Watch
 from fsdtool.util.atomic_files import reserve
 
@@ -153,10 +154,15 @@ def watch(watched: dict[str, bool], keep: Keep) -> Watch:
 
 
 def observe(watched: dict[str, bool], keep: Keep) -> Observer:
-    """Keeps the evidence features of activation steps, some of which have their channels last (full mode)."""
+    """Keeps the evidence features of steps, some of which have their channels last (full mode).
+
+    Of an embedding they are the mean vector: a bag of words.
+    """
 
     def see(step: Step, inputs: list[Tensor], output: Tensor) -> None:
-        if step.name in watched:
+        if step.name in watched and step.kind != ACTIVATION:
+            keep(step.name, pool(output, watched[step.name]))
+        elif step.name in watched:
             keep(step.name, layer_features(step.activation(), inputs[0], output, watched[step.name]))
 
     return see

@@ -51,6 +51,12 @@ class Graph:
         """Positions of the steps of these kinds."""
         return [i for i, step in enumerate(self.steps) if step.kind in kinds]
 
+    def embeddings(self) -> list[int]:
+        """Positions of the steps that look up vectors of each example's whole numbers."""
+        names = [(i, str(step.options.get("function", step.operation))) for i, step in enumerate(self.steps)]
+        found = [i for i, name in names if name.rpartition(".")[2] == "embedding"]
+        return [i for i in found if self.steps[i].options.get("result", ()) is not None]
+
     def weight_uses(self) -> dict[str, tuple[list[int], str | None]]:
         """Each trained weight of a weighted step, in order of first use: its steps, and the trained bias they share."""
         uses: dict[str, list[int]] = {}

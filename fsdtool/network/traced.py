@@ -90,10 +90,15 @@ class Network:
         return handles
 
     def evidence_layers(self) -> dict[str, bool]:
-        """Activation layers that can give evidence, in order, and (in full mode) whether their channels come last."""
+        """Layers that can give evidence, in order, and (in full mode) whether their channels come last.
+
+        They are those of activations, and embeddings, whose vectors come last.
+        """
         if self.mode != FULL:
             return dict.fromkeys(self.hooked, False)
-        return {self.graph.steps[i].name: self.graph.channels_last(i) for i in self.graph.indices("activation")}
+        found = {i: self.graph.channels_last(i) for i in self.graph.indices("activation")}
+        found |= dict.fromkeys(self.graph.embeddings(), True)
+        return {self.graph.steps[i].name: found[i] for i in sorted(found)}
 
     def to(self, device: torch.device) -> Network:
         """The network with its parameters (and model) on `device`."""
