@@ -7,6 +7,7 @@ on int64, or that cuts off what is behind the point, takes ids.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping
 
@@ -15,19 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from fsdtool.data.complaints import complaint_of, first_two
-from fsdtool.data.inputs.handing import as_numbers, fitting_names, handing
+from fsdtool.data.inputs.handing import fitting_names, handing, readings
 from fsdtool.data.inputs.part import UNUSED, WHOLE, Part, listed
 from fsdtool.data.source import DataSource
 from fsdtool.errors import DataError
 
 log = logging.getLogger("fsdtool")
+MOST_TRIED = 64  # combinations of dtypes
 FRACTION = 0.4  # added to whole numbers: neither cutting off nor rounding lets it through
 
 
 def fit_parts(source: DataSource, model: nn.Module) -> DataSource:
-    """The source, of which the model takes several inputs: as they are stored, or else all as float32.
+    """The source, of which the model takes several inputs: as they are stored, or else some whole ones as float32.
 
-    Raises DataError where it takes neither.
+    Raises DataError where it takes none of these.
     """
     parts = fitting_names(model, source.preprocessing.parts)
     unused = [part for part in parts if part.dtype == UNUSED]
@@ -37,7 +39,7 @@ def fit_parts(source: DataSource, model: nn.Module) -> DataSource:
             "as `x_key=ARGUMENT=KEY,...`"
         )
     complaints = []
-    for candidate in dict.fromkeys((parts, as_numbers(parts))):
+    for candidate in itertools.islice(itertools.product(*map(readings, parts)), MOST_TRIED):
         handed = source.handed_as(candidate)
         with handing(model, candidate):
             complaint = complaint_of(handed, model)

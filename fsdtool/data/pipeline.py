@@ -62,12 +62,18 @@ class Pipeline:
 
     def __call__(self, stored: np.ndarray, ids: np.ndarray) -> Tensor:
         """The inputs of the examples `ids` (B,), never sharing memory with `stored`; raises DataError."""
-        if [part.dtype for part in self.preprocessing.parts] == [WHOLE]:
-            check_whole(stored, ids, self.preprocessing.parts[0].key)
+        self._check_whole(stored, ids)
         x = as_float(stored, ids)
         for step in self._steps:
             x = step(x)
         return x
+
+    def _check_whole(self, stored: np.ndarray, ids: np.ndarray) -> None:
+        start, parts = 0, self.preprocessing.parts
+        for part in parts:
+            if part.dtype == WHOLE:
+                check_whole(stored if len(parts) == 1 else stored[:, start : start + part.size], ids, part.key)
+            start += part.size
 
 
 def as_float(stored: np.ndarray, ids: np.ndarray) -> Tensor:

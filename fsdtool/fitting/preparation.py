@@ -122,8 +122,8 @@ def _check_others(network: Network, model: nn.Module, x: Tensor) -> None:
         found = LINKS[network.link](network.graph.run(network.parameters, x)).nan_to_num()
     if found.shape != expected.shape or (found - expected).abs().max() > CLOSE * expected.abs().max().clamp(min=1e-30):
         raise ModelError(
-            "the model does with some examples other than with those it was traced on: its code decides by values of the "
-            "data; let it do the same for all (a mask, torch.where)"
+            "the model does with some examples other than with those it was traced on: its code decides by values of "
+            "the data; let it do the same for all (a mask, torch.where)"
         )
 
 

@@ -106,7 +106,17 @@ def _table(lines: Any, columns: Columns, path: Path, request: Request) -> Found:
         x = np.memmap(file, dtype=np.float32, mode="c", shape=(len(labels), len(columns.features)))
     ids = np.arange(len(labels)) if ids is None else ids
     targets, names = labels.targets(ids)
-    return Found(ArrayReader(x, targets), ids, names, columns.note())
+    parts = columns.parts(_whole(x)) if columns.named else ()
+    return Found(ArrayReader(x, targets), ids, names, columns.note(), parts)
+
+
+def _whole(x: np.ndarray) -> list[bool]:
+    """Which columns of x (N, n) hold whole numbers."""
+    whole = np.ones(x.shape[1], bool)
+    for start in range(0, len(x), BLOCK):
+        part = x[start : start + BLOCK]
+        whole &= (part == np.floor(part)).all(0)
+    return [bool(column) for column in whole]
 
 
 def _image_list(lines: Any, columns: Columns, path: Path, request: Request) -> Found:

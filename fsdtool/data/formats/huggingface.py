@@ -13,18 +13,24 @@ import numpy as np
 
 from fsdtool.data.formats.array_keys import ID_KEYS, TARGET_KEYS, choose_split
 from fsdtool.data.formats.table_columns import text_ids
+from fsdtool.data.inputs.keys import TOKENS, Named, named_inputs, tokens_among
+from fsdtool.data.inputs.part import listed
 from fsdtool.data.readers import ROW_NUMBERS, Found, ItemReader, Request
 from fsdtool.data.targets import numbered, refuse_missing
 from fsdtool.errors import DataError, describe, some
 
-INPUT_COLUMNS = ("image", "img", "x", "X", "pixel_values", "inputs", "features", "data")
+INPUT_COLUMNS = ("image", "img", "x", "X", "pixel_values", "inputs", "features", "data", "input_ids")
 TARGET_COLUMNS = ("label", *TARGET_KEYS)
 
 
 class Columns:
-    """A data set of (x, y) from columns of one that gives rows as dictionaries; several input columns make a vector."""
+    """A data set of (x, y) from columns of one that gives rows as dictionaries.
 
-    def __init__(self, dataset: Any, inputs: list[str], targets: np.ndarray) -> None:
+    Several columns of numbers make a vector; of several inputs (`apart`) x is a dict.
+    """
+
+    def __init__(self, dataset: Any, inputs: list[str], targets: np.ndarray, apart: bool = False) -> None:
+        self._apart = apart
         self._dataset, self._inputs, self._targets = dataset, inputs, targets
         kinds = {_number_type(dataset.features[name]) for name in inputs}
         self._dtype = np.dtype(np.uint8) if kinds == {"uint8"} else None
@@ -34,6 +40,8 @@ class Columns:
 
     def __getitem__(self, row: int) -> tuple[Any, Any]:
         found = self._dataset[row]
+        if self._apart:
+            return {name: found[name] for name in self._inputs}, self._targets[row]
         values = [found[name] for name in self._inputs]
         x = values[0] if len(values) == 1 else np.array(values, dtype=self._dtype or np.float32)
         return np.array(x, dtype=self._dtype) if isinstance(x, list) else x, self._targets[row]
@@ -74,7 +82,10 @@ def open_saved_dataset(spec: str, request: Request) -> Found:
 
 def _open(dataset: Any, split: str, path: Path, request: Request) -> Found:
     y_key = _choose(dataset, request.y_key, TARGET_COLUMNS, "ClassLabel", "targets", "y_key", path)
-    if request.x_key is not None and "," in request.x_key:
+    named = _several(dataset, request)
+    if named:
+        inputs = [key for _, key in named]
+    elif request.x_key is not None and "," in request.x_key:
         inputs = request.x_key.split(",")
     else:
         inputs = [_choose(dataset, request.x_key, INPUT_COLUMNS, "Image", "inputs", "x_key", path)]
@@ -97,13 +108,29 @@ def _open(dataset: Any, split: str, path: Path, request: Request) -> Found:
         targets, names = numbered(stored, request, str(path))
     else:
         targets = _numbers(stored, y_key, dataset.features[y_key], path, request)
-    pairs = Columns(dataset, inputs, request.task.targets(targets, ids, request.skip_bad))
+    pairs = Columns(dataset, inputs, request.task.targets(targets, ids, request.skip_bad), bool(named))
     reader = ItemReader(functools.partial(_same, pairs), pairs, ids, request)
+    shown = listed(reader.parts) or f"'{','.join(inputs)}' {reader.shape}"
     note = (
-        f"{len(dataset):,} examples, inputs '{','.join(inputs)}' {reader.shape} (`x_key`), targets '{y_key}' "
-        f"(`y_key`){split}, ids are {'row numbers' if id_key is None else repr(id_key)} (`id_key`)"
+        f"{len(dataset):,} examples, inputs {shown} (`x_key`), targets '{y_key}' (`y_key`){split}, "
+        f"ids are {'row numbers' if id_key is None else repr(id_key)} (`id_key`)"
     )
-    return Found(reader, ids, list(names) if names else None, note)
+    return Found(reader, ids, list(names) if names else None, note, reader.parts)
+
+
+def _several(dataset: Any, request: Request) -> Named:
+    """The argument and the key of each of several inputs: of more than one column, not all of single numbers."""
+    columns = dataset.column_names
+    if (
+        request.x_key is None
+        and not request.preprocessing.parts
+        and not (set(INPUT_COLUMNS) - set(TOKENS)) & set(columns)
+    ):
+        found = tokens_among(columns)
+        return found if len(found) > 1 else []
+    found = named_inputs(request.x_key, request.preprocessing.parts, columns)
+    single = all(hasattr(dataset.features.get(key), "dtype") for _, key in found)
+    return [] if single and "=" not in (request.x_key or "") and not request.preprocessing.parts else found
 
 
 def _numbers(stored: list[Any], key: str, feature: Any, path: Path, request: Request) -> np.ndarray:

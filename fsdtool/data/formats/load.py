@@ -155,7 +155,7 @@ def _agreed(found: tuple[Part, ...], asked: tuple[Part, ...], spec: str, prepare
     if not prepared:
         return found
     packed = asked if any(part.key or part.name for part in asked) else ()
-    if [part.shape for part in found] != [part.shape for part in packed]:
+    if [part.size for part in found] != [part.size for part in packed]:
         own, other = (listed(parts) or "one input" for parts in (found, packed))
         raise DataError(f"'{spec}' has {own}, the summarized data {other}; give data of the same kind (`x_key`)")
     return asked

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fsdtool.data.formats.table_columns import Columns, choose_columns, refuse_text, text_ids, text_targets
+from fsdtool.data.inputs.part import Part
 from fsdtool.data.readers import Found, Request
 from fsdtool.errors import DataError, describe
 
@@ -127,8 +128,12 @@ def _open(file: Any, path: Path, request: Request) -> Found:
     features = [columns.names[column] for column in columns.features]
     converted = request.task.targets(targets, ids, request.skip_bad)
     reader = ParquetReader(file, features, converted, rows, path, request.skip_bad)
+    parts: tuple[Part, ...] = ()
+    if columns.named:
+        whole = [str(file.schema_arrow.field(name).type).startswith(("int", "uint")) for name in features]
+        parts = columns.parts(whole)
     groups = f"{file.num_row_groups} row group{'s' if file.num_row_groups > 1 else ''}"
-    return Found(reader, ids, names, f"{columns.note()}, {groups}")
+    return Found(reader, ids, names, f"{columns.note()}, {groups}", parts)
 
 
 def _whole(file: Any, columns: Columns, wanted: list[int]) -> list[list[Any]]:

@@ -6,11 +6,13 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from fsdtool.data.images import EXTENSIONS
+from fsdtool.data.inputs.keys import Named, named_inputs
+from fsdtool.data.inputs.part import NUMBERS, WHOLE, Part
 from fsdtool.data.readers import ROW_NUMBERS, Request
 from fsdtool.data.targets import is_missing, numbered, refuse_missing
 from fsdtool.errors import DataError, FsdtoolError, some
@@ -29,13 +31,28 @@ _IS_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 @dataclass(frozen=True)
 class Columns:
-    """Numbers of the columns of the features, the targets, the ids (None: row numbers) and the split (None: all)."""
+    """Numbers of the columns of the features, the targets, the ids (None: row numbers) and the split (None: all).
+
+    named: of several inputs, the argument and the key of each, columns joined by '+'; none of a single one.
+    """
 
     names: list[str]
     features: list[int]
     targets: list[int]
     ids: int | None
     split: int | None
+    named: Named = field(default_factory=list)
+
+    def parts(self, whole: Sequence[bool]) -> tuple[Part, ...]:
+        """Each of several inputs, where `whole` (features,) says which columns hold whole numbers."""
+        found, start = [], 0
+        for name, key in self.named:
+            count = len(_joined(key, self.names))
+            ids = all(whole[start : start + count])
+            shape = () if ids and count == 1 else (count,)
+            found.append(Part(key, name, shape, WHOLE if ids else NUMBERS))
+            start += count
+        return tuple(found)
 
     def note(self) -> str:
         """What was chosen, and the arguments that change it."""
@@ -61,7 +78,10 @@ def choose_columns(header: list[str], spec: str, request: Request) -> Columns:
     id_name = ID_COLUMN if request.id_key is None else request.id_key
     aside = {*targets, ID_COLUMN, id_name, SPLIT_COLUMN}
     features = [name for name in header if name not in aside]
-    if request.x_key is not None:
+    named = _several(header, request)
+    if named:
+        features = [name for _, key in named for name in _joined(key, header)]
+    elif request.x_key is not None:
         features = request.x_key.split(",")
     needed = [*targets, *features, *([SPLIT_COLUMN] if request.split is not None else [])]
     if request.id_key not in (None, ROW_NUMBERS):
@@ -87,7 +107,20 @@ def choose_columns(header: list[str], spec: str, request: Request) -> Columns:
         [numbers[name] for name in targets],
         numbers.get(id_name),
         numbers[SPLIT_COLUMN] if request.split is not None else None,
+        named,
     )
+
+
+def _several(header: list[str], request: Request) -> Named:
+    """Several inputs: `x_key` as numbers=age+income,city=city; a list of columns without these signs is one input."""
+    if request.x_key is not None and not set("=+") & set(request.x_key):
+        return []
+    return named_inputs(request.x_key, request.preprocessing.parts, header)
+
+
+def _joined(key: str, header: Sequence[str]) -> list[str]:
+    """The columns of one input."""
+    return [key] if key in header else key.split("+")
 
 
 def _check_header(header: list[str], spec: str, request: Request) -> None:

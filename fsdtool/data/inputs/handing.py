@@ -74,6 +74,9 @@ def fitting_names(model: nn.Module, parts: Sequence[Part]) -> tuple[Part, ...]:
     return tuple(replace(p, dtype=UNUSED) if p.name and p.name not in names else p for p in parts)
 
 
-def as_numbers(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """The same parts, all handed over as float32."""
-    return tuple(part if part.dtype == UNUSED else replace(part, dtype=NUMBERS) for part in parts)
+def readings(part: Part) -> tuple[Part, ...]:
+    """As what a network may take a part: as it is; whole numbers as float32 too, a single one as a vector as well."""
+    if part.dtype != WHOLE:
+        return (part,)
+    numbers = replace(part, dtype=NUMBERS)
+    return (part, numbers) if part.shape else (part, numbers, replace(numbers, shape=(1,)))

@@ -193,12 +193,15 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def another(x: Tensor) -> Tensor:
-    """The examples x (n, ...) with another in the first place: not equal to it in any entry, if they are numbers."""
+    """The examples x (n, ...) with another in the first place: not equal to it in any entry, if they are numbers.
+
+    No entry is larger than the largest of its place, which may be the last of a table.
+    """
     changed = x.clone()
     if x.dtype == torch.bool:
         changed[0] = ~x[0]
     elif x.is_floating_point():
-        changed[0] = x[0] * 0.5 + x.std(correction=0).clamp(min=0.1)
+        changed[0] = x[0] * 0.5 + x.std(0, correction=0).clamp(min=0.1)
     else:
         changed[0] = torch.where(x[0] == x.max(), x.min(), x[0] + 1)
     return changed
