@@ -14,6 +14,7 @@ import torch
 from fsdtool.cli import main
 from fsdtool.data.inputs.part import NUMBERS, TRUTH, UNUSED, WHOLE
 from fsdtool.model.factory import load_model
+from fsdtool.model.libraries import import_torchvision
 from fsdtool.summary.reader import load
 
 N, WORDS, LENGTH = 60, 30, 6
@@ -268,6 +269,7 @@ def test_no_distance_is_simulated(run, works):
 
 def test_a_folder_of_transformers(run):
     transformers = pytest.importorskip("transformers")
+    import_torchvision()  # which transformers imports, and may not load by itself
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     config = transformers.BertConfig(vocab_size=WORDS, max_position_embeddings=LENGTH, num_labels=3, **sizes)
     torch.manual_seed(0)
