@@ -120,7 +120,13 @@ def check_outputs(model: nn.Module, x: Tensor) -> None:
             "the batch; build it with track_running_stats=True and fill them with torch.optim.swa_utils.update_bn"
         )
     with torch.no_grad():
-        together, again = model(x.clone()), model(x.clone())
+        try:
+            together, again = model(x.clone()), model(x.clone())
+        except Exception as error:  # whatever a user's forward may raise
+            raise ModelError(
+                f"the model takes the first two examples and fails on {len(x)} from all over the data "
+                f"({describe(error)}); give the data it was trained on, encoded as they were then"
+            ) from error
         if not torch.equal(together.nan_to_num(), again.nan_to_num()):
             raise ModelError(
                 "the model's outputs differ from call to call in eval mode; let it draw random numbers only in "

@@ -101,6 +101,8 @@ class Graph:
         `gate(step, s)`, when given, stands in for activations and maxima: it returns the step's output for
         the incoming signal s.  `observe(step, inputs, output)` sees every step as it runs, and replaces the
         output by what it returns unless that is None.
+
+        Raises FsdtoolError for whole numbers that a step has no entry for.
         """
         last_use = self._last_use()
         values: dict[int, Tensor] = {}
@@ -112,7 +114,7 @@ class Graph:
             elif gate is not None and isinstance(step.definition, Gated):
                 output = gate(step, inputs[0])
             else:
-                output = step.apply(inputs, parameters)
+                output = _applied(step, inputs, parameters)
             if x.dtype == torch.float64 and output.dtype == torch.float32:  # of a constant, or of zeros that are made
                 output = output.double()
             if observe is not None:
@@ -180,6 +182,21 @@ class Graph:
         if not built or not well_formed or len(built[-1].shape) != 1:
             raise FsdtoolError("the network in the summary is not a well-formed list of steps; write the summary again")
         return cls(built)
+
+
+def _applied(step: Step, inputs: list[Tensor], parameters: Parameters) -> Tensor:
+    """The output of a step.  Raises FsdtoolError for whole numbers that it has no entry for."""
+    try:
+        return step.apply(inputs, parameters)
+    except IndexError as error:
+        whole = [x for x in inputs if x.numel() and not x.is_floating_point()]
+        found = f" (they are {int(whole[0].min())} to {int(whole[0].max())})" if whole else ""
+        rows = [len(parameters[name]) for name in step.parameters.values()]
+        known = f", which has {rows[0]:,} entries" if rows else ""
+        raise FsdtoolError(
+            f"the data hold whole numbers that are out of range for '{step.name}'{known}{found}; encode them as they "
+            "were in training"
+        ) from error
 
 
 def is_convolutional(graph: Graph) -> bool:

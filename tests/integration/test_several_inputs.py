@@ -281,3 +281,42 @@ def test_a_folder_of_transformers(run):
     code, _, errors = run("summarize", *spec, "--checkpoint", "Text.pt", "--data", "tokens.npz", "-o", "s.h5", "-q")
     assert code == 2
     assert "is built from a config.json, and there is none" in errors
+
+
+def test_words_that_the_network_does_not_know(run, works):
+    works("Text", "ids.npz")
+    unknown = IDS.copy()
+    unknown[31, 1] = WORDS
+    np.savez("unknown.npz", x=unknown, y=LABELS)
+    for words in (
+        ("influence", "s.h5", "--queries", "unknown.npz", "-q"),
+        ("fsd", "s.h5", "--checkpoint", "Text-moved.pt", "--data", "unknown.npz", "-q"),
+        ("find-mislabeled", "s.h5", "--data", "unknown.npz", "-q"),
+    ):
+        code, _, errors = run(*words)
+        assert code == 2, errors
+        assert "out of range for 'embedding.embedding', which has 30 entries (they are 0 to 30)" in errors
+    assert "out of range" in refused(run, "Text", "unknown.npz")
+
+
+def test_new_labels_and_earlier_checkpoints(run, works):
+    works("Text", "ids.npz", "--checkpoint", "Text-moved.pt")
+    code, rows, errors = run("find-mislabeled", "s.h5", "--data", "ids.npz", "--top", "3", "-q")
+    assert code == 0, errors
+    assert len(rows.splitlines()) == 4
+    with h5py.File("s.h5") as file:
+        layers = [name.decode() for name in file["records/evidence"].attrs["layers"]]
+    assert layers[:2] == ["embedding.embedding", "relu"]
+    assert "(input)" not in layers
+
+
+def test_targets_that_are_numbers(run):
+    np.savez("targets.npz", x=IDS, y=NUMBERS_OF)
+    spec = ("--model", "nets.py:Text", "--checkpoint", "Text.pt", "--data", "targets.npz", "--task", "regression")
+    assert run("summarize", *spec, "-o", "s.h5")[0] == 0
+    for words in (
+        ("find-mislabeled", "s.h5", "--top", "2"),
+        ("influence", "s.h5", "--self", "--top", "2"),
+        ("fsd", "s.h5", "--checkpoint", "Text-moved.pt", "--data", "targets.npz"),
+    ):
+        assert run(*words)[0] == 0

@@ -16,7 +16,12 @@ SOURCE = Source(
     spec="folder/",
     place=90,
     opens=opened_by("fsdtool.data.formats.huggingface", "open_saved_dataset"),
-    rows=(("`folder/` of `save_to_disk`", "a Hugging Face data set, of tokens too; needs `pip install 'fsdtool[huggingface]'`"),),
+    rows=(
+        (
+            "`folder/` of `save_to_disk`",
+            "a Hugging Face data set, of tokens too; needs `pip install 'fsdtool[huggingface]'`",
+        ),
+    ),
     takes=lambda spec: Path(spec).is_dir() and is_saved_dataset(Path(spec)),
     holds_images=True,
 )
