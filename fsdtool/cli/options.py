@@ -73,7 +73,10 @@ CheckpointKey = Annotated[
         help="Where in the checkpoint the weights stand, of several: a key, nested with dots, or a prefix of names.",
     ),
 ]
-XKey = Annotated[str | None, typer.Option(metavar="NAME", help="Array or columns that hold the inputs.")]
+XKey = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Array or columns that hold the inputs; several as ids,mask or ARGUMENT=KEY,..."),
+]
 YKey = Annotated[str | None, typer.Option(metavar="NAME", help="Array or column that holds the targets.")]
 IdKey = Annotated[
     str | None, typer.Option(metavar="NAME", help="Array or column that holds the ids; 'row' for row numbers.")

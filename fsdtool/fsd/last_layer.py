@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from fsdtool.data.inputs.handing import hand_over
 from fsdtool.data.layout import fit_layout
 from fsdtool.data.source import Batch, DataSource, Fingerprint
 from fsdtool.errors import FsdtoolError, some
@@ -89,6 +90,7 @@ class WholeNetwork:
         model = self._model(checkpoint)
         for note in apply_checkpoint(model, checkpoint):
             log.info(f"{checkpoint.path}: {note}")
+        hand_over(model, self.summary.preprocessing.parts)
         return model.to(self.device).eval()
 
     def exact(

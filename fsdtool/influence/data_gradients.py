@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fsdtool.curvature.ekfac import BlockCurvature
+from fsdtool.data.inputs.handing import hand_over
 from fsdtool.data.layout import fit_layout
 from fsdtool.data.repeatability import check_data
 from fsdtool.data.source import Batch, DataSource
@@ -163,6 +164,7 @@ def _fitting(network: Network, source: DataSource, noun: str) -> DataSource:
     """The data set, known to be inputs that the network takes."""
     if network.mode != FULL:
         assert network.model is not None
+        hand_over(network.model, source.preprocessing.parts)
         return fit_layout(source, network.model)
     found, expected = tuple(source.input_shape), tuple(network.graph.input_shape)
     if found != expected:

@@ -57,6 +57,11 @@ NETWORKS = """
             super().__init__()
             self.head = nn.Sequential(nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 3))
 
+    class Hidden(Text):
+        def forward(self, input_ids, attention_mask=None):
+            x = torch.from_numpy(self.embedding(input_ids).sum(1).detach().numpy())
+            return self.head(self.relu(self.hidden(x)))
+
     def numbers():
         return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
 
@@ -75,6 +80,8 @@ NETWORKS = """
                 return {"input_ids": ids, "attention_mask": mask, "labels": y, "sentence": "as it was", "idx": i}
             if self.form == "dict and label":
                 return {"input_ids": ids, "attention_mask": mask}, y
+            if self.form == "one":
+                return {"words": ids, "target": y, "sentence": "as it was"}
             return (ids, mask, y) if self.form == "tuple" else ((ids, mask), y)
 """
 
@@ -84,7 +91,7 @@ def run(tmp_path, monkeypatch, capsys):
     """`run(*words)` runs fsdtool in a folder with the networks, their checkpoints and data."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nets.py").write_text(textwrap.dedent(NETWORKS))
-    for name in ("Text", "Cast", "Table", "Ages", "numbers"):
+    for name in ("Text", "Cast", "Table", "Ages", "Hidden", "numbers"):
         torch.manual_seed(3)
         network = load_model(f"nets.py:{name}")
         torch.save(network.state_dict(), f"{name}.pt")
@@ -139,6 +146,7 @@ def works(run):
         ("Text", "nets.py:Items", ()),
         ("Text", "nets.py:Items", ("--x-key", "input_ids,attention_mask")),
         ("Text", "nets.py:Items?form=dict and label", ()),
+        ("Text", "nets.py:Items?form=one", ()),
         ("Text", "nets.py:Items?form=tuple", ()),
         ("Text", "nets.py:Items?form=pair", ()),
         ("Table", "table.npz", ("--x-key", "numbers,category")),
@@ -320,3 +328,17 @@ def test_targets_that_are_numbers(run):
         ("fsd", "s.h5", "--checkpoint", "Text-moved.pt", "--data", "targets.npz"),
     ):
         assert run(*words)[0] == 0
+
+
+@pytest.mark.parametrize(("data", "keys"), [("ids.npz", ()), ("both.npz", ("--x-key", "ids,mask"))])
+def test_in_last_layer_mode_the_model_gets_its_inputs_too(run, data, keys):
+    spec = ("--model", "nets.py:Hidden", "--checkpoint", "Hidden.pt")
+    code, _, said = run("summarize", *spec, "--data", data, *keys, "-o", "s.h5")
+    assert code == 0, said
+    assert "not traced in full" in said
+    code, _, errors = run("influence", "s.h5", "--queries", data, *spec, "--top", "1")
+    assert code == 0, errors
+    other = ("--checkpoint", "Hidden-moved.pt", "--model", "nets.py:Hidden", "--data", data)
+    code, rows, errors = run("fsd", "s.h5", *other, "--reference", "Hidden.pt")
+    assert code == 0, errors
+    assert float(next(csv.DictReader(io.StringIO(rows)))["exact"]) > 0
