@@ -49,9 +49,10 @@ def fit_parts(source: DataSource, model: nn.Module) -> DataSource:
                 log.info(f"the model{left} gets the inputs {listed([p for p in candidate if p.dtype != UNUSED])}")
             return handed
         complaints.append(complaint)
+    last = " (the last part of an item is its target)" if all(part.key.isdigit() for part in parts) else ""
     raise DataError(
-        f"the model does not take the inputs {listed(parts)}: {complaints[0]}; give those it was trained with, in its "
-        "order, by `x_key`"
+        f"the model does not take the inputs {listed(parts)}{last}: {complaints[0]}; give those it was trained with, "
+        "in its order, by `x_key`"
     )
 
 

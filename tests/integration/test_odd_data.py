@@ -462,8 +462,8 @@ ITEMS = """
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self): return iter(pairs)
 
-    def dicts(): return [{"pixel_values": a, "labels": b} for a, b in pairs]
-    def triples(): return [(a, b, 7) for a, b in pairs]
+    def dicts(): return [{"pixel_values": a, "kind": b} for a, b in pairs]
+    def alone(): return [(a,) for a, b in pairs]
     def loader(): return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y))
     def inner(): return loader().dataset
     def listed(): return list(Stream())
@@ -478,8 +478,8 @@ ITEMS = """
 @pytest.mark.parametrize(
     ("name", "expected", "works"),
     [
-        ("dicts", "is a dict with the keys pixel_values, labels, not a pair (x, y)", None),
-        ("triples", "is a tuple of 3 parts, not a pair (x, y)", None),
+        ("dicts", "is a dict with the keys pixel_values, kind, not a pair (x, y)", None),
+        ("alone", "is a tuple of 1 parts, not a pair (x, y)", None),
         ("Stream", "gives a Stream that can only be read in order", "listed"),
         ("loader", "gives a DataLoader; return the data set in it (its attribute 'dataset')", "inner"),
         ("arrays", "gives a dict with the keys x, y; return a data set of (x, y), such as list(zip(x, y))", "zipped"),

@@ -251,9 +251,10 @@ def test_refusals(run):
     assert "example 7 has 'input_ids' of shape (5,), the first of (6,)" in refused(run, "Text", "nets.py:Items?short=1")
     found = refused(run, "Text", "ids.npz", "--curvature", "simulated")
     assert "of which none can be simulated; give --curvature measured" in found
-    assert "the model does not take the inputs ids (6,) int64" in refused(
-        run, "numbers", "both.npz", "--x-key", "ids,mask"
-    )
+    found = refused(run, "numbers", "both.npz", "--x-key", "ids,mask")
+    assert "the model does not take the inputs ids (6,) int64" in found
+    found = refused(run, "numbers", "nets.py:Items?form=tuple")
+    assert "0 (6,) int64, 1 (6,) bool (the last part of an item is its target): " in found
 
 
 def test_no_distance_is_simulated(run, works):
