@@ -181,6 +181,35 @@ def by_torchvision(summarize):
     assert same(summarize(*given, "--checkpoint", "a.pt")[0], state)
 
 
+def by_timm(summarize):
+    from fsdtool.model.libraries import import_torchvision
+
+    import_torchvision()  # which timm imports, and may not load by itself
+    timm = pytest.importorskip("timm")
+    x = np.random.default_rng(0).normal(size=(6, 3, 160, 160)).astype(np.float32)
+    np.savez("train.npz", x=x, y=np.arange(6) % 2)
+    torch.manual_seed(0)
+    state = timm.create_model("test_vit", num_classes=2).state_dict()
+    torch.save(state, "a.pt")
+    found, said = summarize("--model", "timm:test_vit", "--model-arg", "num_classes=2", "--checkpoint", "a.pt")
+    assert "traced in full" in said
+    assert all(torch.equal(value, state[name]) for name, value in found.items())
+
+
+def by_transformers(summarize):
+    from fsdtool.model.libraries import import_torchvision
+
+    import_torchvision()
+    transformers = pytest.importorskip("transformers")
+    np.savez("train.npz", x=np.random.default_rng(0).integers(1, 20, (6, 5)), y=np.arange(6) % 2)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    network = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=20, num_labels=2, **sizes))
+    network.save_pretrained("bert")
+    found, said = summarize("--model", "transformers:AutoModelForSequenceClassification", "--checkpoint", "bert")
+    assert "traced in full" in said
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in found.items())
+
+
 def by_activation(summarize):
     save_file(WEIGHTS, "a.safetensors")
     weights, said = summarize("--model", "mlp:tanh", "--checkpoint", "a.safetensors")
@@ -202,6 +231,8 @@ MODELS = {
     "path/file.py:factory": by_file,
     "package.module:factory": by_package,
     "torchvision:resnet18": by_torchvision,
+    "timm:vit_tiny_patch16_224": by_timm,
+    "transformers:AutoModelForSequenceClassification": by_transformers,
     "mlp:relu": by_activation,
     "left out": left_out,
 }

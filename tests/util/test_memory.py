@@ -264,7 +264,7 @@ def test_the_exact_distance_that_ran_out_of_memory_is_the_same(summarized, tmp_p
         ]
 
     expected = exact()
-    failing(monkeypatch, on_data, "measure", above=10, error=ERRORS["cuda"], rows=lambda metric, f0, f1: len(f0))
+    failing(monkeypatch, on_data, "measure", above=10, error=ERRORS["cuda"], rows=lambda metric, f0, *rest: len(f0))
     with caplog.at_level(logging.WARNING, "fsdtool"):
         assert exact() == pytest.approx(expected)
     assert "going on with 16" in caplog.text
@@ -272,7 +272,7 @@ def test_the_exact_distance_that_ran_out_of_memory_is_the_same(summarized, tmp_p
 
 # Each use of pseudo-samples, where it fails after its work on so many, and what it gives.
 SIMULATED = {
-    "distance": (distance_forms, "measure", lambda metric, f0, f1: len(f0), lambda summary: distance(summary)),
+    "distance": (distance_forms, "measure", lambda metric, f0, *rest: len(f0), lambda summary: distance(summary)),
     "curvature": (simulated, "capture", lambda g, p, x, *rest: len(x), lambda summary: eigenvalues(summary)),
     "whole matrix": (sampling.Simulation, "forward", lambda self, k, count: count, lambda summary: product(summary)),
     "penalty": (penalty.Penalty, "_draw_component", lambda self, k, count: count, lambda summary: drift(summary)),
