@@ -36,7 +36,11 @@ from fsdtool.summary.catalogue import open_catalogue
 from fsdtool.summary.reader import load
 
 CLASSES, WORDS, LENGTH = 10, 200, 12
-SIZES = {"vit_b_16": 224, "inception_v3": 96, "vit_tiny_patch16_224": 224, "swin_tiny_patch4_window7_224": 224}
+SIZES = {
+    "inception_v3": 96,
+    **dict.fromkeys(("vit_b_16", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"), 224),
+    **dict.fromkeys(("mixer_s16_224", "levit_128s"), 224),
+}
 TORCHVISION = (
     "resnet18", "vgg11_bn", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0",
     "regnet_y_400mf", "shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5", "convnext_tiny", "swin_t",
