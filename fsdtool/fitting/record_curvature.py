@@ -12,6 +12,7 @@ from fsdtool.curvature.ekfac import BlockCurvature, EigenvalueSums
 from fsdtool.curvature.measured import DrawnGradients, measured_sums
 from fsdtool.curvature.simulated import simulated_sums
 from fsdtool.curvature.sources import MEASURED, SIMULATED
+from fsdtool.errors import FsdtoolError
 from fsdtool.fitting.finite import check_outputs
 from fsdtool.statistics.collector import StatisticsSums
 from fsdtool.statistics.component_laws import Statistics
@@ -43,10 +44,14 @@ def simulated_directions(
 ) -> RecordCurvature:
     """The `numbers` best directions of pseudo-samples of the sample's statistics.
 
-    empty: sums for these statistics.  ids (N,): of all data, for outputs that are not finite.
+    empty: sums for these statistics.  ids (N,): of all data, for outputs that are not finite.  Raises FsdtoolError
+    where the simulated gradients are not finite.
     """
     early = sample_statistics(sample, empty, ids)
-    sums = simulated_sums(sample.graph, sample.parameters, early, seed=seed, numbers=numbers, device=sample.device)
+    try:
+        sums = simulated_sums(sample.graph, sample.parameters, early, seed=seed, numbers=numbers, device=sample.device)
+    except FsdtoolError as error:
+        raise FsdtoolError(f'{error}, or give `curvature="measured"`, which simulates nothing') from error
     kept, exact = (
         [take(block_sums, SIMULATED) for block_sums in sums]
         for take in (EigenvalueSums.finalize, EigenvalueSums.complete)

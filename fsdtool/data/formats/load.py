@@ -73,15 +73,9 @@ def load_dataset(
     if preprocessing.transform is not None and not isinstance(reader, ItemReader):
         reader = TransformedReader(reader, preprocessing.transform, found.ids)
     log.info(f"'{spec}': {found.note}{scale_note(reader, len(found.ids), preprocessing, spec, not prepared)}")
-    if 0 in reader.shape or not reader.shape:
-        raise DataError(
-            f"the inputs of '{spec}' have shape {(len(found.ids), *reader.shape)}; "
-            "give at least one number per example, in two or more dimensions"
-        )
+    _check_shape(reader.shape, len(found.ids), spec)
     _check_unique(found.ids, spec)
-    names, relabelling = _relabelling(found.class_names, wanted, spec)
-    if task.has_labels and relabelling is not None:
-        raise DataError(f"'{spec}' has its labels in another order than {some(names or [])}; give `y_key` in that")
+    names, relabelling = _relabelling(found.class_names, wanted, spec, task)
     corrected = {} if labels is None else corrections(read_labels(labels), found.ids, task, names)
     examples = StoredExamples(
         spec=spec,
@@ -97,6 +91,14 @@ def load_dataset(
         log.info(f"'{spec}': the labels of {len(corrected)} examples are those of '{labels}' (`labels`)")
     source = source if ids is None else source.with_ids(ids)
     return source.without_bad(workers=workers) if skip_bad else source
+
+
+def _check_shape(shape: tuple[int, ...], examples: int, spec: str) -> None:
+    if 0 in shape or not shape:
+        raise DataError(
+            f"the inputs of '{spec}' have shape {(examples, *shape)}; "
+            "give at least one number per example, in two or more dimensions"
+        )
 
 
 def _open_by_targets(spec: str, request: Request) -> tuple[Found, Task]:
@@ -172,9 +174,12 @@ def _check_unique(ids: np.ndarray, spec: str) -> None:
 
 
 def _relabelling(
-    found: list[str] | None, wanted: list[str] | None, spec: str
+    found: list[str] | None, wanted: list[str] | None, spec: str, task: Task
 ) -> tuple[list[str] | None, np.ndarray | None]:
-    """The class names to use, and the number among them of each class that the data numbers itself."""
+    """The class names to use, and the number among them of each class that the data numbers itself.
+
+    Raises DataError for names that are not wanted, and for labels of several in another order.
+    """
     if wanted is None or found is None or found == wanted:
         return wanted or found, None
     unknown = [name for name in found if name not in wanted]
@@ -183,4 +188,6 @@ def _relabelling(
             f"'{spec}' has classes that are not among the class names {some(wanted)}: {some(unknown)}; "
             "rename or remove them"
         )
+    if task.has_labels:
+        raise DataError(f"'{spec}' has its labels in another order than {some(wanted)}; give `y_key` in that")
     return wanted, np.array([wanted.index(name) for name in found], dtype=np.int64)
