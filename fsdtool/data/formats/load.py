@@ -53,10 +53,9 @@ def load_dataset(
     not lead to one of each; the id key 'row' numbers the rows. Several inputs are named as fsdtool.data.inputs.keys
     says. `split` chooses among several. `labels` is a CSV file of targets by id that replace those of the data. `ids`
     keeps these examples alone. `skip_bad` reads everything once (by `workers` processes) and leaves out what cannot be
-    read. `class_names` fixes the number of each class:
-    labels that the data gives as names (text, folders) are numbered by it instead of in sorted order. `missing` are
-    the labels in text that say that there is none, besides the empty one (default: MISSING of `fsdtool.data.targets`).
-    `prepared` says that the preprocessing is that of a summary, which notes then do not ask to change.
+    read. `class_names` fixes the number of each class: names that the data has as labels are numbered by it and not in
+    sorted order. `missing` are the labels in text that mean none, beside the empty one (default: MISSING of
+    `fsdtool.data.targets`). `prepared`: the preprocessing is that of a summary, and no note asks to change it.
     Raises FsdtoolError for a spec that cannot be opened, an empty data set, inputs and targets of different length,
     ids that are not unique, or targets that do not fit the task; by default that is of classes, or of several labels
     where the targets are rows of 0 and 1.
