@@ -18,31 +18,31 @@ from fsdtool.network.operations.weighted import LayerIO, Parametric, sum_to
 _NO_NUMBER = "arithmetic with a tensor that is not in the state_dict"
 
 
-class Add(Operation):
-    """a + b of two signals."""
+class OfTwoSignals(Operation):
+    """A sum or difference of two signals."""
 
-    names = ("add",)
-    spellings = (operator.add, operator.iadd, torch.add, "add", "add_")
     first_is_signal = False
 
     @classmethod
     def read(cls, call: Call) -> Any:
-        return _read_sum(call, "add")
+        return _read_sum(call, cls.names[0])
+
+
+class Add(OfTwoSignals):
+    """a + b of two signals."""
+
+    names = ("add",)
+    spellings = (operator.add, operator.iadd, torch.add, "add", "add_")
 
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
         return inputs[0] + inputs[-1]
 
 
-class Subtract(Operation):
+class Subtract(OfTwoSignals):
     """a - b of two signals."""
 
     names = ("subtract",)
     spellings = (operator.sub, operator.isub, torch.sub, "sub", "sub_")
-    first_is_signal = False
-
-    @classmethod
-    def read(cls, call: Call) -> Any:
-        return _read_sum(call, "subtract")
 
     def run(self, inputs: Sequence[Tensor], roles: Parameters, options: Options) -> Tensor:
         return inputs[0] - inputs[-1]

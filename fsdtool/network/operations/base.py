@@ -96,7 +96,7 @@ class Operation:
 
     @classmethod
     def read(cls, call: Call) -> Any:
-        """What the call means: a Signal of the steps that it adds, or None where it refuses."""
+        """What the call means: a Signal of the steps that it adds, one for each result, or None where it refuses."""
         return call.add(cls.variant(call), call.source, options=call.options(cls.arguments))
 
     @classmethod

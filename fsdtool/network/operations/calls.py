@@ -1,7 +1,7 @@
 """A call of torch while a model runs on an example, as an operation reads it, and what its parts mean.
 
 Whoever traces the model makes the calls; an operation that reads one adds steps to the network, or refuses it.  In the
-arguments stands for each tensor what it means: a Signal, a Parameter, Parts, or Computed.
+arguments stands for each tensor what it means: a Signal, a Parameter, or Computed.
 """
 
 from __future__ import annotations
@@ -26,14 +26,6 @@ class Parameter:
 
     name: str
     shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The tensors that chunk, split or unbind made of a signal, each as the options of a slice step."""
-
-    source: Signal
-    slices: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)

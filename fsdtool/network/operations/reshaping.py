@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsdtool.network.operations.base import INPUT, Operation, Options, Parameters, Step, VectorMap
-from fsdtool.network.operations.calls import EXAMPLES, Call, Parts, Signal
+from fsdtool.network.operations.calls import EXAMPLES, Call, Signal
 
 
 class Input(Operation):
@@ -134,7 +134,7 @@ class ZeroFirst(Operation):
 class Slice(Operation):
     """`length` entries along `dim` from `start` on, every `stride`-th; the one left is squeezed away by `squeeze`.
 
-    chunk, split and unbind give Parts, each a slice when it is asked for.
+    chunk, split and unbind give several.
     """
 
     names = ("slice",)
@@ -143,10 +143,6 @@ class Slice(Operation):
 
     @classmethod
     def read(cls, call: Call) -> Any:
-        if call.target is operator.getitem:
-            parts, index = call.arguments
-            if isinstance(parts, Parts) and isinstance(index, int):
-                return call.add("slice", parts.source, options=parts.slices[index])
         if call.first is None:
             return call.other()
         return _read_index(call, call.source) if call.target is operator.getitem else _read_split(call, call.source)
@@ -158,7 +154,7 @@ class Slice(Operation):
         return x.squeeze(dim) if options["squeeze"] else x
 
 
-def _read_split(call: Call, source: Signal) -> Parts | None:
+def _read_split(call: Call, source: Signal) -> list[Signal] | None:
     squeeze = call.name == "unbind"
     dim = call.given(("dim",) if squeeze else ("count", "dim")).get("dim", 0) % (len(call.shape(source)) + 1)
     if dim == 0:
@@ -169,7 +165,7 @@ def _read_split(call: Call, source: Signal) -> Parts | None:
         {"dim": dim, "start": start, "length": length, "squeeze": squeeze}
         for start, length in zip(starts, lengths, strict=True)
     ]
-    return Parts(source, tuple(slices))
+    return [call.add("slice", source, options=options) for options in slices]
 
 
 def _read_index(call: Call, source: Signal) -> Signal | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fsdtool.network import functions
 from fsdtool.network.operations.base import Operation, reader
-from fsdtool.network.operations.calls import Parts, Signal
+from fsdtool.network.operations.calls import Signal
 from fsdtool.network.tracing.arguments import Arguments
 from fsdtool.network.tracing.building import Arranged, Fixed
 from fsdtool.network.tracing.comparing import FRONT, Refused, first_line
@@ -111,8 +111,6 @@ class Reader:
             raise Refused(first_line(error)) from error
         if found is None:
             raise Refused(call.refused)
-        if isinstance(found, Parts):
-            found = [call.add("slice", found.source, options=options) for options in found.slices]
         values = list(found) if isinstance(found, (list, tuple)) else [found]
         for tensor, meaning in zip(tensors(event.value), values, strict=False):
             moved = layout != FRONT and operation.entrywise and isinstance(meaning, Signal)
